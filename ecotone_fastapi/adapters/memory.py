@@ -1,0 +1,376 @@
+"""A channel and a dead letter in this process: the default, and the test double of every other adapter.
+
+They behave like a table on a database server, without the server: the same order, the same fences, and a clock that a
+test may move. What they hold is gone when the process ends.
+
+    >>> orders = MemoryChannel("orders")
+    >>> orders.capabilities.delay
+    True
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from heapq import heappop, heappush
+from itertools import count
+from typing import TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ecotone_fastapi.core.channel import Capabilities, Delivery
+from ecotone_fastapi.core.clock import Clock, SystemClock
+from ecotone_fastapi.core.errors import ConversionError, DeadLetterNotFoundError, LeaseLostError
+from ecotone_fastapi.core.message import HeaderName, Message
+from ecotone_fastapi.messaging.dead_letter import ParkedMessage
+
+_N = TypeVar("_N", int, float)
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
+_LONGEST = 10_000_000_000.0  # seconds; some 300 years, which can still be added to a date
+
+
+class MemoryChannel:
+    """A queue in this process.
+
+    Messages are lent by priority, then in the order in which they became available, then in the order of sending. One
+    that is given back becomes available anew, but one whose handler never ran keeps its place.
+
+    Args:
+        name: The name by which `@asynchronous` and the command line know the channel.
+        clock: Tells when a delay, a lifetime or a lease is over.
+        lease: Seconds after which a delivery that is not settled comes back; `None` waits for ever. It is not renewed.
+        queue: The queue of another channel, to share it as two processes share one on a server, clock included.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        clock: Clock = SystemClock(),
+        lease: float | None = None,
+        queue: "MemoryQueue | None" = None,
+    ) -> None:
+        self.name = name
+        self.capabilities = Capabilities(
+            delay=True, ordered=True, competing=True, priority=True, time_to_live=True, leased=lease is not None
+        )
+        self.queue = queue or MemoryQueue(clock)
+        self._lease = lease
+        self._closings = 0
+
+    def use_clock(self, clock: Clock) -> None:
+        """Go by this clock from now on."""
+        self.queue.clock = clock
+
+    async def open(self) -> None:
+        """Do nothing: the queue is there."""
+
+    async def close(self) -> None:
+        """Give back what is lent and end every `receive` that waits; the messages stay."""
+        self._closings += 1
+        self.queue.take_back(self)
+
+    async def send(self, messages: Sequence[Message[bytes]]) -> None:
+        """Store these messages, all or none.
+
+        Raises:
+            ConversionError: A `delay`, `time_to_live`, `priority` or `attempt` header is malformed.
+        """
+        self.queue.add(messages)
+
+    async def receive(self, limit: int, timeout: float) -> Sequence["MemoryDelivery"]:
+        """Lend up to `limit` messages, waiting up to `timeout` seconds for the first."""
+        await checkpoint()  # a full queue must not keep the event loop from everybody else
+        deadline, closings = anyio.current_time() + timeout, self._closings
+        # Nothing is awaited once messages are lent, so that whoever cancels this loses none.
+        while not (deliveries := self.queue.lend(limit, self, self._lease)):
+            rest = deadline - anyio.current_time()
+            if rest <= 0:
+                break
+            await self.queue.wait(rest)
+            if self._closings != closings:
+                break
+        return deliveries
+
+    async def ack_all(self, deliveries: Sequence[Delivery]) -> None:
+        """Ack these deliveries.
+
+        Raises:
+            LeaseLostError: Some were lost to other consumers; all others are removed.
+        """
+        lost = []
+        for delivery in deliveries:
+            try:
+                await delivery.ack()
+            except LeaseLostError:
+                lost.append(delivery.message.headers.get(HeaderName.id, "without id"))
+        if lost:
+            raise LeaseLostError(f"channel {self.name!r} has lent to somebody else: {', '.join(lost)}")
+
+    async def depth(self) -> int:
+        """Count the messages that wait or are lent, delayed ones included."""
+        return self.queue.depth()
+
+    async def oldest_age(self) -> float | None:
+        """Return for how many seconds the longest waiting message has been ready; `None` without one."""
+        now = self.queue.clock.now()
+        ready = [entry.available_at for entry in self.queue.waiting() if entry.available_at <= now]
+        return (now - min(ready)).total_seconds() if ready else None
+
+    async def peek(self, limit: int = 100) -> Sequence[Message[bytes]]:
+        """Return the next messages, delayed ones included, without lending them."""
+        return [entry.as_received() for entry in self.queue.waiting()[:limit]]
+
+    async def purge(self) -> int:
+        """Delete all messages, those that are lent included; return how many there were."""
+        removed = self.queue.depth()
+        self.queue.clear()
+        return removed
+
+
+class MemoryDelivery:
+    """A message of a `MemoryQueue`, lent to one channel. It is also its own proof of the lease."""
+
+    def __init__(self, entry: "_Entry", queue: "MemoryQueue", owner: MemoryChannel) -> None:
+        self.message = entry.as_received()
+        self.count = entry.deliveries
+        self.owner = owner
+        self.settled = False
+        self._entry = entry
+        self._queue = queue
+
+    async def ack(self) -> None:
+        """Remove the message from the channel.
+
+        Raises:
+            LeaseLostError: The lease has ended and the message is no longer this consumer's to remove.
+        """
+        if self.settled:
+            return
+        if self._entry.holder is not self:
+            raise LeaseLostError(
+                f"channel {self.owner.name!r}: message {self.message.headers.get(HeaderName.id)} was acked too late",
+                tried="its lease has ended, or the channel was closed or purged in the meantime",
+                hint="give the channel a longer lease",
+            )
+        self._queue.remove(self._entry)
+        self.settled = True
+
+    async def nack(self, delay: float = 0.0, *, attempted: bool = True) -> None:
+        """Give the message back; do nothing when it was lost."""
+        if self._entry.holder is self and not self.settled:
+            self._queue.give_back(self._entry, delay, attempted=attempted)
+            self.settled = True
+
+
+class MemoryQueue:
+    """What the channels of one queue share: the messages, in one heap those that are ready, in another the rest.
+
+    A heap cannot drop an entry from its middle. Therefore every place in a heap has a ticket, and a place whose ticket
+    is no longer the entry's is passed over.
+
+    Args:
+        clock: Tells when a delay, a lifetime or a lease is over.
+    """
+
+    def __init__(self, clock: Clock = SystemClock()) -> None:
+        self.clock = clock
+        self._entries: dict[int, _Entry] = {}
+        self._ready: list[tuple[int, datetime, int, int]] = []
+        self._later: list[tuple[datetime, int, int]] = []
+        self._numbers = count(1)
+        self._sleepers: set[anyio.Event] = set()
+
+    def add(self, messages: Sequence[Message[bytes]]) -> None:
+        """Store messages, all or none."""
+        now = self.clock.now()
+        for entry in [_Entry.of(message, next(self._numbers), now) for message in messages]:
+            self._entries[entry.number] = entry
+            self._place(entry, entry.ready_at)
+        self.wake()
+
+    def lend(self, limit: int, owner: MemoryChannel, lease: float | None) -> Sequence[MemoryDelivery]:
+        """Lend what is ready; drop what has expired."""
+        now = self.clock.now()
+        while self._later and self._later[0][0] <= now:
+            _, number, ticket = heappop(self._later)
+            if (entry := self._entries.get(number)) and entry.ticket == ticket:
+                heappush(self._ready, (-entry.priority, entry.available_at, number, ticket))
+        deliveries: list[MemoryDelivery] = []
+        while self._ready and len(deliveries) < limit:
+            *_, number, ticket = heappop(self._ready)
+            if not (entry := self._entries.get(number)) or entry.ticket != ticket:
+                continue
+            if entry.expires_at <= now:
+                self.remove(entry)
+                continue
+            entry.deliveries += 1
+            entry.holder = MemoryDelivery(entry, self, owner)
+            entry.available_at = _NEVER
+            if lease is not None:
+                self._place(entry, _later(now, lease))
+            deliveries.append(entry.holder)
+        return deliveries
+
+    def give_back(self, entry: "_Entry", delay: float, *, attempted: bool) -> None:
+        """Make a lent message available again."""
+        entry.holder = None
+        entry.attempts += attempted
+        if attempted or delay > 0:
+            entry.ready_at = _later(self.clock.now(), delay)
+        self._place(entry, entry.ready_at)
+        self.wake()
+
+    def take_back(self, owner: MemoryChannel) -> None:
+        """Make everything available again that is lent to one channel, and end every `wait`."""
+        for entry in self._entries.values():
+            if entry.holder is not None and entry.holder.owner is owner:
+                self.give_back(entry, 0.0, attempted=False)
+        self.wake()
+
+    def remove(self, entry: "_Entry") -> None:
+        """Forget a message; whoever holds it has lost it."""
+        entry.holder = None
+        self._entries.pop(entry.number, None)
+
+    def clear(self) -> None:
+        """Forget all messages."""
+        for entry in tuple(self._entries.values()):
+            self.remove(entry)
+
+    def depth(self) -> int:
+        """Count what waits and what is lent."""
+        now = self.clock.now()
+        return sum(entry.expires_at > now or entry.is_lent(now) for entry in self._entries.values())
+
+    def waiting(self) -> "list[_Entry]":
+        """Return what is not lent: what is ready in the order of lending, then what is not by the time when it is."""
+        now = self.clock.now()
+        return sorted(
+            (entry for entry in self._entries.values() if entry.expires_at > now and not entry.is_lent(now)),
+            key=lambda entry: (max(entry.available_at, now), -entry.priority, entry.available_at, entry.number),
+        )
+
+    async def wait(self, seconds: float) -> None:
+        """Return when something arrives or becomes due, at the latest after so many seconds."""
+        if self._later:
+            seconds = min(seconds, (self._later[0][0] - self.clock.now()).total_seconds())
+        arrival = anyio.Event()
+        self._sleepers.add(arrival)
+        try:
+            with anyio.move_on_after(seconds):
+                await arrival.wait()
+        finally:
+            self._sleepers.discard(arrival)
+
+    def wake(self) -> None:
+        """End every `wait`."""
+        for arrival in self._sleepers:
+            arrival.set()
+
+    def _place(self, entry: "_Entry", available_at: datetime) -> None:
+        entry.available_at, entry.ticket = available_at, next(self._numbers)
+        heappush(self._later, (available_at, entry.number, entry.ticket))
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A message in a queue."""
+
+    message: Message[bytes]
+    number: int
+    priority: int
+    ready_at: datetime
+    expires_at: datetime
+    attempts: int
+    deliveries: int = 0
+    available_at: datetime = _NEVER
+    ticket: int = 0
+    holder: MemoryDelivery | None = None
+
+    @classmethod
+    def of(cls, message: Message[bytes], number: int, now: datetime) -> "_Entry":
+        lifetime = _number(message, HeaderName.time_to_live, float, _LONGEST)
+        return cls(
+            message=message.without_headers((HeaderName.delay, HeaderName.attempt)),
+            number=number,
+            priority=_number(message, HeaderName.priority, int, 9) or 0,
+            ready_at=_later(now, _number(message, HeaderName.delay, float, _LONGEST) or 0.0),
+            expires_at=_NEVER if lifetime is None else _later(now, lifetime),
+            attempts=_number(message, HeaderName.attempt, int, _LONGEST) or 0,
+        )
+
+    def as_received(self) -> Message[bytes]:
+        return self.message.with_headers({HeaderName.attempt: str(self.attempts)}) if self.attempts else self.message
+
+    def is_lent(self, now: datetime) -> bool:
+        return self.holder is not None and self.available_at > now
+
+
+def _later(now: datetime, seconds: float) -> datetime:
+    return now + timedelta(seconds=min(seconds, _LONGEST))
+
+
+def _number(message: Message[bytes], name: str, kind: type[_N], largest: float) -> _N | None:
+    text = message.headers.get(name)
+    if text is None:
+        return None
+    try:
+        number = kind(text)
+    except ValueError:
+        number = kind(-1)
+    if not 0 <= number <= largest:
+        raise ConversionError(
+            f"header {name!r} of message {message.headers.get(HeaderName.id)} is {text!r}",
+            hint=f"it has to be a number from 0 to {largest:.0f}, of type {kind.__name__}",
+        )
+    return number
+
+
+class MemoryDeadLetters:
+    """A dead letter in this process."""
+
+    def __init__(self) -> None:
+        self._parked: dict[str, ParkedMessage] = {}
+
+    async def park(self, parked: ParkedMessage) -> None:
+        """Store it, in place of what has the same id."""
+        self._parked.pop(parked.id, None)
+        self._parked[parked.id] = parked
+
+    async def list(self, *, limit: int = 100, offset: int = 0) -> Sequence[ParkedMessage]:
+        """Return parked messages, the newest first."""
+        oldest_first = sorted(self._parked.values(), key=lambda parked: parked.parked_at)
+        return oldest_first[::-1][offset : offset + limit]
+
+    async def get(self, parked_id: str) -> ParkedMessage:
+        """Return one parked message.
+
+        Raises:
+            DeadLetterNotFoundError: No dead letter has this id.
+        """
+        try:
+            return self._parked[parked_id]
+        except KeyError:
+            raise self._unknown(parked_id) from None
+
+    async def delete(self, parked_id: str) -> None:
+        """Remove one parked message.
+
+        Raises:
+            DeadLetterNotFoundError: No dead letter has this id.
+        """
+        if self._parked.pop(parked_id, None) is None:
+            raise self._unknown(parked_id)
+
+    async def count(self) -> int:
+        """Return how many messages are parked."""
+        return len(self._parked)
+
+    def _unknown(self, parked_id: str) -> DeadLetterNotFoundError:
+        return DeadLetterNotFoundError(
+            f"no dead letter has the id {parked_id!r}",
+            tried=f"the memory of this process, where {len(self._parked)} are parked",
+            hint="it may have been replayed or deleted; list() tells what is there",
+        )

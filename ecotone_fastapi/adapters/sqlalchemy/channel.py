@@ -1,0 +1,503 @@
+"""The table of messages as a channel: transactional, durable, delayed, and exactly once in effect.
+
+`send` writes rows and `ack` deletes one in the transaction of the handler, so that messages come and go with the
+handler's own writes or not at all. A message is lent for the length of a lease, which is renewed for as long as its
+consumer holds the delivery; after that somebody else may have it, and a late `ack` rolls its transaction back.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ecotone_fastapi.adapters.sqlalchemy.queue import ClaimedRow, Lease, NewRow, Queue
+from ecotone_fastapi.adapters.sqlalchemy.tables import LONGEST_NAME
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions, Unit
+from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
+from ecotone_fastapi.core.channel import Capabilities, Delivery
+from ecotone_fastapi.core.clock import Clock, SystemClock
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError
+from ecotone_fastapi.core.message import HeaderName, Message
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+logger = logging.getLogger(__name__)
+
+_SHORTEST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+_LONGEST_TIME = 3_000_000_000.0  # seconds, some hundred years
+_BATCH = 1000  # rows that one statement sends or settles
+
+
+class SqlChannel:
+    """A channel in a table. Made by `SqlAlchemy.channel`.
+
+    Args:
+        name: The name by which `@asynchronous` and the command line know the channel.
+        transactions: Where statements run.
+        queue: The statements.
+        wakeup: Tells that there is something to receive.
+        prepare: Sees to it that the tables are there.
+        lease: Seconds for which a message is lent.
+        renew: Whether leases are renewed while their deliveries are held.
+        clock: Tells how far a test has travelled; all else is told by the server.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        transactions: Transactions,
+        queue: Queue,
+        wakeup: Wakeup,
+        prepare: Callable[[], Awaitable[None]],
+        lease: float = 60.0,
+        renew: bool = True,
+        clock: Clock = SystemClock(),
+    ) -> None:
+        if not 0 < len(name) <= LONGEST_NAME:
+            raise ConfigurationError(
+                f"a channel in a database cannot be named {name!r}", hint=f"use 1 to {LONGEST_NAME} characters"
+            )
+        if not lease > 0:
+            raise ConfigurationError(f"channel {name!r} cannot lend messages for {lease} seconds", hint="use 60.0")
+        self.name = name
+        self.capabilities = Capabilities(
+            delay=True,
+            ordered=True,
+            durable=True,
+            transactional=True,
+            competing=True,
+            priority=True,
+            time_to_live=True,
+            leased=True,
+        )
+        self._transactions = transactions
+        self._queue = queue
+        self._wakeup = wakeup
+        self._prepare = prepare
+        self._lease = lease
+        self._renew = renew
+        self._clock = clock
+        self._lent: dict[Lease, weakref.ref[SqlDelivery]] = {}
+        self._renewal: asyncio.Task[None] | None = None
+        self._claims: set[asyncio.Task[Sequence[SqlDelivery]]] = set()
+        self._returns: set[asyncio.Task[None]] = set()
+        self._pause = _SHORTEST_PAUSE
+        self._open = False
+        self._closing = asyncio.Event()
+
+    def use_clock(self, clock: Clock) -> None:
+        """Go by this clock from now on: by the time that it has travelled, for the rest is told by the server."""
+        self._clock = clock
+
+    async def open(self) -> None:
+        """Make sure that the tables are there, and listen.
+
+        Raises:
+            ChannelError: The database cannot be reached; `open` may be tried again.
+            ConfigurationError: A table is missing.
+        """
+        await self._prepare()
+        if not self._open:
+            self._open = True
+            self._closing = asyncio.Event()
+            self._wakeup.open()
+
+    async def close(self) -> None:
+        """Give back what was lent and not settled, and end every `receive` that waits."""
+        if not self._open:
+            return
+        self._open = False
+        self._closing.set()
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.gather(self._renewal, return_exceptions=True)
+            self._renewal = None
+        await asyncio.gather(*self._claims, return_exceptions=True)
+        await asyncio.gather(*self._returns, return_exceptions=True)
+        leases = list(self._lent)
+        self._lent.clear()
+        try:
+            await self._restore(leases, unlent=False)
+        except ChannelError as error:
+            logger.warning("channel %r: %d messages come back when their leases end: %s", self.name, len(leases), error)
+        await self._wakeup.close()
+
+    async def send(self, messages: Sequence[Message[bytes]]) -> None:
+        """Write these messages, all or none, in the unit of work that is open in the calling task's scope, if any.
+
+        Raises:
+            ConversionError: A `delay`, `time_to_live`, `priority` or `attempt` header is malformed.
+            ChannelError: The database refused or could not be reached.
+        """
+        rows = [_row(message) for message in messages]
+        if not rows:
+            return
+
+        async def insert(connection: AsyncConnection) -> None:
+            for start in range(0, len(rows), _BATCH):
+                await self._queue.insert(connection, self.name, rows[start : start + _BATCH], self._offset)
+
+        unit = self._transactions.unit()
+        several = len(rows) > _BATCH
+        await self._transactions.join(insert, f"sending to channel {self.name!r}", several=several)
+        if unit is None:
+            self._wakeup.ring(self.name)
+        else:
+            unit.after_commit(self._ring)
+
+    async def receive(self, limit: int, timeout: float) -> Sequence["SqlDelivery"]:
+        """Lend up to `limit` messages, waiting up to `timeout` seconds for the first.
+
+        Raises:
+            ChannelError: The database cannot be reached; `receive` may be tried again.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        closing = self._closing
+        rung = True
+        while True:
+            bell = self._wakeup.bell(self.name)
+            # To claim is to write, so it is not done for the sake of looking.
+            due = 0.0 if rung else await self._next_due()
+            if due is not None and due <= 0.0:
+                deliveries = await self._claim(limit)
+                if deliveries:
+                    self._pause = _SHORTEST_PAUSE
+                    return deliveries
+                due = await self._next_due() if rung and deadline > loop.time() else None
+            pause = self._pause * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            if due is not None:
+                pause = min(pause, max(due, 0.001))
+            rest = deadline - loop.time()
+            if rest <= 0 or closing.is_set():
+                return ()
+            rung = await _first_of(bell, closing, min(pause, rest))
+            if closing.is_set():
+                return ()
+
+    async def ack_all(self, deliveries: Sequence[Delivery]) -> None:
+        """Ack these deliveries in one statement, outside any transaction.
+
+        Raises:
+            LeaseLostError: Some were lost to other consumers; all others are removed.
+            ChannelError: The database could not be reached; what was not removed will come back.
+        """
+        unsettled = [delivery for delivery in deliveries if isinstance(delivery, SqlDelivery) and not delivery.settled]
+        lost: list[SqlDelivery] = []
+        for start in range(0, len(unsettled), _BATCH):
+            chunk = unsettled[start : start + _BATCH]
+            leases = [delivery.lease for delivery in chunk]
+            removed = await self._transactions.run(
+                lambda connection, leases=leases: self._queue.delete(connection, leases),  # type: ignore[misc]
+                f"acking on channel {self.name!r}",
+            )
+            for delivery in chunk:
+                self.forget(delivery.lease)
+                if delivery.lease.id in removed:
+                    delivery.conclude()
+                else:
+                    lost.append(delivery)
+        if lost:
+            raise self._lease_lost(lost)
+
+    async def depth(self) -> int:
+        """Count the messages that wait or are lent, delayed ones included."""
+        return await self._look(lambda c: self._queue.depth(c, self.name, self._offset), "counting")
+
+    async def oldest_age(self) -> float | None:
+        """Return for how many seconds the longest waiting message has been ready; `None` without one."""
+        return await self._look(lambda c: self._queue.oldest_age(c, self.name, self._offset), "looking at the age")
+
+    async def peek(self, limit: int = 100) -> Sequence[Message[bytes]]:
+        """Return the next messages, delayed ones included, without lending them."""
+        rows = await self._look(lambda c: self._queue.peek(c, self.name, limit, self._offset), "looking")
+        return [_message(row) for row in rows]
+
+    async def purge(self) -> int:
+        """Delete all messages, those that are lent included; return how many there were."""
+        return await self._transactions.run(
+            lambda connection: self._queue.purge(connection, self.name), f"purging channel {self.name!r}"
+        )
+
+    def is_in(self, transactions: Transactions) -> bool:
+        """Whether the channel is in the database of these transactions."""
+        return self._transactions is transactions
+
+    # ---------------------------------------------------------------------------------------------- for deliveries
+
+    async def remove(self, delivery: "SqlDelivery") -> None:
+        """Ack one delivery, in the unit of work that is open in the calling task's scope, if any."""
+        unit = self._transactions.unit()
+        removed = await self._transactions.join(
+            lambda connection: self._queue.delete_one(connection, delivery.lease), f"acking on channel {self.name!r}"
+        )
+        if not removed:
+            self.forget(delivery.lease)
+            raise self._lease_lost([delivery])
+        self._settle(delivery, unit)
+
+    async def give_back(self, delivery: "SqlDelivery", delay: float, *, attempted: bool) -> None:
+        """Nack one delivery, in the unit of work that is open in the calling task's scope, if any."""
+
+        async def statements(connection: AsyncConnection) -> None:
+            if attempted or delay > 0:
+                await self._queue.give_back(connection, delivery.lease, delay, attempted=attempted, offset=self._offset)
+            else:
+                await self._queue.restore(connection, [delivery.lease], unlent=False)
+
+        unit = self._transactions.unit()
+        await self._transactions.join(statements, f"giving back to channel {self.name!r}")
+        self._settle(delivery, unit)
+        if unit is None:
+            self._wakeup.ring(self.name)
+        else:
+            unit.after_commit(self._ring)
+
+    def forget(self, lease: Lease) -> None:
+        """Renew this lease no longer."""
+        self._lent.pop(lease, None)
+
+    def _settle(self, delivery: "SqlDelivery", unit: Unit | None) -> None:
+        if unit is None:
+            self.forget(delivery.lease)
+            delivery.conclude()
+        else:
+            delivery.unit = unit
+            unit.after_commit(lambda: self.forget(delivery.lease))
+
+    def _lease_lost(self, lost: Sequence["SqlDelivery"]) -> LeaseLostError:
+        names = ", ".join(delivery.message.headers.get(HeaderName.id, "without id") for delivery in lost)
+        return LeaseLostError(
+            f"channel {self.name!r}: acked too late: {names}",
+            tried=f"a lease of {self._lease} seconds, which has ended, or the channel was closed or purged",
+            hint="give the channel a longer lease, or find out what keeps the event loop from renewing it",
+        )
+
+    # ---------------------------------------------------------------------------------------------------- claiming
+
+    async def _claim(self, limit: int) -> Sequence["SqlDelivery"]:
+        # In a task of its own, so that cancelling the receiver breaks neither the statement nor its connection.
+        task = asyncio.create_task(self._claim_and_lend(limit))
+        self._claims.add(task)
+        task.add_done_callback(self._claims.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._return_claim)
+            raise
+
+    async def _claim_and_lend(self, limit: int) -> Sequence["SqlDelivery"]:
+        while True:
+            token = uuid4()
+            rows = await self._transactions.run(
+                lambda connection, token=token: self._queue.claim(  # type: ignore[misc]
+                    connection, self.name, limit=limit, lease=self._lease, token=token, offset=self._offset
+                ),
+                f"receiving from channel {self.name!r}",
+            )
+            expired = [row for row in rows if row.expired]
+            if expired:
+                await self._drop(expired, token)
+            deliveries = [SqlDelivery(self, row, token) for row in rows if not row.expired]
+            if deliveries or not expired:
+                break
+        for delivery in deliveries:
+            self._lent[delivery.lease] = weakref.ref(delivery)
+        if deliveries and self._open and self._renewal is None:
+            self._renewal = asyncio.create_task(self._keep_leases(), name=f"ecotone: leases of {self.name}")
+        return deliveries
+
+    async def _drop(self, rows: Sequence[ClaimedRow], token: UUID) -> None:
+        leases = [Lease(row.id, token) for row in rows]
+        await self._transactions.run(
+            lambda connection: self._queue.delete(connection, leases), f"dropping from channel {self.name!r}"
+        )
+        for row in rows:
+            logger.info(
+                "channel %r: message %s was dropped, its time to live is over",
+                self.name,
+                _message(row).headers.get(HeaderName.id),
+            )
+
+    def _return_claim(self, task: asyncio.Task[Sequence["SqlDelivery"]]) -> None:
+        """Give back what a receiver claimed that was cancelled meanwhile."""
+        if task.cancelled() or task.exception() is not None or not task.result():
+            return
+        leases = [delivery.lease for delivery in task.result()]
+        for lease in leases:
+            self.forget(lease)
+        self._in_background(self._restore(leases, unlent=True))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._returns.add(task)
+        task.add_done_callback(self._returns.discard)
+
+    async def _restore(self, leases: Sequence[Lease], *, unlent: bool) -> None:
+        if not leases:
+            return
+        await self._transactions.run(
+            lambda connection: self._queue.restore(connection, leases, unlent=unlent),
+            f"giving back to channel {self.name!r}",
+        )
+        self._wakeup.ring(self.name)
+
+    async def _keep_leases(self) -> None:
+        pause = self._lease / 3
+        while True:
+            await asyncio.sleep(pause)
+            held, dropped = [], []
+            for lease, reference in list(self._lent.items()):
+                delivery = reference()
+                if delivery is None:  # nobody can settle it any more
+                    dropped.append(lease)
+                    self.forget(lease)
+                elif not delivery.is_settling:
+                    held.append(lease)
+            try:
+                if held and self._renew:
+                    await self._transactions.run(
+                        lambda connection, held=held: self._queue.renew(connection, held, self._lease, self._offset),  # type: ignore[misc]
+                        f"renewing leases of channel {self.name!r}",
+                    )
+                await self._restore(dropped, unlent=False)
+                pause = self._lease / 3
+            except ChannelError as error:
+                logger.warning("channel %r: leases were not renewed: %s", self.name, error)
+                pause = self._lease / 10
+
+    async def _next_due(self) -> float | None:
+        return await self._look(lambda c: self._queue.next_due(c, self.name, self._offset), "looking")
+
+    async def _look(self, statements: Callable[[AsyncConnection], Awaitable[T]], doing: str) -> T:
+        return await self._transactions.read(statements, f"{doing} at channel {self.name!r}")
+
+    def _ring(self) -> None:
+        self._wakeup.ring(self.name)
+
+    @property
+    def _offset(self) -> float:
+        return self._clock.offset.total_seconds()
+
+
+class SqlDelivery:
+    """A message in a table, lent to one consumer.
+
+    Attributes:
+        message: The message.
+        count: How often it was lent, this time included.
+        lease: The right to settle it.
+        unit: The unit of work in which it was settled last.
+    """
+
+    __slots__ = ("__weakref__", "_channel", "_settled", "count", "lease", "message", "unit")
+
+    def __init__(self, channel: SqlChannel, row: ClaimedRow, token: UUID) -> None:
+        self.message = _message(row)
+        self.count = row.deliveries
+        self.lease = Lease(row.id, token)
+        self.unit: Unit | None = None
+        self._channel = channel
+        self._settled = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether an ack or nack has taken effect: inside a transaction, whether that has committed."""
+        return self._settled or (self.unit is not None and self.unit.committed)
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether it was settled in a transaction that is still open."""
+        return self.unit is not None and self.unit.open
+
+    async def ack(self) -> None:
+        """Remove the message from the channel, with the unit of work that is open in the calling task's scope, if any.
+
+        Raises:
+            LeaseLostError: The lease has ended and the message is no longer this consumer's to remove.
+            ChannelError: The database could not be reached; the message will come back.
+        """
+        if not self.settled and not self.is_settling:
+            await self._channel.remove(self)
+
+    async def nack(self, delay: float = 0.0, *, attempted: bool = True) -> None:
+        """Give the message back; do nothing when it was lost.
+
+        Args:
+            delay: Seconds to wait before it is delivered again.
+            attempted: Whether a handler ran and failed. If none did, the message keeps its place.
+
+        Raises:
+            ChannelError: The database could not be reached; the message will come back by itself.
+        """
+        if not self.settled and not self.is_settling:
+            await self._channel.give_back(self, delay, attempted=attempted)
+
+    def conclude(self) -> None:
+        """Take note that it is settled."""
+        self._settled = True
+
+
+async def _first_of(bell: asyncio.Event, closing: asyncio.Event, seconds: float) -> bool:
+    """Wait for the bell, for the end or for so many seconds; return whether the bell rang."""
+    waiting = [asyncio.ensure_future(bell.wait()), asyncio.ensure_future(closing.wait())]
+    try:
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+    return bell.is_set()
+
+
+def _row(message: Message[bytes]) -> NewRow:
+    kept = message.without_headers((HeaderName.delay, HeaderName.attempt))
+    return NewRow(
+        message_id=_short(message.headers.get(HeaderName.id)),
+        priority=_number(message, HeaderName.priority, int, 9) or 0,
+        delay=_number(message, HeaderName.delay, float, _LONGEST_TIME) or 0.0,
+        time_to_live=_number(message, HeaderName.time_to_live, float, _LONGEST_TIME),
+        attempts=_number(message, HeaderName.attempt, int, 2**31 - 1) or 0,
+        partition_key=_short(message.headers.get(HeaderName.partition_key)),
+        headers=json.dumps(dict(kept.headers)),
+        body=bytes(message.payload),
+    )
+
+
+def _message(row: ClaimedRow) -> Message[bytes]:
+    headers: dict[str, str] = json.loads(row.headers)
+    if row.attempts:
+        headers[HeaderName.attempt] = str(row.attempts)
+    return Message(row.body, headers)
+
+
+def _short(value: str | None) -> str | None:
+    # For people who look into the table, and for indexes. What counts is in the headers.
+    if value is None:
+        return None
+    return value.replace("\x00", "").encode(errors="replace").decode()[:LONGEST_NAME]
+
+
+def _number(message: Message[bytes], name: str, kind: type[N], largest: float) -> N | None:
+    value = message.headers.get(name)
+    if value is None:
+        return None
+    try:
+        number = kind(value)
+    except ValueError:
+        number = kind(-1)
+    if not 0 <= number <= largest:
+        raise ConversionError(
+            f"header {name!r} of message {message.headers.get(HeaderName.id)} is {value!r}",
+            hint=f"it has to be a number from 0 to {largest:.0f}, of type {kind.__name__}",
+        )
+    return number

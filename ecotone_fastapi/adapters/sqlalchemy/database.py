@@ -1,0 +1,194 @@
+"""A database as one plugin: transactions, sessions, channels and the dead letter."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from sqlalchemy import URL, make_url, text
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+
+from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
+from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
+from ecotone_fastapi.adapters.sqlalchemy.dialects import dialect_for
+from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
+from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
+from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.core.clock import Clock, SystemClock
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
+from ecotone_fastapi.core.gateway import current_scope
+from ecotone_fastapi.core.pipeline import Scope
+from ecotone_fastapi.core.plugin import Assembly
+from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.transactions import UnitOfWork
+
+logger = logging.getLogger(__name__)
+
+
+class SqlAlchemy:
+    """A database: the plugin that gives transactions, sessions and the dead letter, and the maker of channels.
+
+    Given a URL it makes an engine with settings that suit messaging, and disposes of it in the end. Given an engine it
+    uses that one as it is. On SQLite such an engine should wait for other writers (`timeout` in `connect_args`, five
+    seconds by default) and keep its file in WAL mode (`PRAGMA journal_mode = WAL`); either way of letting the driver or
+    an event begin transactions is fine.
+
+    Args:
+        url_or_engine: The address of the database, or the application's own engine. The drivers are asyncpg and psycopg
+            for PostgreSQL, asyncmy for MariaDB and MySQL, aiosqlite for SQLite.
+        sessionmaker: Makes the application's sessions; they should not expire what they have committed.
+        create_schema: Whether tables that are missing are created at start. Safe with any number of processes.
+        schema: The schema in which our tables are; `None` is the database's default.
+        name: What health checks call the database.
+
+    Attributes:
+        engine: The engine.
+        sessionmaker: Makes sessions.
+        dead_letters: The dead letter in this database.
+
+    Example:
+        >>> database = SqlAlchemy("sqlite+aiosqlite:///shop.db", create_schema=True)
+        >>> notifications = database.channel("notifications")
+        >>> notifications.capabilities.transactional
+        True
+    """
+
+    def __init__(
+        self,
+        url_or_engine: str | URL | AsyncEngine,
+        *,
+        sessionmaker: async_sessionmaker[AsyncSession] | None = None,
+        create_schema: bool = False,
+        schema: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        made_here = not isinstance(url_or_engine, AsyncEngine)
+        if isinstance(url_or_engine, AsyncEngine):
+            self.engine = url_or_engine
+            dialect = dialect_for(self.engine.dialect.name, self.engine.dialect.driver, self.engine.url)
+        else:
+            url = _address(url_or_engine)
+            database, _, driver = url.drivername.partition("+")
+            dialect = dialect_for(database, driver, url)
+            self.engine = dialect.engine(url)
+        self.sessionmaker = sessionmaker or async_sessionmaker(self.engine, expire_on_commit=False)
+        self.name = name or self.engine.dialect.name
+        self._made_here = made_here
+        self._create_schema = create_schema
+        self._clock: Clock = SystemClock()
+        self._transactions = Transactions(self.engine, self.sessionmaker, dialect, made_here=made_here)
+        self._schema = Schema(self._transactions, schema)
+        self._queue = queue_for(self._schema.table("ecotone_message"), dialect)
+        self._wakeup = Wakeup(self._transactions)
+        self.dead_letters = SqlDeadLetters(self._schema.table("ecotone_dead_letter"), self._transactions, self._prepare)
+
+    def install(self, assembly: Assembly) -> None:
+        """Offer transactions, the dead letter and itself as services."""
+        assembly.add_service(UnitOfWork, self)
+        assembly.add_service(DeadLetterStore, self.dead_letters)
+        assembly.add_service(SqlAlchemy, self)
+        assembly.add_lifespan(self.lifespan)
+
+    def use_clock(self, clock: Clock) -> None:
+        """Give this clock to the channels that are made from now on."""
+        self._clock = clock
+
+    def channel(self, name: str, *, lease: float = 60.0, renew: bool = True) -> SqlChannel:
+        """Make a channel in this database.
+
+        Args:
+            name: The name by which `@asynchronous` and the command line know it.
+            lease: Seconds after which a message is lent to somebody else when its consumer has died.
+            renew: Whether leases of living consumers are renewed, so that a handler may take longer.
+        """
+        return SqlChannel(
+            name,
+            transactions=self._transactions,
+            queue=self._queue,
+            wakeup=self._wakeup,
+            prepare=self._prepare,
+            lease=lease,
+            renew=renew,
+            clock=self._clock,
+        )
+
+    def covers(self, channel: Channel) -> bool:
+        """Whether `send` and `ack` on this channel commit or vanish with the transaction: it was made here."""
+        return isinstance(channel, SqlChannel) and channel.is_in(self._transactions)
+
+    def begin(self, scope: Scope) -> AbstractAsyncContextManager[None]:
+        """Open a transaction that everything in the scope shares; commit it when left well, else roll it back."""
+        return self._transactions.begin(scope)
+
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """Give the session of the present unit of work; where there is none, one of its own that is closed afterwards.
+
+        A dependency for handlers and for endpoints. In a handler of a command or an asynchronous event the session is
+        in the transaction that the framework commits: do not commit it yourself.
+
+        Example:
+            >>> SessionDep = Annotated[AsyncSession, Depends(database.session)]
+        """
+        scope = current_scope()
+        if scope is not None:
+            yield await self._transactions.session(scope)
+        else:
+            async with self.sessionmaker() as session:
+                yield session
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Hold the database for as long as the application runs. It need not answer yet."""
+        self._wakeup.open()
+        try:
+            if self._create_schema:
+                try:
+                    await self._prepare()
+                except ChannelError as error:
+                    logger.warning("the tables will be created when the database answers: %s", error)
+            yield
+        finally:
+            await self._wakeup.close()
+            if self._made_here:
+                await self.engine.dispose()
+
+    async def migrate(self) -> Sequence[str]:
+        """Bring the tables up to date; return what was done, line by line. Safe to repeat and to do at once.
+
+        Raises:
+            ChannelError: The database cannot be reached.
+        """
+        return await self._schema.migrate()
+
+    def migration_sql(self) -> str:
+        """Return the statements that create everything in an empty database, for people who run them by hand."""
+        return self._schema.sql()
+
+    async def check(self) -> None:
+        """Make sure that the database answers.
+
+        Raises:
+            ChannelError: It does not.
+        """
+
+        async def ask(connection: AsyncConnection) -> None:
+            await connection.execute(text("SELECT 1"))
+
+        await self._transactions.read(ask, "checking the database")
+
+    async def _prepare(self) -> None:
+        if self._create_schema:
+            await self._schema.create()
+        else:
+            await self._schema.check()
+
+
+def _address(url: str | URL) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(
+            f"{url!r} is not the address of a database", hint="write postgresql+asyncpg://user:password@host/database"
+        ) from error

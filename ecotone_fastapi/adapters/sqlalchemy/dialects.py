@@ -1,0 +1,266 @@
+"""What PostgreSQL, MariaDB, MySQL and SQLite do differently: clocks, tokens, errors and the settings of an engine.
+
+Statements that go by a clock go by the server's. They take the parameter `:offset`, which is zero unless a test has
+travelled in time.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import URL, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from ecotone_fastapi.core.errors import ConfigurationError, MissingExtraError
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EXTRAS = {
+    "asyncpg": "postgresql",
+    "psycopg": "psycopg",
+    "psycopg_async": "psycopg",
+    "asyncmy": "mysql",
+    "aiosqlite": "sqlite",
+}
+_MICROSECONDS = 1_000_000
+
+BEGIN = "ecotone_begin"
+"""Execution option of an SQLite engine that we made: how its transactions begin. Empty: each statement is its own."""
+
+
+class Dialect:
+    """PostgreSQL, and whatever the others have in common with it.
+
+    Attributes:
+        name: What SQLAlchemy calls the database.
+        now: SQL for the present moment.
+        one_writer: Whether writers exclude each other, so that those of one process had better queue.
+        notifies: Whether the server can wake up its clients.
+        failures: What the drivers raise without SQLAlchemy around it, on connecting for example.
+    """
+
+    name = "postgresql"
+    now = "(statement_timestamp() + make_interval(secs => CAST(:offset AS double precision)))"
+    one_writer = False
+    notifies = True
+    failures: tuple[type[Exception], ...] = ()
+
+    def after(self, parameter: str) -> str:
+        """Return SQL for the moment so many seconds from now."""
+        return f"({self.now} + make_interval(secs => CAST({parameter} AS double precision)))"
+
+    def seconds_until(self, moment: str) -> str:
+        """Return SQL for the seconds from now to a moment."""
+        return f"CAST(EXTRACT(EPOCH FROM ({moment}) - {self.now}) AS double precision)"
+
+    def span(self, seconds: float) -> Any:
+        """Return a duration as a parameter for `offset` and `after`."""
+        return seconds
+
+    def delay(self, seconds: float) -> Any:
+        """Return a duration that is never cut short by the grain of the server's clock."""
+        return self.span(seconds)
+
+    def token(self, value: UUID) -> Any:
+        """Return a token as a parameter."""
+        return value
+
+    def moment(self, value: datetime) -> Any:
+        """Return a moment as a parameter."""
+        return value
+
+    def read_moment(self, value: Any) -> datetime:
+        """Return a moment that was read."""
+        return datetime.fromisoformat(str(value)).astimezone(UTC)
+
+    def is_passing(self, error: DBAPIError) -> bool:
+        """Tell whether the same statements can be expected to succeed when they are tried again at once."""
+        return getattr(error.orig, "sqlstate", None) in ("40001", "40P01")
+
+    def engine(self, url: URL) -> AsyncEngine:
+        """Make an engine with settings that suit messaging."""
+        # READ COMMITTED: a claim that skips locked rows must not fail because another one was faster.
+        return create_async_engine(
+            url, isolation_level="READ COMMITTED", pool_size=10, max_overflow=10, pool_pre_ping=True, pool_recycle=1800
+        )
+
+    def own_engine(self, engine: AsyncEngine, *, made_here: bool) -> AsyncEngine:
+        """Return the engine on which single statements of ours run: same pool, fewest round trips."""
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+class MariaDB(Dialect):
+    """MariaDB from 10.6 and MySQL from 8.0.1."""
+
+    name = "mysql"
+    now = "(UTC_TIMESTAMP(6) + INTERVAL :offset MICROSECOND)"
+    notifies = False
+
+    def after(self, parameter: str) -> str:
+        """Return SQL for the moment so many seconds from now."""
+        return f"(UTC_TIMESTAMP(6) + INTERVAL (:offset + {parameter}) MICROSECOND)"
+
+    def seconds_until(self, moment: str) -> str:
+        """Return SQL for the seconds from now to a moment."""
+        return f"TIMESTAMPDIFF(MICROSECOND, {self.now}, {moment}) / 1e6"
+
+    def span(self, seconds: float) -> Any:
+        """Return a duration as a parameter: microseconds."""
+        return round(seconds * _MICROSECONDS)
+
+    def token(self, value: UUID) -> Any:
+        """Return a token as a parameter: 16 bytes."""
+        return value.bytes
+
+    def moment(self, value: datetime) -> Any:
+        """Return a moment as a parameter: UTC without saying so."""
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def read_moment(self, value: Any) -> datetime:
+        """Return a moment that was read."""
+        return datetime.fromisoformat(str(value)).replace(tzinfo=UTC)
+
+    def is_passing(self, error: DBAPIError) -> bool:
+        """Tell whether a deadlock or the wait for a lock ended the transaction."""
+        return bool(error.orig and error.orig.args and error.orig.args[0] in (1205, 1213))
+
+    def own_engine(self, engine: AsyncEngine, *, made_here: bool) -> AsyncEngine:
+        """Return the engine as it is: switching it to autocommit and back costs more than a commit."""
+        return engine
+
+
+class SQLite(Dialect):
+    """SQLite from 3.35."""
+
+    name = "sqlite"
+    now = "(CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000 + :offset)"
+    one_writer = True
+    notifies = False
+
+    def after(self, parameter: str) -> str:
+        """Return SQL for the moment so many seconds from now."""
+        return f"({self.now} + {parameter})"
+
+    def seconds_until(self, moment: str) -> str:
+        """Return SQL for the seconds from now to a moment."""
+        return f"(({moment}) - {self.now}) / 1e6"
+
+    def span(self, seconds: float) -> Any:
+        """Return a duration as a parameter: microseconds."""
+        return round(seconds * _MICROSECONDS)
+
+    def delay(self, seconds: float) -> Any:
+        """Return a duration in microseconds, and one tick of SQLite's clock more: it tells only milliseconds."""
+        return self.span(seconds) + 1000 if seconds > 0 else 0
+
+    def token(self, value: UUID) -> Any:
+        """Return a token as a parameter: 16 bytes."""
+        return value.bytes
+
+    def moment(self, value: datetime) -> Any:
+        """Return a moment as a parameter: microseconds since 1970."""
+        return (value - _EPOCH) // timedelta(microseconds=1)
+
+    def read_moment(self, value: Any) -> datetime:
+        """Return a moment that was read."""
+        return _EPOCH + timedelta(microseconds=value)
+
+    def is_passing(self, error: DBAPIError) -> bool:
+        """Tell whether somebody else was writing for longer than the busy timeout."""
+        # The low byte is the plain code, of SQLITE_BUSY_SNAPSHOT for example: 5 is busy, 6 is locked.
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (5, 6)
+
+    def engine(self, url: URL) -> AsyncEngine:
+        """Make an engine that begins its transactions itself and waits for other writers."""
+        engine = create_async_engine(url, pool_size=10, max_overflow=10)
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+
+    def own_engine(self, engine: AsyncEngine, *, made_here: bool) -> AsyncEngine:
+        """Return the engine on which each statement is a transaction, when the engine is one of ours."""
+        return engine.execution_options(**{BEGIN: ""}) if made_here else engine
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # otherwise the driver begins transactions when it sees fit
+    cursor = connection.cursor()
+    for setting in ("busy_timeout = 5000", "synchronous = FULL", "foreign_keys = ON"):
+        cursor.execute(f"PRAGMA {setting}")
+    try:
+        cursor.execute("PRAGMA journal_mode = WAL")
+    except Exception as error:
+        # Another process is switching the same file at this moment, and it can do so only once.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (5, 6):
+            raise
+    cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    begin = connection.get_execution_options().get(BEGIN, "BEGIN")
+    if begin:
+        connection.exec_driver_sql(begin)
+
+
+_DIALECTS: dict[str, Callable[[], Dialect]] = {
+    "postgresql": Dialect,
+    "mysql": MariaDB,
+    "mariadb": MariaDB,
+    "sqlite": SQLite,
+}
+_DRIVERS = {
+    "postgresql": ("asyncpg", "psycopg", "psycopg_async"),
+    "mysql": ("asyncmy",),
+    "mariadb": ("asyncmy",),
+    "sqlite": ("aiosqlite",),
+}
+
+
+def dialect_for(name: str, driver: str, url: URL) -> Dialect:
+    """Return the dialect of a database.
+
+    Raises:
+        ConfigurationError: The database or its driver cannot be used, or it is one SQLite connection in memory.
+        MissingExtraError: The driver is not installed.
+    """
+    if driver not in _DRIVERS.get(name, ()):
+        known = {name: _DRIVERS[name]} if name in _DRIVERS else _DRIVERS
+        likely = [f"{database}+{drivers[0]}" for database, drivers in known.items()]
+        raise ConfigurationError(
+            f"cannot use a database by {url.drivername!r}",
+            hint=f"write {', '.join(likely)} at the beginning of its URL",
+        )
+    try:
+        import_module(driver.removesuffix("_async"))
+    except ImportError as error:
+        raise MissingExtraError(_EXTRAS[driver], driver) from error
+    if name == "sqlite" and (":memory:" in (url.database or ":memory:") or url.query.get("mode") == "memory"):
+        raise ConfigurationError(
+            "an SQLite database in memory is a single connection, on which transactions would mix",
+            hint="give it a file, in a temporary directory if need be: sqlite+aiosqlite:////tmp/shop.db",
+        )
+    dialect = _DIALECTS[name]()
+    dialect.failures = _failures(driver)
+    return dialect
+
+
+def _failures(driver: str) -> tuple[type[Exception], ...]:
+    match driver:
+        case "asyncpg":
+            import asyncpg
+
+            return (asyncpg.PostgresError, asyncpg.InterfaceError)
+        case "asyncmy":
+            from asyncmy.errors import MySQLError
+
+            return (MySQLError,)
+        case "aiosqlite":
+            import sqlite3
+
+            return (sqlite3.Error,)
+        case _:
+            import psycopg
+
+            return (psycopg.Error,)

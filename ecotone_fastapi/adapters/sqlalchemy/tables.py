@@ -1,0 +1,128 @@
+"""Every table of ours. Give `metadata` to Alembic, or let `ecotone migrate` do the work.
+
+Columns and tables are only ever added. Moments are kept with microseconds and in UTC: as `timestamptz` on PostgreSQL,
+as `DATETIME(6)` on MariaDB and MySQL, as microseconds since 1970 on SQLite.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeEngine
+
+SCHEMA_VERSION = 1
+"""Grows with every change to the tables."""
+
+LONGEST_NAME = 190
+"""Characters that an indexed text may have on every database."""
+
+_MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+_MARIADB = {name.replace("mysql", "mariadb"): value for name, value in _MYSQL.items()}
+
+
+def _moment() -> TypeEngine[Any]:
+    return (
+        DateTime(timezone=True)
+        .with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+        .with_variant(BigInteger(), "sqlite")
+    )
+
+
+def _number() -> TypeEngine[int]:
+    # SQLite numbers rows by itself only when the type is exactly INTEGER.
+    return BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _token() -> TypeEngine[Any]:
+    return Uuid().with_variant(mysql.BINARY(16), "mysql", "mariadb").with_variant(LargeBinary(16), "sqlite")
+
+
+def _long_text() -> TypeEngine[str]:
+    return Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+
+def _bytes() -> TypeEngine[bytes]:
+    return LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+
+
+metadata = MetaData()
+"""All tables of ours, for Alembic: `target_metadata = [Base.metadata, metadata]`."""
+
+message = Table(
+    "ecotone_message",
+    metadata,
+    Column("id", _number(), Identity(always=True), primary_key=True),
+    Column("message_id", String(LONGEST_NAME)),
+    Column("channel", String(LONGEST_NAME), nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    # When the message can be claimed: later than due_at while it is lent, for that is when the lease ends.
+    Column("available_at", _moment(), nullable=False),
+    Column("due_at", _moment(), nullable=False),
+    Column("lease_token", _token()),
+    Column("deliveries", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("expires_at", _moment()),
+    Column("partition_key", String(LONGEST_NAME)),
+    Column("headers", _long_text(), nullable=False),
+    Column("body", _bytes(), nullable=False),
+    Column("created_at", _moment(), nullable=False),
+    # Every message costs two dead rows. The server's own thresholds would let a busy table grow first.
+    postgresql_with={
+        "fillfactor": 70,
+        "autovacuum_vacuum_scale_factor": 0,
+        "autovacuum_vacuum_threshold": 1000,
+        "autovacuum_vacuum_cost_delay": 0,
+        "autovacuum_analyze_scale_factor": 0.02,
+    },
+    **_MYSQL,
+    **_MARIADB,
+)
+"""The queue of all channels. What is delayed or lent lies to the right of now in the index and costs nothing."""
+
+Index("ecotone_message_claim", message.c.channel, message.c.priority.desc(), message.c.available_at, message.c.id)
+
+dead_letter = Table(
+    "ecotone_dead_letter",
+    metadata,
+    Column("id", Text().with_variant(String(700), "mysql", "mariadb"), primary_key=True),
+    Column("message_id", _long_text()),
+    Column("channel", _long_text(), nullable=False),
+    Column("endpoint", _long_text()),
+    Column("error_type", _long_text(), nullable=False),
+    Column("error_message", _long_text(), nullable=False),
+    Column("traceback", _long_text(), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("deliveries", Integer, nullable=False),
+    Column("headers", _long_text(), nullable=False),
+    Column("body", _bytes(), nullable=False),
+    Column("parked_at", _moment(), nullable=False),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Messages whose handlers could not be made to work."""
+
+Index("ecotone_dead_letter_newest", dead_letter.c.parked_at)
+
+schema = Table(
+    "ecotone_schema",
+    metadata,
+    Column("name", String(LONGEST_NAME), primary_key=True),
+    Column("version", Integer, nullable=False),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Up to which version the tables have been brought."""

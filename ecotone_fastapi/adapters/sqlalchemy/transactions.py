@@ -1,0 +1,294 @@
+"""Sessions and transactions: one session per scope, one transaction per unit of work, and short ones of our own.
+
+On SQLite, where writers exclude each other, a unit takes its turn among the writers of this process when it touches the
+database for the first time, and then begins with `BEGIN IMMEDIATE`: a transaction that reads first and writes later
+fails as soon as somebody else has written in between.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import anyio
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
+
+from ecotone_fastapi.adapters.sqlalchemy.dialects import Dialect
+from ecotone_fastapi.core.errors import ChannelError
+from ecotone_fastapi.core.gateway import current_scope
+from ecotone_fastapi.core.pipeline import Scope
+
+T = TypeVar("T")
+
+Statements = Callable[[AsyncConnection], Awaitable[T]]
+"""What is run on a connection."""
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 5
+_PATIENCE = 5.0  # seconds that a writer queues in this process before SQLite itself decides
+
+
+class Unit:
+    """A transaction that everything in one scope shares.
+
+    Attributes:
+        open: Whether it can still be joined.
+        committed: Whether it has come to a good end.
+    """
+
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+        self.open = True
+        self.committed = False
+        self._consequences: list[Callable[[], None]] = []
+
+    def after_commit(self, act: Callable[[], None]) -> None:
+        """Do this once the transaction has committed, and never if it does not."""
+        self._consequences.append(act)
+
+    def conclude(self) -> None:
+        """Take note of the commit."""
+        self.committed = True
+        for act in self._consequences:
+            act()
+
+
+class Transactions:
+    """The sessions and transactions of one engine.
+
+    Args:
+        engine: Where sessions and statements go.
+        sessionmaker: Makes the sessions that users work with.
+        dialect: What is particular about the database.
+        made_here: Whether the engine has the settings that `dialect` gives.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        sessionmaker: async_sessionmaker[AsyncSession],
+        dialect: Dialect,
+        *,
+        made_here: bool,
+    ) -> None:
+        self.engine = engine
+        self.sessionmaker = sessionmaker
+        self.dialect = dialect
+        self.own_engine = dialect.own_engine(engine, made_here=made_here)
+        self.turn = Turn() if dialect.one_writer else None
+        self._failures: tuple[type[Exception], ...] = (SQLAlchemyError, OSError, *dialect.failures)
+
+    # ------------------------------------------------------------------------------------------- the session of a scope
+
+    async def session(self, scope: Scope) -> AsyncSession:
+        """Return the session of a scope; it is closed when the scope ends."""
+        return (await self._scoped(scope)).session
+
+    def unit(self) -> Unit | None:
+        """Return the unit of work that is open in the calling task's scope."""
+        scope = current_scope()
+        scoped: _ScopedSession | None = scope.state.get(self) if scope is not None else None
+        return scoped.unit if scoped is not None else None
+
+    @asynccontextmanager
+    async def begin(self, scope: Scope) -> AsyncIterator[None]:
+        """Open a unit of work on the session of a scope; commit it when left well, else roll it back."""
+        scoped = await self._scoped(scope)
+        unit = scoped.unit = Unit(scoped.session)
+        try:
+            await scoped.adopt()
+            yield
+            await unit.session.commit()
+        except BaseException:
+            unit.open = False
+            await _forget(unit.session)
+            raise
+        finally:
+            unit.open = False
+            scoped.unit = None
+            scoped.give_up_turn()
+        unit.conclude()
+
+    async def _scoped(self, scope: Scope) -> "_ScopedSession":
+        scoped: _ScopedSession | None = scope.state.get(self)
+        if scoped is None:
+            scoped = scope.state[self] = _ScopedSession(self.sessionmaker(), self.turn)
+            await scope.enter(_closing(scoped.session))
+        return scoped
+
+    # ------------------------------------------------------------------------------------------ statements of our own
+
+    async def join(self, statements: Statements[T], doing: str, *, several: bool = False) -> T:
+        """Run statements in the unit of work of the calling task's scope, else in a short transaction of their own.
+
+        Args:
+            statements: What to run.
+            doing: What it is for, as errors tell it.
+            several: Whether it is more than one statement.
+
+        Raises:
+            ChannelError: The database refused or could not be reached.
+        """
+        unit = self.unit()
+        if unit is None:
+            return await self.run(statements, doing, several=several)
+        with self.translated(doing):
+            return await statements(await self._connection(unit.session))
+
+    async def run(self, statements: Statements[T], doing: str, *, several: bool = False) -> T:
+        """Run statements in a short transaction of their own, again if it fell victim to a deadlock.
+
+        Args:
+            statements: What to run.
+            doing: What it is for, as errors tell it.
+            several: Whether it is more than one statement, which a transaction has to keep together.
+
+        Raises:
+            ChannelError: The database refused or could not be reached.
+        """
+        engine = self.engine if several else self.own_engine
+        with self.translated(doing):
+            for tries in range(1, _TRIES + 1):
+                try:
+                    async with taking(self.turn), engine.begin() as connection:
+                        return await statements(connection)
+                except DBAPIError as error:
+                    if tries == _TRIES or not self.dialect.is_passing(error):
+                        raise
+                await asyncio.sleep(random.uniform(0.005, 0.02) * 2**tries)  # noqa: S311 - no secret
+        raise AssertionError("the last try returns or raises")
+
+    async def read(self, statements: Statements[T], doing: str) -> T:
+        """Run statements that change nothing.
+
+        Raises:
+            ChannelError: The database refused or could not be reached.
+        """
+        unit = self.unit()
+        with self.translated(doing):
+            if unit is not None:
+                return await statements(await self._connection(unit.session))
+            async with self.own_engine.connect() as connection:
+                return await statements(connection)
+
+    async def _connection(self, session: AsyncSession) -> AsyncConnection:
+        if session.bind is None:  # bound by mapped class, and none of ours is mapped
+            return await session.connection(bind_arguments={"bind": self.engine.sync_engine})
+        return await session.connection()
+
+    @contextmanager
+    def translated(self, doing: str) -> Iterator[None]:
+        """Raise what the driver raises as a `ChannelError`."""
+        try:
+            yield
+        except self._failures as error:
+            reason = error.orig if isinstance(error, DBAPIError) and error.orig else error
+            raise ChannelError(
+                f"{doing}: the database refused or could not be reached",
+                tried=f"{self.engine.url.render_as_string()}: {type(reason).__name__}: {reason}",
+                hint="check that the server runs and that the address is right; trying again later is worth it",
+            ) from error
+
+
+class Turn:
+    """The queue of the writers of one process. It is a courtesy: after some time a writer goes ahead without it."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def take(self) -> bool:
+        """Wait for one's turn; return whether there is a turn to give up later."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self._lock.acquire()
+        except TimeoutError:
+            return False
+
+    def give_up(self) -> None:
+        """Let the next writer go ahead."""
+        self._lock.release()
+
+
+@asynccontextmanager
+async def taking(turn: Turn | None) -> AsyncIterator[None]:
+    """Take a turn for as long as the block lasts."""
+    if turn is None:
+        yield
+        return
+    taken = await turn.take()
+    try:
+        yield
+    finally:
+        if taken:
+            turn.give_up()
+
+
+class _ScopedSession:
+    """The session of a scope, and the unit of work that is open on it."""
+
+    def __init__(self, session: AsyncSession, turn: Turn | None) -> None:
+        self.session = session
+        self.unit: Unit | None = None
+        self._turn = turn
+        self._has_turn = False
+        self._changes = 0
+        if turn is not None:
+            event.listen(session.sync_session, "after_begin", self._after_begin)
+
+    async def adopt(self) -> None:
+        """Make a transaction that the session is in already part of the unit."""
+        if self._turn is not None and self.session.in_transaction():
+            connection = await self.session.connection()
+            await self._take_turn()
+            await connection.run_sync(self._begin_immediate)
+
+    def give_up_turn(self) -> None:
+        """Let the next writer go ahead."""
+        if self._turn is not None and self._has_turn:
+            self._has_turn = False
+            self._turn.give_up()
+
+    async def _take_turn(self) -> None:
+        if self._turn is not None and not self._has_turn:
+            self._has_turn = await self._turn.take()
+
+    def _after_begin(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+        if transaction.nested:
+            return
+        adapted: Any = connection.connection.dbapi_connection
+        driver: Any = connection.connection.driver_connection
+        self._changes = driver.total_changes
+        if self.unit is not None and self.unit.open:
+            adapted.run_async(lambda _: self._take_turn())
+            self._begin_immediate(connection)
+
+    def _begin_immediate(self, connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        if driver.in_transaction:
+            if driver.total_changes != self._changes:
+                return  # it has written, so it is the one writer already
+            connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@asynccontextmanager
+async def _closing(session: AsyncSession) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await _forget(session)
+
+
+async def _forget(session: AsyncSession) -> None:
+    # The failure that led here must not be replaced by that of a lost connection.
+    with anyio.CancelScope(shield=True):
+        try:
+            await session.close()
+        except Exception:
+            logger.warning("a session could not be closed; the server rolls its transaction back", exc_info=True)

@@ -1,0 +1,149 @@
+"""How a receiver learns that there is something to receive: an event in this process, and `NOTIFY` on PostgreSQL.
+
+Neither is relied on: a notification is lost when its connection is, and not every proxy lets it through. Receivers
+therefore look for themselves as well, from time to time.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.core.errors import ChannelError
+
+logger = logging.getLogger(__name__)
+
+_TOPIC = "ecotone_message"
+_PAUSE = 0.05  # seconds between two notifications of one process
+_KEEP_ALIVE = 20.0  # seconds after which a silent connection is asked whether it is still one
+_RECONNECT = 1.0
+_ANSWER = 5.0
+
+
+class Wakeup:
+    """Wakes up the receivers of a channel, here and, where the database can do that, in other processes.
+
+    Args:
+        transactions: Where notifications are sent from.
+    """
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+        self._bells: dict[str, asyncio.Event] = {}
+        self._users = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pending: dict[str, None] = {}
+        self._wanted = asyncio.Event()
+        self._notify = text("SELECT pg_notify(:topic, channel) FROM unnest(CAST(:channels AS text[])) AS channel")
+
+    def bell(self, channel: str) -> asyncio.Event:
+        """Return an event that is set when something may have arrived after this call."""
+        return self._bells.setdefault(channel, asyncio.Event())
+
+    def ring(self, channel: str) -> None:
+        """Wake up everybody who receives from a channel."""
+        self._ring_here(channel)
+        if self._transactions.dialect.notifies:
+            self._pending[channel] = None
+            self._wanted.set()
+
+    def open(self) -> None:
+        """Begin to listen and to notify. Each call is undone by one `close`."""
+        self._users += 1
+        if self._users == 1 and self._transactions.dialect.notifies:
+            self._wanted = asyncio.Event()
+            if self._pending:
+                self._wanted.set()
+            self._tasks = [
+                asyncio.create_task(self._notify_others(), name="ecotone: notify"),
+                asyncio.create_task(self._listen(), name="ecotone: listen"),
+            ]
+
+    async def close(self) -> None:
+        """Stop, when this undoes the last `open`."""
+        self._users -= 1
+        if self._users == 0:
+            tasks, self._tasks = self._tasks, []
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ring_here(self, channel: str) -> None:
+        bell = self._bells.pop(channel, None)
+        if bell is not None:
+            bell.set()
+
+    async def _notify_others(self) -> None:
+        # NOTIFY in the transaction that sends would take a lock at commit that is global to the server.
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            parameters = {"topic": _TOPIC, "channels": list(self._pending)}
+            self._pending = {}
+            try:
+                await self._transactions.run(
+                    partial(AsyncConnection.execute, statement=self._notify, parameters=parameters),
+                    "waking up other processes",
+                )
+            except ChannelError as error:
+                logger.debug("other processes were not woken up and will find the messages by themselves: %s", error)
+            await asyncio.sleep(_PAUSE)
+
+    async def _listen(self) -> None:
+        listen = _listen_with_asyncpg if self._transactions.engine.dialect.driver == "asyncpg" else _listen_with_psycopg
+        reported = False
+        while True:
+            try:
+                with self._transactions.translated("listening for messages"):
+                    async with Detached(self._transactions.own_engine) as driver:
+                        reported = False
+                        await listen(driver, self._ring_here)
+            except ChannelError as error:
+                if not reported:
+                    logger.warning("no longer woken up by the database, looking for messages instead: %s", error)
+                reported = True
+            await asyncio.sleep(_RECONNECT)
+
+
+class Detached:
+    """A connection of the driver's that is not counted among those of the pool, closed in the end."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._connection = engine.connect()
+
+    async def __aenter__(self) -> Any:
+        await self._connection
+        raw = await self._connection.get_raw_connection()
+        driver = raw.driver_connection
+        raw.detach()
+        return driver
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self._connection.close()
+
+
+async def _listen_with_asyncpg(driver: Any, ring: Callable[[str], None]) -> None:
+    gone = asyncio.Event()
+    driver.add_termination_listener(lambda connection: gone.set())
+    await driver.add_listener(_TOPIC, lambda connection, pid, topic, channel: ring(channel))
+    while not gone.is_set():
+        try:
+            async with asyncio.timeout(_KEEP_ALIVE):
+                await gone.wait()
+        except TimeoutError:
+            await driver.execute("SELECT 1", timeout=_ANSWER)
+    raise ConnectionError("the connection was closed")
+
+
+async def _listen_with_psycopg(driver: Any, ring: Callable[[str], None]) -> None:
+    await driver.execute(f"LISTEN {_TOPIC}")
+    while True:
+        async for notification in driver.notifies(timeout=_KEEP_ALIVE):
+            ring(notification.payload)
+        async with asyncio.timeout(_ANSWER):
+            await driver.execute("SELECT 1")

@@ -1,0 +1,68 @@
+"""The kernel, as authors of plugins and transports see it."""
+
+from ecotone_fastapi.core.bus import CommandBus, EventBus, QueryBus
+from ecotone_fastapi.core.channel import Capabilities, Channel, Delivery, Inspectable, SettlesTogether
+from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
+from ecotone_fastapi.core.consumer import Consumer
+from ecotone_fastapi.core.conversion import Converter
+from ecotone_fastapi.core.endpoint import Endpoint, Inline, Kind, mark
+from ecotone_fastapi.core.gateway import Gateway, current_message, current_scope
+from ecotone_fastapi.core.injection import (
+    Constant,
+    Dependency,
+    FromMessage,
+    FromScope,
+    HeaderValue,
+    Parameter,
+    ParameterResolver,
+    Supplier,
+    Wanted,
+)
+from ecotone_fastapi.core.message import HeaderName, Message
+from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage
+from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Plugin, Runnable
+
+__all__ = [
+    "Assembly",
+    "Call",
+    "Capabilities",
+    "Channel",
+    "Clock",
+    "CommandBus",
+    "Constant",
+    "Consumer",
+    "Converter",
+    "Delivery",
+    "Dependency",
+    "Endpoint",
+    "EventBus",
+    "FromMessage",
+    "FromScope",
+    "Gateway",
+    "HeaderName",
+    "HeaderValue",
+    "HealthCheck",
+    "Inline",
+    "Inspectable",
+    "Interceptor",
+    "Kind",
+    "Limits",
+    "Message",
+    "Order",
+    "Parameter",
+    "ParameterResolver",
+    "Plugin",
+    "Proceed",
+    "QueryBus",
+    "Runnable",
+    "Scope",
+    "SettlesTogether",
+    "Stage",
+    "Supplier",
+    "SystemClock",
+    "TellsTime",
+    "Wanted",
+    "current_message",
+    "current_scope",
+    "mark",
+]

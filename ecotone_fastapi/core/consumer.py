@@ -1,0 +1,258 @@
+"""The loop that empties a channel.
+
+It borrows a batch, handles up to `concurrency` messages of it at a time, each in a task and a context of its own, and
+settles what is done in batches, too. Messages with the same partition key are handled one after the other, in order.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ecotone_fastapi.core.channel import Channel, Delivery, SettlesTogether
+from ecotone_fastapi.core.errors import ChannelError, LeaseLostError
+from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.core.message import HeaderName
+from ecotone_fastapi.core.pipeline import Proceed
+from ecotone_fastapi.core.plugin import Limits
+
+try:
+    import resource
+except ImportError:  # Windows has none; there the memory limit has no effect
+    resource = None  # type: ignore[assignment]
+
+logger = logging.getLogger("ecotone_fastapi.consumer")
+
+# How long one `receive` waits; a channel wakes up earlier when something arrives.
+_PATIENCE = 5.0
+
+
+class Consumer:
+    """Empties one channel.
+
+    Args:
+        channel: The channel.
+        gateway: Where its messages go.
+        target: What is done with each; `gateway.deliver` unless told otherwise.
+        concurrency: How many messages are handled at the same time.
+        batch: How many messages are borrowed at a time; at least `concurrency`.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        gateway: Gateway,
+        *,
+        target: Proceed | None = None,
+        concurrency: int = 1,
+        batch: int = 10,
+    ) -> None:
+        self.channel = channel
+        self.concurrency = concurrency
+        self.batch = max(batch, concurrency)
+        self._gateway = gateway
+        self._target = target
+
+    @property
+    def name(self) -> str:
+        """The name of the channel."""
+        return self.channel.name
+
+    async def run(self, limits: Limits) -> int:
+        """Handle messages until a limit is reached; return how many were handled well.
+
+        Raises:
+            ChannelError: The channel was lost. What was under way has been finished or will come back.
+        """
+        return await _Run(self, limits).run()
+
+    async def handle(self, delivery: Delivery) -> bool:
+        """Take one message through the gateway; return whether that went well."""
+        try:
+            return await self._gateway.receive(self.channel.name, delivery, self._target)
+        except Exception:
+            # The gateway has given the message back; the consumer goes on with the others.
+            logger.exception("channel %s: message %s failed", self.name, delivery.message.headers.get(HeaderName.id))
+            return False
+
+
+@dataclass
+class _Lane:
+    """Those who wait for one partition key."""
+
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    users: int = 0
+
+
+class _Run:
+    """One run of a consumer. A delivery is waiting, then running, then done and to be settled."""
+
+    def __init__(self, consumer: Consumer, limits: Limits) -> None:
+        self.consumer = consumer
+        self.channel = consumer.channel
+        self.limits = limits
+        self.handled = 0
+        self.waiting: dict[int, Delivery] = {}
+        self.running: dict[int, Delivery] = {}
+        self.done: list[Delivery] = []
+        self.settling = False
+        self.ending = False
+        self.lanes: dict[str, _Lane] = {}
+        self.places = anyio.Semaphore(consumer.concurrency, fast_acquire=True)
+        self.one_less = anyio.Event()
+        self.ends_at = None if limits.seconds is None else time.monotonic() + limits.seconds
+
+    async def run(self) -> int:
+        lost: ChannelError | None = None
+        try:
+            async with anyio.create_task_group() as handlers:
+                with anyio.CancelScope() as receiving:
+                    if self.limits.stop is not None:
+                        handlers.start_soon(self._wait_for_stop, self.limits.stop, receiving)
+                    try:
+                        await self._receive_until_done(handlers)
+                    except ChannelError as error:
+                        lost = error
+                self.ending = True
+                with anyio.move_on_after(self.limits.grace):
+                    while self.running:
+                        await self._one_less(None)
+                handlers.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._settle()
+                await self._give_back()
+        if lost is not None:
+            raise lost
+        return self.handled
+
+    async def _wait_for_stop(self, stop: anyio.Event, receiving: anyio.CancelScope) -> None:
+        await stop.wait()
+        self.ending = True
+        receiving.cancel()
+
+    async def _receive_until_done(self, handlers: TaskGroup) -> None:
+        while not self._reached():
+            room = self._room()
+            if room <= 0:
+                await self._one_less(self._time_left())
+                continue
+            deliveries = await self.channel.receive(room, self._patience())
+            for delivery in deliveries:
+                self.waiting[id(delivery)] = delivery
+                handlers.start_soon(self._handle, delivery)
+            if not deliveries and self.limits.until_empty:
+                if self._lent() == 0 and not self.settling:
+                    return
+                await self._one_less(self._time_left())
+
+    def _reached(self) -> bool:
+        limits = self.limits
+        return (
+            self.ending
+            or (limits.messages is not None and self.handled >= limits.messages)
+            or self._time_left() == 0.0
+            or (limits.memory is not None and _megabytes() > limits.memory)
+        )
+
+    def _lent(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+    def _room(self) -> int:
+        """How many messages to ask for: the next batch when half of the last one is done."""
+        lent = self._lent()
+        if self.limits.messages is not None:
+            return min(self.consumer.batch, self.limits.messages - self.handled) - lent
+        return self.consumer.batch - lent if lent <= self.consumer.batch // 2 else 0
+
+    def _time_left(self) -> float | None:
+        return None if self.ends_at is None else max(0.0, self.ends_at - time.monotonic())
+
+    def _patience(self) -> float:
+        if self.limits.until_empty:
+            return 0.0
+        left = self._time_left()
+        return _PATIENCE if left is None else min(_PATIENCE, left)
+
+    async def _one_less(self, timeout: float | None) -> None:
+        self.one_less = anyio.Event()
+        with anyio.move_on_after(timeout):
+            await self.one_less.wait()
+
+    async def _handle(self, delivery: Delivery) -> None:
+        key = delivery.message.headers.get(HeaderName.partition_key)
+        try:
+            async with self._lane(key), self.places:
+                if self.ending:
+                    return  # it is given back at the end of the run
+                self.running[id(delivery)] = self.waiting.pop(id(delivery))
+                try:
+                    if await self.consumer.handle(delivery):
+                        self.handled += 1
+                    if not delivery.settled:
+                        self.done.append(delivery)
+                finally:
+                    del self.running[id(delivery)]
+            await self._settle()
+        finally:
+            self.one_less.set()
+
+    @asynccontextmanager
+    async def _lane(self, key: str | None) -> AsyncIterator[None]:
+        if key is None:
+            yield
+            return
+        lane = self.lanes.setdefault(key, _Lane())
+        lane.users += 1
+        try:
+            async with lane.lock:
+                yield
+        finally:
+            lane.users -= 1
+            if lane.users == 0:
+                del self.lanes[key]
+
+    async def _settle(self) -> None:
+        """Ack what is done. Who comes while another one is at it leaves it to that one: so acks come in batches."""
+        if self.settling:
+            return
+        self.settling = True
+        try:
+            with anyio.CancelScope(shield=True):
+                while self.done:
+                    batch, self.done = self.done, []
+                    await self._ack(batch)
+        finally:
+            self.settling = False
+
+    async def _ack(self, batch: Sequence[Delivery]) -> None:
+        try:
+            if isinstance(self.channel, SettlesTogether):
+                await self.channel.ack_all(batch)
+            else:
+                for delivery in batch:
+                    await delivery.ack()
+        except LeaseLostError as error:
+            logger.warning("channel %s: handled, but lost before the ack: %s", self.channel.name, error)
+        except ChannelError as error:
+            logger.warning("channel %s: handled, but not acked; it will come again: %s", self.channel.name, error)
+
+    async def _give_back(self) -> None:
+        for delivery in self.waiting.values():
+            try:
+                await delivery.nack(attempted=False)
+            except ChannelError as error:
+                logger.warning("channel %s: not given back; it will come again: %s", self.channel.name, error)
+
+
+def _megabytes() -> float:
+    """How much memory this process has taken at its peak."""
+    if resource is None:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1_000_000

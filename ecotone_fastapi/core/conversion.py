@@ -1,0 +1,276 @@
+"""Between a payload and the bytes of a channel: pydantic for JSON, and whatever converters the user adds.
+
+>>> conversion = Conversion()
+>>> conversion.encode({"order_id": 1})
+(b'{"order_id":1}', 'application/json')
+>>> conversion.decode(b'["1", "2"]', list[int], "application/json")
+[1, 2]
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+
+from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, EcotoneError, HeaderError
+from ecotone_fastapi.core.message import name_of
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+
+
+class Converter(Protocol):
+    """Turns payloads of some types into bytes of one media type and back.
+
+    Raises:
+        ConversionError: Or any `ValueError`: what `encode` and `decode` raise when value and type do not fit.
+    """
+
+    @property
+    def content_type(self) -> str:
+        """The media type of what `encode` returns and `decode` reads, e.g. `text/csv`."""
+        ...
+
+    def handles(self, type_: Any) -> bool:
+        """Whether this converter is responsible for payloads of this type."""
+        ...
+
+    def encode(self, value: Any) -> bytes:
+        """Return the value as bytes."""
+        ...
+
+    def decode(self, data: bytes, type_: Any) -> Any:
+        """Return a value of the type."""
+        ...
+
+
+class PydanticConverter:
+    """JSON by pydantic: models, dataclasses, TypedDicts, enums, unions, generics and everything else it knows."""
+
+    content_type = JSON
+
+    def __init__(self) -> None:
+        self._adapters: dict[Any, TypeAdapter[Any]] = {}
+
+    def handles(self, type_: Any) -> bool:
+        """Whether pydantic can make a schema for the type."""
+        try:
+            self.adapter(type_)
+        except ConfigurationError:
+            return False
+        return True
+
+    def encode(self, value: Any) -> bytes:
+        """Return the value as JSON that `decode` can read again."""
+        try:
+            if type(value).__module__ == "builtins":
+                # The elements of a plain container decide for themselves how they are written.
+                return to_json(value, by_alias=True)
+            return self.adapter(type(value)).dump_json(value, by_alias=True, round_trip=True)
+        except (PydanticSerializationError, ConfigurationError) as error:
+            raise ConversionError(
+                f"a {name_of(type(value))} cannot be written as JSON: {error}",
+                hint="use a dataclass or a pydantic model, or give Ecotone(converters=[...]) one for this type",
+            ) from error
+
+    def decode(self, data: bytes, type_: Any) -> Any:
+        """Return the JSON as a value of the type."""
+        try:
+            return self.adapter(type_).validate_json(data)
+        except ValidationError as error:
+            raise _refused(error, type_) from error
+
+    def convert(self, value: Any, type_: Any) -> Any:
+        """Return a Python value, such as a dict, as a value of the type."""
+        try:
+            return self.adapter(type_).validate_python(value)
+        except ValidationError as error:
+            raise _refused(error, type_) from error
+
+    def adapter(self, type_: Any) -> TypeAdapter[Any]:
+        """Return the one `TypeAdapter` of the type.
+
+        Raises:
+            ConfigurationError: pydantic knows no schema for it.
+        """
+        try:
+            return self._adapters[type_]
+        except (KeyError, TypeError):
+            pass
+        try:
+            adapter: TypeAdapter[Any] = TypeAdapter(type_)
+        except (PydanticSchemaGenerationError, PydanticUserError) as error:
+            raise ConfigurationError(
+                f"pydantic has no schema for {name_of(type_)}: {str(error).splitlines()[0]}",
+                hint="use a dataclass or a pydantic model, or give Ecotone(converters=[...]) one for this type",
+            ) from error
+        try:
+            self._adapters[type_] = adapter
+        except TypeError:  # an annotation with unhashable metadata is built anew each time
+            pass
+        return adapter
+
+
+def _refused(error: ValidationError, type_: Any) -> ConversionError:
+    details = error.errors(include_url=False, include_context=False)
+    first = details[0]
+    where = ".".join(map(str, first["loc"])) or "the payload"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return ConversionError(
+        f"the payload is no {_shown(type_)}: {where}: {first['msg']}{more}",
+        details=[dict(detail) for detail in details],
+        hint="compare what was sent with the fields of the type",
+    )
+
+
+def _shown(type_: Any) -> str:
+    return name_of(type_) if isinstance(type_, type) else str(type_)
+
+
+class Conversion:
+    """All converters of an application: the user's first, pydantic last.
+
+    Args:
+        converters: The user's, asked in this order.
+    """
+
+    def __init__(self, converters: Iterable[Converter] = ()) -> None:
+        self._pydantic = PydanticConverter()
+        self._converters: tuple[Converter, ...] = tuple(converters)
+
+    def encode(self, payload: Any, content_type: str | None = None) -> tuple[bytes, str]:
+        """Return a payload as bytes, and the media type of these.
+
+        Args:
+            payload: Bytes stay as they are; so does text of which a media type is told.
+            content_type: The media type that the payload is already in, for bytes and text.
+
+        Raises:
+            ConversionError: No converter can write it.
+        """
+        if isinstance(payload, bytes | bytearray | memoryview):
+            return bytes(payload), content_type or BINARY
+        if isinstance(payload, str) and content_type is not None:
+            return payload.encode(), content_type
+        converter = self._for(type(payload))
+        try:
+            return converter.encode(payload), converter.content_type
+        except EcotoneError:
+            raise
+        except ValueError as error:
+            raise ConversionError(f"a {name_of(type(payload))} cannot be written: {error}") from error
+
+    def decode(self, data: bytes, type_: Any, content_type: str) -> Any:
+        """Return bytes as a value of the type.
+
+        Raises:
+            ConversionError: They are in another media type, or do not fit.
+        """
+        if type_ is bytes or (type_ is Any and content_type == BINARY):
+            return data
+        media_type = content_type.partition(";")[0].strip().lower()
+        if type_ is str and media_type.startswith("text/"):
+            return data.decode()
+        converter = self._reading(type_, media_type)
+        if converter is None:
+            raise ConversionError(
+                f"nothing here reads {media_type} as {_shown(type_)}",
+                tried=", ".join([one.content_type for one in (*self._converters, self._pydantic)]),
+                hint="give Ecotone(converters=[...]) one for this media type, or send application/json",
+            )
+        try:
+            return converter.decode(data, type_)
+        except EcotoneError:
+            raise
+        except ValueError as error:
+            raise ConversionError(f"{media_type} could not be read as {_shown(type_)}: {error}") from error
+
+    def convert(self, value: Any, type_: Any) -> Any:
+        """Return a Python value, such as a dict, as a value of the type.
+
+        Raises:
+            ConversionError: They do not fit.
+        """
+        try:
+            return self._pydantic.convert(value, type_)
+        except ConfigurationError as error:
+            raise ConversionError(
+                f"the payload is a {name_of(type(value))}, not a {_shown(type_)}, and cannot be made one",
+                hint=error.hint,
+            ) from error
+
+    def check(self, type_: Any) -> None:
+        """Make sure that values of the type can cross a channel.
+
+        Raises:
+            ConfigurationError: No converter is responsible for it.
+        """
+        if not any(converter.handles(type_) for converter in self._converters):
+            self._pydantic.adapter(type_)
+
+    def _for(self, type_: Any) -> Converter:
+        return next((one for one in self._converters if one.handles(type_)), self._pydantic)
+
+    def _reading(self, type_: Any, media_type: str) -> Converter | None:
+        for converter in self._converters:
+            if converter.content_type == media_type and converter.handles(type_):
+                return converter
+        is_json = media_type == JSON or media_type.endswith("+json")
+        return self._pydantic if is_json else None
+
+
+def header_text(name: str, value: Any) -> str:
+    """Return a header value as text: scalars as they read, everything else as JSON.
+
+    Raises:
+        ConversionError: The value has no JSON form.
+    """
+    if isinstance(value, str):
+        return str(value)
+    try:
+        plain = to_jsonable_python(value, by_alias=True)
+    except PydanticSerializationError as error:
+        raise ConversionError(
+            f"the header {name!r} cannot be written as text: {error}", hint="send text, or what pydantic can serialize"
+        ) from error
+    return plain if isinstance(plain, str) else to_json(plain).decode()
+
+
+def header_texts(headers: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Return headers with all values as text; those that are `None` are left out."""
+    if not headers:
+        return None
+    return {name: header_text(name, value) for name, value in headers.items() if value is not None}
+
+
+class HeaderReader:
+    """Reads one header as a value of a type.
+
+    Args:
+        type_: The annotation of the parameter, with its pydantic constraints.
+    """
+
+    def __init__(self, type_: Any) -> None:
+        self._adapter: TypeAdapter[Any] = TypeAdapter(type_)
+        self._type = type_
+
+    def __call__(self, name: str, text: str) -> Any:
+        """Return the value.
+
+        Raises:
+            HeaderError: The text does not fit the type.
+        """
+        try:
+            return self._adapter.validate_strings(text)
+        except ValidationError as error:
+            as_text = error
+        try:
+            return self._adapter.validate_json(text)
+        except ValueError:
+            details = as_text.errors(include_url=False, include_context=False)
+            raise HeaderError(
+                f"the header {name!r} is no {_shown(self._type)}: {details[0]['msg']}",
+                details=[dict(detail) for detail in details],
+                hint="compare what the sender writes with the annotation of the parameter",
+            ) from as_text

@@ -1,0 +1,185 @@
+"""The error tree. Every error says what and where, what was tried, and what to do.
+
+EcotoneError
+├── ConfigurationError                  found at start; never raised while handling a message
+│   ├── DuplicateHandlerError           two handlers for one command or query
+│   ├── UnresolvableParameterError      nobody supplies this parameter
+│   ├── UnknownChannelError             @asynchronous names a channel nobody gave
+│   ├── MissingServiceError             a feature is used without the store it needs
+│   ├── UnsupportedCapabilityError      the channel cannot delay, order, …
+│   ├── NotInstalledError               a bus was asked for in an application without Ecotone
+│   └── MissingExtraError (ImportError) a driver is not installed
+├── RoutingError
+│   ├── HandlerNotFoundError            no handler for this command or query
+│   └── UnknownEndpointError            a received message names a handler that is gone
+├── ConversionError (ValueError)        payload and type do not fit
+│   └── HeaderError                     a header is missing or does not fit
+├── ChannelError (ConnectionError)      the broker refused or vanished; always worth a retry
+│   ├── SendError                       some messages of a batch were not accepted
+│   └── LeaseLostError                  the delivery belongs to another consumer by now
+├── AggregateNotFoundError (LookupError)
+├── DeadLetterNotFoundError (LookupError)
+├── ConcurrencyError                    somebody else saved first
+└── ProjectionError                     a projection stopped; carries position and event
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class EcotoneError(Exception):
+    """Anything this package raises on its own account.
+
+    Args:
+        what: What happened, and where.
+        tried: What was looked at or attempted before giving up.
+        hint: What the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, tried: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.tried = tried
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.tried:
+            lines.append(f"Tried: {self.tried}")
+        if self.hint:
+            lines.append(f"Hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class ConfigurationError(EcotoneError):
+    """The wiring is wrong. Raised at start, never while a message is handled.
+
+    When several things are wrong, `problems` holds one error for each, so that one start shows them all.
+    """
+
+    problems: Sequence["ConfigurationError"] = ()
+
+    @classmethod
+    def raise_all(cls, problems: Sequence["ConfigurationError"]) -> None:
+        """Raise the only problem as it is, several as one error that lists them, and none not at all."""
+        if not problems:
+            return
+        if len(problems) == 1:
+            raise problems[0]
+        report = cls(
+            "\n\n".join([f"{len(problems)} things are wrong with the wiring:", *map(_name_and_text, problems)]),
+        )
+        report.problems = tuple(problems)
+        raise report
+
+
+def _name_and_text(error: EcotoneError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+class DuplicateHandlerError(ConfigurationError):
+    """Two handlers want the same command, query or endpoint id."""
+
+
+class UnresolvableParameterError(ConfigurationError):
+    """Nobody supplies a parameter of a handler or of one of its dependencies."""
+
+
+class UnknownChannelError(ConfigurationError):
+    """A channel is named that nobody gave to `Ecotone`."""
+
+
+class MissingServiceError(ConfigurationError):
+    """A feature is used without the store or service that it needs."""
+
+
+class UnsupportedCapabilityError(ConfigurationError):
+    """A feature needs something that the channel cannot do."""
+
+
+class NotInstalledError(ConfigurationError):
+    """A bus was asked for in an application that no `Ecotone` serves."""
+
+
+class MissingExtraError(ConfigurationError, ImportError):
+    """An adapter is used whose driver is not installed.
+
+    Args:
+        extra: The name of the extra, as in `pip install "ecotone-fastapi[extra]"`.
+        module: The module that could not be imported.
+    """
+
+    def __init__(self, extra: str, module: str) -> None:
+        super().__init__(f"the driver {module!r} is not installed", hint=f'pip install "ecotone-fastapi[{extra}]"')
+        self.extra = extra
+        self.module = module
+
+
+class RoutingError(EcotoneError):
+    """A message found no handler."""
+
+
+class HandlerNotFoundError(RoutingError):
+    """No handler takes this command or query."""
+
+
+class UnknownEndpointError(RoutingError):
+    """A received message names a handler that does not exist here (any more)."""
+
+
+class ConversionError(EcotoneError, ValueError):
+    """A payload and the type that it should have do not fit.
+
+    Args:
+        what: What should have been converted into what.
+        details: pydantic's error list, when pydantic refused.
+        tried: The converters or types that were tried.
+        hint: What the reader can do about it.
+    """
+
+    def __init__(
+        self, what: str, *, details: Sequence[Mapping[str, Any]] = (), tried: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(what, tried=tried, hint=hint)
+        self.details = tuple(details)
+
+
+class HeaderError(ConversionError):
+    """A header that a handler asks for is missing or does not fit its type."""
+
+
+class ChannelError(EcotoneError, ConnectionError):
+    """A broker or database refused or vanished. Trying again later is always worth it."""
+
+
+class SendError(ChannelError):
+    """A batch was accepted in part.
+
+    Args:
+        what: What happened, and on which channel.
+        failed: The `id` headers of the messages that did not enter the channel; the others did.
+    """
+
+    def __init__(self, what: str, *, failed: Sequence[str], tried: str = "", hint: str = "") -> None:
+        super().__init__(what, tried=tried, hint=hint)
+        self.failed = tuple(failed)
+
+
+class LeaseLostError(ChannelError):
+    """A delivery was settled too late: its lease ended and somebody else has the message now."""
+
+
+class AggregateNotFoundError(EcotoneError, LookupError):
+    """No aggregate has this identifier."""
+
+
+class DeadLetterNotFoundError(EcotoneError, LookupError):
+    """No dead letter has this id."""
+
+
+class ConcurrencyError(EcotoneError):
+    """Somebody else saved first."""
+
+
+class ProjectionError(EcotoneError):
+    """A projection stopped."""

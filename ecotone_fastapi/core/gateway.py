@@ -1,0 +1,482 @@
+"""The four doors of the kernel: dispatch, deliver, send, receive.
+
+A unit of work (`Scope`) begins with a root message: one that is dispatched while none is being handled, or one that a
+consumer received. Whatever is dispatched while it is handled joins it, one message after the other.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio
+
+from ecotone_fastapi.core.channel import Channel, Delivery
+from ecotone_fastapi.core.clock import Clock
+from ecotone_fastapi.core.conversion import Conversion, header_texts
+from ecotone_fastapi.core.endpoint import Endpoint, Kind
+from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, UnknownChannelError, UnknownEndpointError
+from ecotone_fastapi.core.injection import Injector, Plan
+from ecotone_fastapi.core.message import HeaderName, Message, name_of, new_id
+from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage, compose
+from ecotone_fastapi.core.routing import Routing, members_of
+
+Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
+
+
+class _Frame:
+    """The message that the running task handles. Nested messages of one frame wait for each other."""
+
+    __slots__ = ("gateway", "message", "scope", "turn")
+
+    def __init__(self, gateway: "Gateway", message: Message[Any], scope: Scope) -> None:
+        self.gateway = gateway
+        self.message = message
+        self.scope = scope
+        self.turn: anyio.Lock | None = None
+
+
+# The only ambient state of the kernel.
+_handled: ContextVar[_Frame | None] = ContextVar("ecotone_handled", default=None)
+
+
+def current_scope() -> Scope | None:
+    """Return the unit of work that the running task belongs to; `None` outside and after it."""
+    frame = _handled.get()
+    return None if frame is None or frame.scope.closed else frame.scope
+
+
+def current_message() -> Message[Any] | None:
+    """Return the message that the running task handles; `None` outside."""
+    frame = _handled.get()
+    return None if frame is None else frame.message
+
+
+@dataclass(frozen=True)
+class Around:
+    """An interceptor and where it stands.
+
+    Args:
+        interceptor: What is called.
+        stage: At which stage.
+        order: How far out; the smallest is outermost.
+        when: For which endpoints; only in the HANDLE stage.
+    """
+
+    interceptor: Interceptor
+    stage: Stage
+    order: int = Order.USER
+    when: Callable[[Endpoint], object] | None = None
+
+
+class _Handler:
+    """An endpoint, ready to be called."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        plan: Callable[[Overrides], Plan],
+        overrides: Callable[[], Overrides],
+        conversion: Conversion,
+        routing: Routing,
+        arounds: Sequence[Around],
+    ) -> None:
+        self.endpoint = endpoint
+        self._make_plan = plan
+        self._overrides = overrides
+        self._conversion = conversion
+        self._routing = routing
+        self._first_overrides = dict(overrides())
+        self.plan = plan(self._first_overrides)
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._wanted = self.plan.payload_type
+        members = members_of(self._wanted)
+        whole = self._wanted is not None and all(isinstance(member, type) for member in members)
+        # Exactly these can be told by `isinstance`; constrained, generic and typed-dict payloads are validated.
+        self._classes = tuple(members) if whole and _is_plain(self._wanted) else None
+        outer = [around.interceptor for around in arounds if around.order <= Order.ASYNCHRONOUS]
+        inner = [around.interceptor for around in arounds if around.order > Order.ASYNCHRONOUS]
+        # What only crosses a channel is never read: bytes become a payload inside the asynchronous interceptor.
+        self.handle = compose(outer, partial_convert(self, compose(inner, self._run)))
+
+    async def _run(self, call: Call) -> Any:
+        overrides = self._overrides()
+        plan = self.plan if not overrides and not self._first_overrides else self._plan_under(overrides)
+        try:
+            return await plan.run(call)
+        except Exception as error:
+            error.add_note(f"while handling {self.endpoint.label}, message {call.message.headers.get(HeaderName.id)}")
+            raise
+
+    def _plan_under(self, overrides: Overrides) -> Plan:
+        key = tuple(overrides.items())
+        if key not in self._plans:
+            self._plans[key] = self._make_plan(dict(key))
+        return self._plans[key]
+
+    def accept(self, message: Message[Any]) -> Message[Any]:
+        """Return the message with a payload of the type that the handler wants.
+
+        Raises:
+            ConversionError: They do not fit.
+        """
+        payload, wanted = message.payload, self._wanted
+        if wanted is None or wanted is Any:
+            if not isinstance(payload, bytes) or wanted is None:
+                return message
+        elif self._classes is not None and isinstance(payload, self._classes):
+            content_type = HeaderName.content_type in message.headers
+            if not (content_type and isinstance(payload, bytes | str)):
+                return message
+        content_type_header = message.headers.get(HeaderName.content_type)
+        try:
+            if isinstance(payload, bytes | str) and content_type_header is not None:
+                data = payload.encode() if isinstance(payload, str) else payload
+                value = self._conversion.decode(data, self._concrete(message), content_type_header)
+                return message.without_headers([HeaderName.content_type]).with_payload(value)
+            if wanted is Any:
+                return message
+            return message.with_payload(self._conversion.convert(payload, wanted))
+        except ConversionError as error:
+            error.add_note(f"while reading the payload for {self.endpoint.label}")
+            raise
+
+    def _concrete(self, message: Message[Any]) -> Any:
+        """The type to read: the one that the sender named, when the handler takes it, else what the handler says."""
+        name = message.headers.get(HeaderName.type)
+        named = self._routing.types.find(name) if name is not None else None
+        if named is not None and self._classes is not None and issubclass(named, self._classes):
+            return named
+        if name is not None and named is None and self._wanted is object:
+            raise ConversionError(
+                f"nothing here is known by the message name {name!r}",
+                tried="payload types of all handlers and their subclasses",
+                hint="import its class here, or tell the old name: @message_name(..., aliases=[...])",
+            )
+        return self._wanted
+
+
+def _is_plain(type_: Any) -> bool:
+    """Whether values of a type can be told by `isinstance` alone."""
+    return (
+        all(isinstance(member, type) for member in members_of(type_))
+        and not hasattr(type_, "__metadata__")
+        and (
+            isinstance(type_, type)
+            or all(_is_plain(one) or one is type(None) for one in getattr(type_, "__args__", (0,)))
+        )
+    )
+
+
+def partial_convert(handler: _Handler, proceed: Proceed) -> Proceed:
+    """Return `proceed` with bytes turned into the handler's payload before it."""
+
+    async def convert(call: Call) -> Any:
+        if type(call.message.payload) is bytes:
+            call = replace(call, message=handler.accept(call.message))
+        return await proceed(call)
+
+    return convert
+
+
+class Gateway:
+    """The way into messaging. Made empty, so that plugins can hold it, and wired once before the first message.
+
+    Args:
+        conversion: How payloads become bytes.
+        clock: What time it is.
+    """
+
+    def __init__(self, conversion: Conversion, clock: Clock) -> None:
+        self.conversion = conversion
+        self.clock = clock
+        self.channels: Mapping[str, Channel] = {}
+        self._arounds: tuple[Around, ...] = ()
+        self._handlers: dict[str, _Handler] = {}
+        self._routing = Routing(())
+        self._dispatch: Proceed | None = None
+        self._send: Proceed = self._transmit
+        self._interceptors_of_receive: tuple[Interceptor, ...] = ()
+
+    def wire(
+        self,
+        *,
+        routing: Routing,
+        injector: Injector,
+        asynchronous: Callable[[Endpoint], bool],
+        arounds: Iterable[Around],
+        channels: Mapping[str, Channel],
+        overrides: Callable[[], Overrides],
+    ) -> list[ConfigurationError]:
+        """Put everything in its place.
+
+        Args:
+            routing: Which endpoints a message reaches.
+            injector: Makes the plans.
+            asynchronous: Whether an endpoint runs in a consumer.
+            arounds: All interceptors.
+            channels: All channels by name.
+            overrides: Tells what replaces dependencies just now.
+
+        Returns:
+            What is wrong with single handlers.
+        """
+        self._routing = routing
+        self.channels = channels
+        self._arounds = tuple(sorted(arounds, key=lambda around: around.order))
+        problems: list[ConfigurationError] = []
+        for endpoint in routing.endpoints.values():
+
+            def plan(now: Overrides, endpoint: Endpoint = endpoint) -> Plan:
+                return injector.plan(endpoint, asynchronous=asynchronous(endpoint), overrides=now)
+
+            try:
+                self._handlers[endpoint.id] = _Handler(
+                    endpoint, plan, overrides, self.conversion, routing, self.around(Stage.HANDLE, endpoint)
+                )
+            except ConfigurationError as problem:
+                problems.append(problem)
+        dispatching = [around.interceptor for around in self.around(Stage.DISPATCH)]
+        self._dispatch = compose(dispatching, self._dispatch_root) if dispatching else None
+        self._dispatch_nested = compose(dispatching, self._route) if dispatching else None
+        self._send = compose([around.interceptor for around in self.around(Stage.SEND)], self._transmit)
+        self._interceptors_of_receive = tuple(around.interceptor for around in self.around(Stage.RECEIVE))
+        return problems
+
+    def around(self, stage: Stage, endpoint: Endpoint | None = None) -> Sequence[Around]:
+        """Return the interceptors of a stage, the outermost first; in HANDLE, those for this endpoint."""
+        return [
+            around
+            for around in self._arounds
+            if around.stage is stage and (endpoint is None or around.when is None or around.when(endpoint))
+        ]
+
+    def plan_of(self, endpoint_id: str) -> Plan:
+        """Return how a handler is called, without overrides."""
+        return self._handler(endpoint_id).plan
+
+    def message(self, payload: Any, headers: Mapping[str, Any] | None = None) -> Message[Any]:
+        """Make a message: caused by the one that is being handled, else the first of a conversation.
+
+        Raises:
+            ConversionError: A header cannot be written as text.
+        """
+        texts = header_texts(headers) or {}
+        texts.setdefault(HeaderName.timestamp, self.clock.now().isoformat())
+        frame = _handled.get()
+        if frame is not None:
+            return frame.message.caused(payload, texts)
+        own_id = texts.get(HeaderName.id)
+        if own_id is None:
+            own_id = texts[HeaderName.id] = new_id()
+        texts.setdefault(HeaderName.correlation_id, own_id)
+        return Message(payload, texts)
+
+    async def dispatch(
+        self,
+        kind: Kind,
+        message: Message[Any],
+        to: str | None = None,
+        *,
+        connection: object = None,
+        shared: Mapping[object, Any] | None = None,
+    ) -> Any:
+        """Hand a message to its handlers: a command or query to one, an event to all, one after the other.
+
+        Args:
+            kind: What it is.
+            message: The message.
+            to: The key that it goes to; without it, the class of its payload decides.
+            connection: The HTTP request or WebSocket that it is sent from.
+            shared: Results of dependencies that handlers are to use, by `cache_key`.
+
+        Returns:
+            What the handler of a command or query returned; `None` for an event and for an asynchronous handler.
+
+        Raises:
+            HandlerNotFoundError: Nobody handles this command or query.
+            ConversionError: The payload is not what the handler wants.
+        """
+        outer = _handled.get()
+        if outer is not None and outer.gateway is self and not outer.scope.closed:
+            return await self._dispatch_joining(outer, kind, message, to)
+        scope = Scope(connection, dict(shared) if shared else None)
+        token = _handled.set(_Frame(self, message, scope))
+        call = Call(message, None, None, scope, None, None, kind, to)
+        try:
+            if self._dispatch is not None:
+                return await self._dispatch(call)
+            return await self._dispatch_root(call)
+        finally:
+            scope.closed = True
+            _handled.reset(token)
+
+    async def _dispatch_joining(self, outer: _Frame, kind: Kind, message: Message[Any], to: str | None) -> Any:
+        # One unit has one session: two messages of one handler, sent by `gather`, take turns.
+        if outer.turn is None:
+            outer.turn = anyio.Lock()
+        try:
+            outer.turn.acquire_nowait()
+        except anyio.WouldBlock:
+            await outer.turn.acquire()
+        token = _handled.set(_Frame(self, message, outer.scope))
+        call = Call(message, None, None, outer.scope, None, None, kind, to)
+        try:
+            if self._dispatch_nested is not None:
+                return await self._dispatch_nested(call)
+            return await self._route(call)
+        finally:
+            _handled.reset(token)
+            outer.turn.release()
+
+    async def _dispatch_root(self, call: Call) -> Any:
+        try:
+            result = await self._route(call)
+        except BaseException as error:
+            await call.scope.close(error)
+            raise
+        await call.scope.close()
+        return result
+
+    async def _route(self, call: Call) -> Any:
+        message, kind = call.message, call.kind
+        assert kind is not None
+        endpoints = self._routing.find(kind, message.payload, call.key)
+        if kind is not Kind.EVENT:
+            handler = self._handlers[endpoints[0].id]
+            accepted = handler.accept(message)
+            return await handler.handle(Call(accepted, handler.endpoint, None, call.scope))
+        for endpoint in endpoints:
+            handler = self._handlers[endpoint.id]
+            await handler.handle(Call(handler.accept(message), endpoint, None, call.scope))
+        return None
+
+    async def deliver(self, call: Call) -> Any:
+        """Run the one handler that a received message names, in a unit of work of its own.
+
+        Args:
+            call: The message and the channel that it came from, as in the RECEIVE stage.
+
+        Raises:
+            UnknownEndpointError: The message names no handler, or one that is not here.
+        """
+        endpoint_id = call.message.headers.get(HeaderName.endpoint)
+        if endpoint_id is None:
+            raise UnknownEndpointError(
+                f"a message on the channel {call.channel!r} names no handler",
+                hint=f"what is sent to a channel by hand needs the header {HeaderName.endpoint!r}",
+            )
+        handler = self._handler(endpoint_id)
+        try:
+            result = await handler.handle(replace(call, endpoint=handler.endpoint))
+        except BaseException as error:
+            await call.scope.close(error)
+            raise
+        await call.scope.close()
+        return result
+
+    def _handler(self, endpoint_id: str) -> _Handler:
+        try:
+            return self._handlers[endpoint_id]
+        except KeyError:
+            raise UnknownEndpointError(
+                f"there is no handler {endpoint_id!r} here",
+                tried=", ".join(sorted(self._handlers)[:20]),
+                hint="give a handler that was moved or renamed its former id: @event_handler(id=...)",
+            ) from None
+
+    async def send(self, channel: str, message: Message[Any]) -> None:
+        """Put a message on a channel: encode it, run the SEND interceptors, send.
+
+        Raises:
+            ConversionError: The payload has no form as bytes; nothing was sent.
+            ChannelError: The channel did not take it.
+        """
+        payload = message.payload
+        body, content_type = self.conversion.encode(payload, message.headers.get(HeaderName.content_type))
+        extra = {HeaderName.content_type: content_type}
+        if not isinstance(payload, bytes) and HeaderName.content_type not in message.headers:
+            extra[HeaderName.type] = name_of(type(payload))
+        encoded = Message(body, {**message.headers, **extra})
+        await self._send(Call(encoded, None, channel, current_scope() or Scope()))
+
+    async def _transmit(self, call: Call) -> None:
+        assert call.channel is not None
+        await self.transmit(call.channel, [call.message])
+
+    async def transmit(self, channel: str, messages: Sequence[Message[bytes]]) -> None:
+        """Hand encoded messages to a channel as they are.
+
+        Raises:
+            UnknownChannelError: There is no such channel.
+            ChannelError: The channel did not take them.
+        """
+        try:
+            target = self.channels[channel]
+        except KeyError:
+            raise unknown_channel(channel, self.channels) from None
+        await target.send(messages)
+
+    async def receive(self, channel: str, delivery: Delivery, target: Proceed | None = None) -> bool:
+        """Take a lent message through the RECEIVE interceptors to its target.
+
+        The message is left to the caller to ack when it was not settled on the way; when something fails that no
+        interceptor took care of, it is given back.
+
+        Args:
+            channel: Where it was lent.
+            delivery: The lent message.
+            target: What is done with it; `deliver` unless told otherwise.
+
+        Returns:
+            Whether the target succeeded.
+        """
+        succeeded = False
+        reach = target or self.deliver
+
+        async def watched(call: Call) -> Any:
+            nonlocal succeeded
+            result = await reach(call)
+            succeeded = True
+            return result
+
+        message = delivery.message
+        scope = Scope()
+        token = _handled.set(_Frame(self, message, scope))
+        try:
+            await compose(self._interceptors_of_receive, watched)(Call(message, None, channel, scope, delivery))
+        except BaseException as error:
+            succeeded = False
+            if not delivery.settled:
+                with anyio.CancelScope(shield=True):
+                    await delivery.nack(attempted=isinstance(error, Exception))
+            raise
+        finally:
+            scope.closed = True
+            _handled.reset(token)
+        return succeeded
+
+    @asynccontextmanager
+    async def unit_of_work(self, message: Message[Any]) -> AsyncIterator[Scope]:
+        """Open a unit of work of its own that the message is the cause of; it ends with the block."""
+        scope = Scope()
+        token = _handled.set(_Frame(self, message, scope))
+        try:
+            yield scope
+        except BaseException as error:
+            await scope.close(error)
+            raise
+        else:
+            await scope.close()
+        finally:
+            _handled.reset(token)
+
+
+def unknown_channel(name: str, known: Iterable[str]) -> UnknownChannelError:
+    """Return the error for a channel that nobody gave."""
+    return UnknownChannelError(
+        f"there is no channel {name!r}",
+        tried=", ".join(sorted(known)) or "no channel was given",
+        hint=f"Ecotone(..., channels=[MemoryChannel({name!r})]), or another channel with this name",
+    )

@@ -1,0 +1,208 @@
+"""The message: a payload and text headers, never changed, only copied.
+
+A message that is made while another one is handled is *caused* by it: it gets an id of its own, keeps the correlation id
+and the user's headers, and forgets everything the framework wrote about the way of its cause.
+
+    >>> placed = Message("order-1", {"id": "1", "correlation_id": "1", "tenant": "acme", "delay": "60"})
+    >>> mailed = placed.caused("mail-1")
+    >>> mailed.headers["causation_id"], mailed.headers["correlation_id"], mailed.headers["tenant"]
+    ('1', '1', 'acme')
+    >>> "delay" in mailed.headers
+    False
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, get_origin
+
+from ecotone_fastapi.core.errors import ConfigurationError
+
+P = TypeVar("P")
+Q = TypeVar("Q")
+C = TypeVar("C", bound=type)
+
+
+class HeaderName:
+    """The headers that the framework writes and reads. Every other header belongs to the user.
+
+    The names are stored in databases and brokers: this list only grows.
+    """
+
+    id = "id"
+    """UUIDv7 of the message; kept on its way through channels, retries and the dead letter."""
+    type = "type"
+    """Name of the payload's type, see `message_name`."""
+    correlation_id = "correlation_id"
+    """Id of the message that started it all."""
+    causation_id = "causation_id"
+    """Id of the message that was handled when this one was sent; absent on the first one."""
+    timestamp = "timestamp"
+    """When the message was made, ISO 8601 in UTC."""
+    content_type = "content_type"
+    """Media type of the bytes."""
+    endpoint = "endpoint"
+    """Id of the handler that the message is meant for, once it is on a channel."""
+    attempt = "attempt"
+    """How many runs of the handler have failed before this one; absent means none."""
+    delay = "delay"
+    """Seconds to wait on the channel before the message is delivered."""
+    time_to_live = "time_to_live"
+    """Seconds on the channel after which the message is no longer worth handling."""
+    priority = "priority"
+    """0 to 9; 9 is delivered first where the channel knows priorities."""
+    partition_key = "partition_key"
+    """Messages with the same key are handled in order."""
+
+
+FRAMEWORK_HEADERS = frozenset(value for name, value in vars(HeaderName).items() if not name.startswith("_"))
+
+
+def new_id() -> str:
+    """Return a UUIDv7 as text: unique, and sortable by the millisecond in which it was made (RFC 9562, 5.7)."""
+    number = (time.time_ns() // 1_000_000 << 80) | 0x7000_8000_0000_0000_0000 | _random_bits()
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _random_bits() -> int:
+    # Uniqueness is needed, secrecy is not; the generator is seeded by the system and anew in every fork.
+    bits = random.getrandbits(74)
+    return (bits >> 62) << 64 | (bits & 0x3FFF_FFFF_FFFF_FFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Generic[P]):
+    """A payload and the headers that travel with it.
+
+    Args:
+        payload: What is said. `bytes` on a channel, the user's type everywhere else.
+        headers: Text about it; names in `HeaderName` are the framework's, all others the user's.
+    """
+
+    payload: P
+    headers: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        """The `id` header."""
+        return self.headers[HeaderName.id]
+
+    def with_payload(self, payload: Q) -> "Message[Q]":
+        """Return the same message saying something else."""
+        return Message(payload, self.headers)
+
+    def with_headers(self, extra: Mapping[str, str]) -> "Message[P]":
+        """Return the same message with these headers added or replaced."""
+        return Message(self.payload, {**self.headers, **extra})
+
+    def without_headers(self, names: Iterable[str]) -> "Message[P]":
+        """Return the same message without these headers; names that it does not have are ignored."""
+        unwanted = frozenset(names)
+        return Message(self.payload, {name: value for name, value in self.headers.items() if name not in unwanted})
+
+    def caused(self, payload: Q, headers: Mapping[str, str] | None = None) -> "Message[Q]":
+        """Return a new message that this one is the cause of.
+
+        It inherits the user's headers and the correlation id. `headers` win over what is inherited, but never over
+        the correlation id: whoever handles a message cannot leave its conversation.
+        """
+        inherited = {name: value for name, value in self.headers.items() if name not in FRAMEWORK_HEADERS}
+        if headers:
+            inherited.update(headers)
+        own_id = self.headers[HeaderName.id]
+        if HeaderName.id not in inherited:
+            inherited[HeaderName.id] = new_id()
+        inherited[HeaderName.correlation_id] = self.headers.get(HeaderName.correlation_id, own_id)
+        if inherited[HeaderName.id] != own_id:
+            inherited[HeaderName.causation_id] = own_id
+        return Message(payload, inherited)
+
+
+_NAME = "__ecotone_message_name__"
+_ALIASES = "__ecotone_message_aliases__"
+
+
+def message_name(name: str, *, aliases: Iterable[str] = ()) -> Callable[[C], C]:
+    """Give a message type a name that outlives its class.
+
+    The name is what channels and stores write down. Handlers that are routed by this name receive the class, and
+    handlers of the class receive what is sent under the name.
+
+    Args:
+        name: The name, unique in the application.
+        aliases: Names that the type had before and that are still to be read.
+
+    Example:
+        >>> @message_name("order.placed")
+        ... class OrderWasPlaced: ...
+        >>> name_of(OrderWasPlaced)
+        'order.placed'
+    """
+
+    def decorate(cls: C) -> C:
+        setattr(cls, _NAME, name)
+        setattr(cls, _ALIASES, tuple(aliases))
+        return cls
+
+    return decorate
+
+
+def explicit_name_of(cls: object) -> str | None:
+    """Return the name that `message_name` gave to this very class, not to one of its bases."""
+    return vars(cls).get(_NAME) if isinstance(cls, type) else None
+
+
+def name_of(cls: Any) -> str:
+    """Return the name under which a type is written down: its `message_name`, else module and class."""
+    cls = get_origin(cls) or cls
+    name = explicit_name_of(cls)
+    if name is not None:
+        return name
+    module = getattr(cls, "__module__", "builtins")
+    qualified = getattr(cls, "__qualname__", str(cls))
+    return str(qualified) if module == "builtins" else f"{module}.{qualified}"
+
+
+class MessageTypes:
+    """The message types of one application, found by the names that are written down.
+
+    Raises:
+        ConfigurationError: Two classes have one name.
+    """
+
+    def __init__(self, classes: Iterable[type] = ()) -> None:
+        self._classes: dict[str, type] = {}
+        for cls in classes:
+            self.add(cls)
+
+    def add(self, cls: type) -> None:
+        """Make a class known by its name and its aliases."""
+        for name in (name_of(cls), *vars(cls).get(_ALIASES, ())):
+            known = self._classes.setdefault(name, cls)
+            if known is not cls:
+                raise ConfigurationError(
+                    f"{known.__module__}.{known.__qualname__} and {cls.__module__}.{cls.__qualname__} "
+                    f"are both named {name!r}",
+                    hint="give one of them another @message_name",
+                )
+
+    def find(self, name: str) -> type | None:
+        """Return the class with this name: a known one, or a subclass of a known one."""
+        if name not in self._classes:
+            for cls in list(self._classes.values()):
+                for descendant in _descendants(cls):
+                    if name in (name_of(descendant), *vars(descendant).get(_ALIASES, ())):
+                        self._classes[name] = descendant
+                        return descendant
+        return self._classes.get(name)
+
+
+def _descendants(cls: type) -> Iterable[type]:
+    # Builtins have thousands of unrelated subclasses, none of which is a message.
+    if cls.__module__ == "builtins":
+        return
+    for child in cls.__subclasses__():
+        yield child
+        yield from _descendants(child)

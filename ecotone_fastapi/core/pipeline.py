@@ -1,0 +1,184 @@
+"""The one shape that everything around a handler has: `async def interceptor(call, proceed)`.
+
+There are four stages, and at each of them interceptors are nested by their `Order`, the smallest outermost:
+
+- DISPATCH: a bus accepted a message.
+- HANDLE: one endpoint is about to run.
+- SEND: bytes are about to enter a channel.
+- RECEIVE: bytes were taken from a channel.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from functools import partial
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+import anyio
+
+from ecotone_fastapi.core.channel import Delivery
+from ecotone_fastapi.core.endpoint import Endpoint, Kind
+from ecotone_fastapi.core.message import Message
+
+T = TypeVar("T")
+
+Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], Awaitable[object]]
+"""The second half of an asynchronous context manager."""
+
+
+class Stage(StrEnum):
+    """Where an interceptor stands."""
+
+    DISPATCH = "dispatch"
+    HANDLE = "handle"
+    SEND = "send"
+    RECEIVE = "receive"
+
+
+class Order(IntEnum):
+    """Which interceptor is inside which: the smallest is outermost.
+
+    A span must see everything. A message that only crosses a channel must not open a transaction. A failure is judged
+    after all retries. A retry starts from scratch, so it is outside the transaction. The tenant decides which database,
+    so it is outside too. The deduplication record rolls back with the work, so it is inside. Outgoing messages wait
+    until the handler has succeeded. State is loaded last and saved first.
+    """
+
+    TRACING = 100
+    ASYNCHRONOUS = 150
+    FAILURE = 200
+    RETRY = 300
+    TENANT = 350
+    TRANSACTION = 400
+    DEDUPLICATION = 450
+    OUTGOING = 500
+    USER = 600
+    STATE = 700
+
+
+class Scope:
+    """The unit of work of one root message and of everything that is sent and handled synchronously because of it.
+
+    Closing it runs the teardown of its dependencies, last opened first, and after that whatever plugins entered, last
+    entered first: so a transaction that a plugin entered before the handler ran commits after every dependency is done.
+
+    Attributes:
+        cache: Results of dependencies that live as long as the unit.
+        exits: Teardown of dependencies, with their names.
+        state: What plugins keep for the unit, by a key of their own.
+        connection: The HTTP request or WebSocket that the root message was sent from.
+        closed: Whether the unit is over.
+        threads: How many handlers and dependencies of the unit are in worker threads just now.
+    """
+
+    __slots__ = ("_entered", "cache", "closed", "connection", "exits", "state", "threads")
+
+    def __init__(self, connection: object = None, cache: dict[Any, Any] | None = None) -> None:
+        self.cache: dict[Any, Any] = {} if cache is None else cache
+        self.exits: list[tuple[Exit, str]] = []
+        self.state: dict[Any, Any] = {}
+        self.connection = connection
+        self.closed = False
+        self.threads = 0
+        self._entered: list[tuple[Exit, str]] = []
+
+    async def enter(self, manager: AbstractAsyncContextManager[T], *, outermost: bool = False) -> T:
+        """Enter a context manager that is left when the unit ends, after the teardown of all dependencies.
+
+        It is left with the unit's failure, if any, and cannot swallow it. What it raises itself fails the unit.
+
+        Args:
+            manager: The context manager.
+            outermost: Leave it after all others, as if it had been entered first.
+        """
+        value = await manager.__aenter__()
+        entered = (manager.__aexit__, type(manager).__name__)
+        self._entered.insert(0 if outermost else len(self._entered), entered)
+        return value
+
+    async def close(self, error: BaseException | None = None) -> None:
+        """End the unit.
+
+        Args:
+            error: Why the unit failed; `None` when it succeeded.
+
+        Raises:
+            BaseException: A teardown failed. The given error itself is not raised, the caller has it in hand.
+        """
+        if self.exits or self._entered:
+            failure = await unwind(self._entered, await unwind(self.exits, error))
+            self.closed = True
+            if failure is not None and failure is not error:
+                raise failure
+        self.closed = True
+
+
+async def unwind(exits: list[tuple[Exit, str]], error: BaseException | None) -> BaseException | None:
+    """Run teardowns, last one first, each with the failure so far; return the failure that is left.
+
+    Cancellation does not interrupt it. A teardown that swallows the failure does not make it go away: a unit in which
+    something failed must not be committed by the next one. A teardown that raises replaces it.
+    """
+    if not exits:
+        return error
+    with anyio.CancelScope(shield=True):
+        while exits:
+            leave, name = exits.pop()
+            try:
+                if error is None:
+                    await leave(None, None, None)
+                elif await leave(type(error), error, error.__traceback__):
+                    error.add_note(f"dependency {name} swallowed this exception; it was raised again")
+            except BaseException as raised:
+                error = raised
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One message on its way through one stage.
+
+    Args:
+        message: The message; its payload is bytes in the RECEIVE and SEND stages.
+        endpoint: The handler that is about to run, in the HANDLE stage.
+        channel: The channel that the message came from or is going to.
+        scope: The unit of work.
+        delivery: The lent message, in the RECEIVE stage and in the unit that handles it.
+        instance: The object whose method is called, when an interceptor has loaded it.
+        kind: What was sent, in the DISPATCH stage.
+        key: The key it was sent to, in the DISPATCH stage.
+    """
+
+    message: Message[Any]
+    endpoint: Endpoint | None
+    channel: str | None
+    scope: Scope
+    delivery: Delivery | None = None
+    instance: object | None = None
+    kind: Kind | None = None
+    key: str | None = None
+
+
+Proceed = Callable[[Call], Awaitable[Any]]
+"""The rest of the pipeline."""
+
+
+class Interceptor(Protocol):
+    """Stands around a call. It may change the call, repeat it, replace its result, or not let it through."""
+
+    async def __call__(self, call: Call, proceed: Proceed, /) -> Any:
+        """Do something before and after `await proceed(call)`."""
+        ...
+
+
+def compose(interceptors: Iterable[Interceptor], target: Proceed) -> Proceed:
+    """Return one function that runs the interceptors, the first one outermost, around the target."""
+    for interceptor in reversed(tuple(interceptors)):
+        target = partial(_stand_around, interceptor, target)
+    return target
+
+
+def _stand_around(interceptor: Interceptor, proceed: Proceed, call: Call) -> Awaitable[Any]:
+    return interceptor(call, proceed)

@@ -1,0 +1,173 @@
+"""Which handlers a message reaches.
+
+- By type: handlers of the class, of its bases, and of a union that has it as a member. Commands and queries take the
+  handler of the nearest class; an event reaches all.
+- By key: handlers of the key, and for events those whose glob fits (`order.*`, without regard to case).
+- A type with a `message_name` is reached by both.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, is_typeddict
+
+from ecotone_fastapi.core.endpoint import Endpoint, Kind
+from ecotone_fastapi.core.errors import ConfigurationError, DuplicateHandlerError, HandlerNotFoundError
+from ecotone_fastapi.core.message import MessageTypes, explicit_name_of, name_of
+
+
+class Routing:
+    """Finds the endpoints of a message.
+
+    Args:
+        endpoints: All handlers, with their payload types.
+
+    Raises:
+        ConfigurationError: Two handlers want one command, query or id; a command has a glob; a handler has no route.
+    """
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self.endpoints: dict[str, Endpoint] = {}
+        self.types = MessageTypes()
+        self._by_type: dict[tuple[Kind, type], list[Endpoint]] = defaultdict(list)
+        self._by_key: dict[tuple[Kind, str], list[Endpoint]] = defaultdict(list)
+        self._globs: list[tuple[re.Pattern[str], Endpoint]] = []
+        self._found: dict[tuple[Kind, object], tuple[Endpoint, ...]] = {}
+        problems: list[ConfigurationError] = []
+        for endpoint in endpoints:
+            try:
+                self._add(endpoint)
+            except ConfigurationError as problem:
+                problems.append(problem)
+        ConfigurationError.raise_all(problems)
+
+    def find(self, kind: Kind, payload: Any, key: str | None) -> tuple[Endpoint, ...]:
+        """Return the endpoints of a message: one for a command or query, any number for an event.
+
+        Args:
+            kind: What is sent.
+            payload: What it says; its class is the route when there is no key.
+            key: The key it is sent to.
+
+        Raises:
+            HandlerNotFoundError: Nobody handles this command or query.
+        """
+        wanted = (kind, type(payload) if key is None else key)
+        found = self._found.get(wanted)
+        if found is None:
+            found = self._search(*wanted)
+            if found or key is None:
+                # Keys are the caller's text: remembering those that nobody handles would fill the memory.
+                self._found[wanted] = found
+        if not found and kind is not Kind.EVENT:
+            raise self._not_found(kind, wanted[1])
+        return found
+
+    def _add(self, endpoint: Endpoint) -> None:
+        known = self.endpoints.setdefault(endpoint.id, endpoint)
+        if known is not endpoint:
+            raise DuplicateHandlerError(
+                f"{known.label} and {endpoint.label} have the same id {endpoint.id!r}",
+                hint="give one of them another id=",
+            )
+        members = [member for member in members_of(endpoint.payload_type) if isinstance(member, type)]
+        for member in members:
+            self.types.add(member)
+        if endpoint.route is None:
+            if not members or any(is_typeddict(member) for member in members):
+                raise ConfigurationError(
+                    f"{endpoint.label} has no route: its payload is {_shown(endpoint.payload_type)}",
+                    hint=f"annotate its first parameter with a class, or name a key: "
+                    f'@{endpoint.kind}_handler("some.key")',
+                )
+            for member in members:
+                self._claim(self._by_type[endpoint.kind, member], endpoint, member.__qualname__)
+                if explicit_name_of(member):
+                    self._claim(self._by_key[endpoint.kind, name_of(member)], endpoint, name_of(member))
+        elif "*" not in endpoint.route:
+            self._claim(self._by_key[endpoint.kind, endpoint.route], endpoint, endpoint.route)
+        elif endpoint.kind is Kind.EVENT:
+            pattern = ".*".join(map(re.escape, endpoint.route.split("*")))
+            self._globs.append((re.compile(pattern, re.IGNORECASE), endpoint))
+        else:
+            raise ConfigurationError(
+                f"{endpoint.label} handles {endpoint.kind} {endpoint.route!r}: only events may have a glob",
+                hint="name one key",
+            )
+
+    @staticmethod
+    def _claim(claims: list[Endpoint], endpoint: Endpoint, what: str) -> None:
+        if claims and endpoint.kind is not Kind.EVENT:
+            raise DuplicateHandlerError(
+                f"{claims[0].label} and {endpoint.label} both handle the {endpoint.kind} {what}",
+                hint="a command or query has exactly one handler; make it an event, or take one away",
+            )
+        if endpoint not in claims:
+            claims.append(endpoint)
+
+    def _search(self, kind: Kind, wanted: object) -> tuple[Endpoint, ...]:
+        if isinstance(wanted, str):
+            found = self._of_key(kind, wanted)
+            cls = self.types.find(wanted)
+            if cls is not None and explicit_name_of(cls):
+                found += self._of_type(kind, cls)
+        else:
+            assert isinstance(wanted, type)
+            found = self._of_type(kind, wanted)
+            name = explicit_name_of(wanted)
+            if name is not None:
+                found += self._of_key(kind, name)
+        distinct = list(dict.fromkeys(endpoint.id for endpoint in found))
+        if kind is not Kind.EVENT:
+            return tuple(self.endpoints[one] for one in distinct[:1])
+        in_order = sorted((self.endpoints[one] for one in distinct), key=lambda endpoint: -endpoint.priority)
+        return tuple(in_order)
+
+    def _of_key(self, kind: Kind, key: str) -> list[Endpoint]:
+        found = list(self._by_key.get((kind, key), ()))
+        if kind is Kind.EVENT:
+            found += [endpoint for pattern, endpoint in self._globs if pattern.fullmatch(key)]
+        return found
+
+    def _of_type(self, kind: Kind, cls: type) -> list[Endpoint]:
+        found = [endpoint for base in cls.__mro__ for endpoint in self._by_type.get((kind, base), ())]
+        for (known_kind, known), endpoints in self._by_type.items():
+            # A protocol or a virtual base class is not among the bases that a class names.
+            if known_kind is kind and known not in cls.__mro__ and _is_virtual_base(known, cls):
+                found += endpoints
+        return found
+
+    def _not_found(self, kind: Kind, wanted: object) -> HandlerNotFoundError:
+        known = [_shown(cls) for known_kind, cls in self._by_type if known_kind is kind]
+        known += [key for known_kind, key in self._by_key if known_kind is kind]
+        shown = repr(wanted) if isinstance(wanted, str) else name_of(wanted)
+        listed = ", ".join(sorted(set(known))[:20]) or "there are none"
+        return HandlerNotFoundError(
+            f"no handler for the {kind} {shown}",
+            tried=f"handlers of this kind: {listed}",
+            hint="is the class or module of the handler given to Ecotone([...])?",
+        )
+
+
+def members_of(payload_type: Any) -> Sequence[Any]:
+    """Return what a payload annotation subscribes to: the members of a union, or the type itself."""
+    if payload_type is None or payload_type is Any:
+        return ()
+    origin = get_origin(payload_type)
+    if origin is Annotated:
+        return members_of(get_args(payload_type)[0])
+    if origin is Union or origin is UnionType:
+        return [member for one in get_args(payload_type) for member in members_of(one) if member is not type(None)]
+    return (origin or payload_type,)
+
+
+def _is_virtual_base(base: type, cls: type) -> bool:
+    try:
+        return issubclass(cls, base)
+    except TypeError:  # a protocol with attributes, or one that cannot be checked at run time
+        return False
+
+
+def _shown(type_: Any) -> str:
+    return name_of(type_) if isinstance(type_, type) else "missing" if type_ is None else str(type_)

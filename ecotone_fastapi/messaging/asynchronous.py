@@ -1,0 +1,149 @@
+"""Asynchronous handlers: the handler stays as it is, its messages take the way through a channel.
+
+    class NotificationService:
+        @asynchronous("notifications")
+        @event_handler(id="notify-customer")
+        async def when_order_placed(self, event: OrderWasPlaced) -> None: ...
+
+Each asynchronous handler of an event gets a message of its own, so it fails, is retried and is parked alone.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ecotone_fastapi.core.consumer import Consumer
+from ecotone_fastapi.core.endpoint import Endpoint, Kind, mark
+from ecotone_fastapi.core.errors import ConfigurationError
+from ecotone_fastapi.core.gateway import unknown_channel
+from ecotone_fastapi.core.message import HeaderName
+from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
+from ecotone_fastapi.core.plugin import Assembly
+
+F = TypeVar("F")
+
+
+@dataclass(frozen=True)
+class Asynchronous:
+    """Mark: messages for this handler go through these channels, one after the other.
+
+    Args:
+        channels: Names of channels; the handler runs behind the last one.
+        partition_by: Computes the key of a payload; messages with the same key are handled in order.
+    """
+
+    channels: tuple[str, ...]
+    partition_by: Callable[[Any], object] | None = None
+
+    def after(self, channel: str | None) -> str | None:
+        """Return the channel that comes after this one; `None` behind the last."""
+        if channel is None:
+            return self.channels[0]
+        following = self.channels.index(channel) + 1 if channel in self.channels else len(self.channels)
+        return self.channels[following] if following < len(self.channels) else None
+
+
+def asynchronous(*channels: str, partition_by: Callable[[Any], object] | None = None) -> Callable[[F], F]:
+    """Handle messages later, taken from a channel; on a class, for all its command and event handlers.
+
+    The bus returns as soon as the message is on its way, and then returns `None`. Query handlers stay synchronous.
+
+    Args:
+        channels: The name of the channel. With several, the message is passed on from one to the next before it is
+            handled: `("outbox", "rabbit")`.
+        partition_by: Computes a key from the payload: messages with the same key are handled one after the other, in
+            the order of sending, by each consumer.
+
+    Raises:
+        ConfigurationError: No channel is named.
+
+    Example:
+        >>> @asynchronous("orders", partition_by=lambda command: command["customer"])
+        ... async def handler(command: dict) -> None: ...
+    """
+    if not channels or not all(isinstance(name, str) for name in channels):
+        raise ConfigurationError(
+            "@asynchronous names no channel", hint='write @asynchronous("notifications") above the handler'
+        )
+    return mark(Asynchronous(channels, partition_by))
+
+
+def runs_in_consumer(endpoint: Endpoint) -> bool:
+    """Whether an endpoint is asynchronous."""
+    return endpoint.kind is not Kind.QUERY and endpoint.find(Asynchronous) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsumerSettings:
+    """How the consumer of one channel works.
+
+    Args:
+        concurrency: How many messages it handles at the same time. One keeps the order of the channel.
+        batch: How many messages it borrows at a time. Fewer share work better among several processes, more cost less.
+    """
+
+    concurrency: int = 1
+    batch: int = 10
+
+
+class AsynchronousHandlers:
+    """The plugin behind `@asynchronous`; installed by default.
+
+    Args:
+        consumers: Settings by the name of the channel; `"*"` for all that are not named.
+
+    Example:
+        >>> plugin = AsynchronousHandlers(consumers={"notifications": ConsumerSettings(concurrency=20)})
+    """
+
+    def __init__(self, consumers: "dict[str, ConsumerSettings] | None" = None) -> None:
+        self._settings = consumers or {}
+
+    def install(self, assembly: Assembly) -> None:
+        """Send messages of marked handlers to their channels, and empty these channels.
+
+        Raises:
+            UnknownChannelError: A handler or a setting names a channel that nobody gave.
+        """
+        gateway = assembly.gateway
+
+        async def cross(call: Call, proceed: Proceed) -> Any:
+            assert call.endpoint is not None
+            way = call.endpoint.find(Asynchronous)
+            following = way.after(call.channel) if way is not None else None
+            if way is None or following is None:
+                return await proceed(call)
+            headers = {HeaderName.endpoint: call.endpoint.id}
+            if way.partition_by is not None and call.channel is None:
+                headers[HeaderName.partition_key] = str(way.partition_by(call.message.payload))
+            await gateway.send(following, call.message.with_headers(headers))
+            return None
+
+        assembly.add_interceptor(cross, stage=Stage.HANDLE, order=Order.ASYNCHRONOUS, when=runs_in_consumer)
+        problems: list[ConfigurationError] = []
+        for name, users in self._channels(assembly.endpoints).items():
+            if name not in assembly.channels:
+                problem = unknown_channel(name, assembly.channels)
+                problem.what = f"{', '.join(users)}: {problem.what}"
+                problems.append(problem)
+                continue
+            settings = self._settings.get(name) or self._settings.get("*") or ConsumerSettings()
+            assembly.add_runnable(
+                Consumer(assembly.channels[name], gateway, concurrency=settings.concurrency, batch=settings.batch)
+            )
+        problems += [
+            unknown_channel(name, assembly.channels)
+            for name in self._settings
+            if name != "*" and name not in assembly.channels
+        ]
+        ConfigurationError.raise_all(problems)
+
+    @staticmethod
+    def _channels(endpoints: Iterable[Endpoint]) -> dict[str, list[str]]:
+        users: dict[str, list[str]] = {}
+        for endpoint in endpoints:
+            way = endpoint.find(Asynchronous)
+            if way is not None and runs_in_consumer(endpoint):
+                for name in way.channels:
+                    users.setdefault(name, []).append(endpoint.label)
+        return users

@@ -1,0 +1,255 @@
+"""What happens when a consumed message fails: it is tried again a bounded number of times, then parked. Never lost.
+
+ecotone = Ecotone([...], plugins=[Failures(Backoff(retries=5, first=0.5))])
+"""
+
+import logging
+import traceback
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from ecotone_fastapi.core.channel import Delivery
+from ecotone_fastapi.core.errors import (
+    ConversionError,
+    EcotoneError,
+    LeaseLostError,
+    MissingServiceError,
+    RoutingError,
+)
+from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.core.message import HeaderName, Message
+from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
+from ecotone_fastapi.core.plugin import Assembly
+from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.transactions import UnitOfWork
+
+logger = logging.getLogger("ecotone_fastapi.failures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A failed run of a handler, as a policy sees it.
+
+    Args:
+        error: What was raised.
+        attempt: How many runs have failed, this one included.
+        message: The message, as bytes.
+        channel: The channel that it came from.
+        endpoint: The id of the handler; `None` when the message names none.
+    """
+
+    error: Exception
+    attempt: int
+    message: Message[bytes]
+    channel: str
+    endpoint: str | None
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Decision: run the handler again.
+
+    Args:
+        delay: Seconds to wait before that.
+    """
+
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """Decision: park the message, with its failure, until somebody looks."""
+
+
+@dataclass(frozen=True)
+class Discard:
+    """Decision: the message is not worth keeping."""
+
+
+class ErrorPolicy(Protocol):
+    """Decides about a failure. A pure function: the same failure gets the same decision."""
+
+    def decide(self, failure: Failure) -> Retry | DeadLetter | Discard:
+        """Return what to do with the message."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backoff:
+    """The default policy: wait longer from retry to retry, then park.
+
+    What cannot be read or finds no handler is parked at once: trying again would not change it.
+
+    Args:
+        retries: How often the handler is run again after its first failure.
+        first: Seconds before the first retry.
+        factor: By how much each wait is longer than the one before.
+        longest: Seconds that a wait is never longer than.
+        jitter: By which part a wait may be longer, different for each message, so that they do not come back all at
+            once.
+
+    Example:
+        >>> from ecotone_fastapi.core.message import Message
+        >>> failure = Failure(error=OSError(), attempt=2, message=Message(b"", {}), channel="c", endpoint=None)
+        >>> Backoff(first=1.0, factor=5.0, jitter=0.0).decide(failure)
+        Retry(delay=5.0)
+    """
+
+    retries: int = 3
+    first: float = 1.0
+    factor: float = 5.0
+    longest: float = 300.0
+    jitter: float = 0.2
+
+    def decide(self, failure: Failure) -> Retry | DeadLetter:
+        """Retry with a longer and longer delay; park what is hopeless or has used up its retries."""
+        hopeless = isinstance(failure.error, ConversionError | RoutingError)
+        if hopeless or failure.attempt > self.retries:
+            return DeadLetter()
+        delay = min(self.longest, self.first * self.factor ** (failure.attempt - 1))
+        seed = f"{failure.message.headers.get(HeaderName.id)}/{failure.attempt}".encode()
+        return Retry(delay * (1 + self.jitter * (zlib.crc32(seed) / 2**32)))
+
+
+class KilledConsumerError(EcotoneError):
+    """A message was lent again and again, and never settled: its handler may be killing the process."""
+
+
+class Failures:
+    """The plugin that judges failures of consumed messages; installed by default.
+
+    Args:
+        policy: Decides about each failure.
+        channels: Other policies, by the name of the channel.
+        unsettled: How often a message may be lent without any outcome before it is parked without being run again.
+    """
+
+    def __init__(
+        self,
+        policy: ErrorPolicy = Backoff(),
+        *,
+        channels: Mapping[str, ErrorPolicy] | None = None,
+        unsettled: int = 5,
+    ) -> None:
+        self._policy = policy
+        self._channels = channels or {}
+        self._unsettled = unsettled
+
+    def install(self, assembly: Assembly) -> None:
+        """Stand around everything that is received.
+
+        Raises:
+            MissingServiceError: There is a durable channel, and nothing durable to park its messages in.
+        """
+        store = cast("DeadLetterStore | None", assembly.services.get(DeadLetterStore))
+        durable = [name for name, channel in assembly.channels.items() if channel.capabilities.durable]
+        if store is None:
+            raise MissingServiceError(
+                f"the messages of {', '.join(durable) or 'the channels'} have no dead letter to be parked in",
+                hint="give Ecotone the database: plugins=[database]",
+            )
+        judge = _Judge(assembly.gateway, store, cast("UnitOfWork | None", assembly.services.get(UnitOfWork)))
+
+        async def stand_around(call: Call, proceed: Proceed) -> Any:
+            delivery, channel = call.delivery, call.channel
+            assert delivery is not None and channel is not None
+            attempts = failed_attempts(delivery)
+            unsettled = delivery.count - 1 - attempts
+            if unsettled > self._unsettled:
+                error = KilledConsumerError(
+                    f"message {call.message.headers.get(HeaderName.id)} was lent {delivery.count} times and "
+                    f"{unsettled} times without any outcome",
+                    hint="its handler may kill the process; look at it before you replay",
+                )
+                return await judge.park(call, delivery, error, attempts)
+            try:
+                return await proceed(call)
+            except LeaseLostError:
+                logger.warning("channel %s: lost the lease of %s", channel, call.message.headers.get(HeaderName.id))
+                return await delivery.nack(attempted=False)
+            except Exception as error:
+                failure = Failure(
+                    error=error,
+                    attempt=attempts + 1,
+                    message=call.message,
+                    channel=channel,
+                    endpoint=call.message.headers.get(HeaderName.endpoint),
+                )
+                policy = self._channels.get(channel, self._policy)
+                return await judge.carry_out(policy.decide(failure), failure, call, delivery)
+
+        assembly.add_interceptor(stand_around, stage=Stage.RECEIVE, order=Order.FAILURE)
+
+
+def failed_attempts(delivery: Delivery) -> int:
+    """Return how many runs of the handler have failed so far."""
+    try:
+        return int(delivery.message.headers.get(HeaderName.attempt, "0"))
+    except ValueError:  # written by somebody else
+        return 0
+
+
+class _Judge:
+    """Carries decisions out."""
+
+    def __init__(self, gateway: Gateway, store: DeadLetterStore, unit: UnitOfWork | None) -> None:
+        self._gateway = gateway
+        self._store = store
+        self._unit = unit
+
+    async def carry_out(
+        self, decision: Retry | DeadLetter | Discard, failure: Failure, call: Call, delivery: Delivery
+    ) -> None:
+        what = f"channel {failure.channel}: {failure.endpoint} failed on {call.message.headers.get(HeaderName.id)}"
+        match decision:
+            case Retry(delay):
+                logger.warning(
+                    "%s for the %s. time, again in %.1f s", what, failure.attempt, delay, exc_info=failure.error
+                )
+                await delivery.nack(delay)
+            case DeadLetter():
+                logger.error("%s for the %s. time, parked", what, failure.attempt, exc_info=failure.error)
+                await self.park(call, delivery, failure.error, failure.attempt)
+            case Discard():
+                logger.info("%s for the %s. time, discarded", what, failure.attempt, exc_info=failure.error)
+                await delivery.ack()
+
+    async def park(self, call: Call, delivery: Delivery, error: Exception, attempts: int) -> None:
+        """Move a message to the dead letter: on one database in one transaction, else parked first, acked second."""
+        assert call.channel is not None
+        message, endpoint = call.message, call.message.headers.get(HeaderName.endpoint)
+        parked = ParkedMessage(
+            id=parked_id(message, endpoint),
+            message=message,
+            channel=call.channel,
+            endpoint=endpoint,
+            error_type=f"{type(error).__module__}.{type(error).__qualname__}",
+            error_message=str(error),
+            traceback="".join(traceback.format_exception(error)),
+            attempts=attempts,
+            deliveries=delivery.count,
+            parked_at=self._gateway.clock.now(),
+        )
+        try:
+            async with self._gateway.unit_of_work(message) as scope:
+                if self._unit is not None:
+                    await scope.enter(self._unit.begin(scope))
+                await self._store.park(parked)
+                if self._unit is None or self._unit.covers(self._gateway.channels[call.channel]):
+                    await delivery.ack()
+        except Exception:
+            logger.exception("channel %s: %s could not be parked; it stays", call.channel, parked.id)
+            await delivery.nack(_PARK_AGAIN)
+            return
+        await delivery.ack()
+
+
+# Seconds after which a message comes back that could not even be parked.
+_PARK_AGAIN = 10.0
+
+
+def parked_id(message: Message[Any], endpoint: str | None) -> str:
+    """Return the id in the dead letter: one for each handler that a message failed in."""
+    return f"{message.headers.get(HeaderName.id, 'unknown')}-{zlib.crc32((endpoint or '').encode()):08x}"

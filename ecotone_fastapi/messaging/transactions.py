@@ -1,0 +1,146 @@
+"""Transactions: a command or an asynchronous handler succeeds with all its writes and messages, or with none of them.
+
+async def place_order(self, command: PlaceOrder, session: Session, events: EventBus) -> None:
+    session.add(Order(command.order_id))
+    await events.publish(OrderWasPlaced(command.order_id))  # leaves when the order is saved, or not at all
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast, overload
+
+from ecotone_fastapi.core.channel import Channel, Delivery
+from ecotone_fastapi.core.endpoint import Endpoint, Kind, mark
+from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Scope, Stage
+from ecotone_fastapi.core.plugin import Assembly
+
+F = TypeVar("F")
+
+
+@dataclass(frozen=True)
+class Untransacted:
+    """Mark: no transaction is opened for this handler.
+
+    Args:
+        holding: Whether messages that it sends still wait until it has succeeded.
+    """
+
+    holding: bool = True
+
+
+@overload
+def untransacted(handler: F, /) -> F: ...
+@overload
+def untransacted(*, holding: bool = True) -> Callable[[F], F]: ...
+def untransacted(handler: Any = None, /, *, holding: bool = True) -> Any:
+    """Open no transaction for this handler, or for all handlers of this class.
+
+    For handlers whose effect is elsewhere, such as a call to another system: they hold no connection meanwhile, and
+    their messages are acked in batches.
+
+    Args:
+        handler: The handler or class.
+        holding: Whether messages that it sends wait until it has succeeded. With `False` they leave at once.
+
+    Example:
+        >>> @untransacted
+        ... async def call_the_bank(command: dict) -> None: ...
+    """
+    attach: Callable[[Any], Any] = mark(Untransacted(holding))
+    return attach if handler is None else attach(handler)
+
+
+class UnitOfWork(Protocol):
+    """Opens a transaction for a scope. A database adapter implements it."""
+
+    def begin(self, scope: Scope) -> AbstractAsyncContextManager[None]:
+        """Open a transaction that everything in the scope shares; commit it when left well, else roll it back.
+
+        Called at most once at a time for a scope. Leaving raises what the commit raises.
+        """
+        ...
+
+    def covers(self, channel: Channel) -> bool:
+        """Whether `send` and `ack` on this channel commit or vanish with the transaction."""
+        ...
+
+
+class Transactions:
+    """The plugin that puts a unit of work around commands, events and asynchronous handlers; installed by default.
+
+    The first handler of a root message opens it, nested messages join it, and queries open none. Without a database
+    it still holds messages back until the handler has succeeded.
+    """
+
+    def install(self, assembly: Assembly) -> None:
+        """Open a transaction around handlers, and hold outgoing messages until they have succeeded."""
+        gateway = assembly.gateway
+        unit = cast("UnitOfWork | None", assembly.services.get(UnitOfWork))
+
+        async def transact(call: Call, proceed: Proceed) -> Any:
+            state = call.scope.state
+            if Outgoing not in state:
+                assert call.endpoint is not None
+                untransacted = call.endpoint.find(Untransacted)
+                state[Outgoing] = Outgoing(gateway, holding=untransacted is None or untransacted.holding)
+                if unit is not None and untransacted is None:
+                    await call.scope.enter(unit.begin(call.scope))
+                    if call.delivery is not None and unit.covers(gateway.channels[call.channel or ""]):
+                        await call.scope.enter(_acked(call.delivery))
+            return await proceed(call)
+
+        async def hold(call: Call, proceed: Proceed) -> Any:
+            outgoing: Outgoing | None = call.scope.state.get(Outgoing)
+            if outgoing is None or not outgoing.holding:
+                return await proceed(call)
+            assert call.channel is not None
+            return await outgoing.hold(call.channel, call.message, call.scope)
+
+        assembly.add_interceptor(transact, stage=Stage.HANDLE, order=Order.TRANSACTION, when=_changes_something)
+        # Innermost: what is held is what the other interceptors of this stage have made of the message.
+        assembly.add_interceptor(hold, stage=Stage.SEND, order=Order.STATE)
+
+
+def _changes_something(endpoint: Endpoint) -> bool:
+    return endpoint.kind is not Kind.QUERY
+
+
+@asynccontextmanager
+async def _acked(delivery: Delivery) -> AsyncIterator[None]:
+    """Remove the message that is handled, in the transaction of its handler."""
+    yield
+    await delivery.ack()
+
+
+class Outgoing:
+    """Messages of one unit of work that wait until its handlers have succeeded.
+
+    Those for durable channels leave just before the commit: on the same database they commit with it. Those for
+    channels in memory leave after it, so that nobody sees what is not committed.
+    """
+
+    def __init__(self, gateway: Gateway, *, holding: bool) -> None:
+        self.holding = holding
+        self._gateway = gateway
+        self._before: dict[str, list[Message[bytes]]] = {}
+        self._after: dict[str, list[Message[bytes]]] = {}
+
+    async def hold(self, channel: str, message: Message[bytes], scope: Scope) -> None:
+        """Keep a message until the unit ends."""
+        target = self._gateway.channels.get(channel)
+        durable = target is None or target.capabilities.durable
+        waiting = self._before if durable else self._after
+        if not waiting:
+            await scope.enter(self._left(waiting), outermost=not durable)
+        waiting.setdefault(channel, []).append(message)
+
+    @asynccontextmanager
+    async def _left(self, waiting: dict[str, list[Message[bytes]]]) -> AsyncIterator[None]:
+        yield
+        # In the order of their first messages, each channel with all of its messages at once.
+        while waiting:
+            channel = next(iter(waiting))
+            await self._gateway.transmit(channel, waiting.pop(channel))

@@ -1,0 +1,209 @@
+"""The suite for stores: everything that keeps something for a feature, beside the messages on channels."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn
+
+import pytest
+
+from ecotone_fastapi.core.errors import DeadLetterNotFoundError
+from ecotone_fastapi.core.message import HeaderName, Message
+from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+
+
+class Rollback(Exception):  # noqa: N818 - it is no error: the cases roll back with it
+    """Ends a transaction that is not to be committed."""
+
+
+@pytest.mark.anyio
+class StoreConformance:
+    """What every store must do. Subclass it and implement a hook for each store that the adapter has.
+
+    A hook that is not implemented skips the cases that need it, and the reason says so. Within a case, all calls of a
+    hook open the same store, as two processes would; each case begins with an empty one.
+
+    Example:
+        ```python
+        class TestMemoryStores(StoreConformance):
+            @pytest.fixture(autouse=True)
+            def memory(self) -> None:
+                self.store = MemoryDeadLetters()
+
+            @asynccontextmanager
+            async def dead_letters(self) -> AsyncIterator[DeadLetterStore]:
+                yield self.store
+        ```
+    """
+
+    # ---------------------------------------------------------------------------------------------------------- hooks
+
+    def dead_letters(self) -> AbstractAsyncContextManager[DeadLetterStore]:
+        """Hook: open the store of dead letters, and close it in the end."""
+        self._skip_without("dead_letters", "a store of dead letters")
+
+    def transaction(self) -> AbstractAsyncContextManager[None]:
+        """Hook: open the unit of work that the stores take part in when they are used in the same task.
+
+        Left well it commits; left by an exception it rolls back and lets the exception pass.
+        """
+        self._skip_without("transaction", "a unit of work")
+
+    def _skip_without(self, hook: str, need: str) -> NoReturn:
+        pytest.skip(f"needs {need}, but {type(self).__name__} does not implement {hook}()")
+
+    # --------------------------------------------------------------------------------------------------- dead letters
+
+    async def test_a_parked_message_is_kept_with_every_detail(self) -> None:
+        """Bytes, headers, failure and counts are the same for every process."""
+        letter = parked("one")
+        async with self.dead_letters() as store:
+            await store.park(letter)
+
+        async with self.dead_letters() as store:
+            assert await store.get("one") == letter
+            assert list(await store.list()) == [letter]
+            assert await store.count() == 1
+
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            pytest.param(b"", id="empty"),
+            pytest.param(b"\x00", id="one zero byte"),
+            pytest.param(bytes(range(256)), id="every byte"),
+            pytest.param(b"\xff" * 1024 * 1024, id="1 MiB"),
+        ],
+    )
+    async def test_any_parked_bytes_survive(self, payload: bytes) -> None:
+        """A message that could not be decoded is kept as it came."""
+        async with self.dead_letters() as store:
+            await store.park(replace(parked("one"), message=Message(payload, {HeaderName.id: "one"})))
+
+            assert (await store.get("one")).message.payload == payload
+
+    async def test_any_text_survives(self) -> None:
+        """Headers, errors and tracebacks may say anything, at any length."""
+        text = "Grüße, 世界 \N{PILE OF POO} \"'`\\ {} %s $1 :name; --\r\n\t"
+        letter = replace(
+            parked("one"),
+            message=Message(b"", {HeaderName.id: "one", "empty": "", "text": text, "Ключ": "x" * 4096}),
+            error_message=text * 1000,
+            traceback=text * 1000,
+        )
+
+        async with self.dead_letters() as store:
+            await store.park(letter)
+
+            assert await store.get("one") == letter
+
+    async def test_a_failure_without_endpoint_is_kept(self) -> None:
+        """A message whose handler could not even be told is a dead letter, too."""
+        letter = replace(parked("one"), endpoint=None, traceback="", attempts=0)
+
+        async with self.dead_letters() as store:
+            await store.park(letter)
+
+            assert await store.get("one") == letter
+
+    async def test_one_message_may_be_parked_for_several_handlers(self) -> None:
+        """The id in the dead letter tells them apart, not the id of the message."""
+        message = Message(b"hello", {HeaderName.id: "message"})
+        letters = [replace(parked(parked_id), message=message) for parked_id in ("one", "two")]
+
+        async with self.dead_letters() as store:
+            for letter in letters:
+                await store.park(letter)
+
+            assert [await store.get("one"), await store.get("two")] == letters
+
+    async def test_parking_again_replaces_what_is_there(self) -> None:
+        """A message that was replayed and failed again is one dead letter, with its latest failure."""
+        again = replace(parked("one", minutes=1), error_message="again", attempts=9, endpoint=None)
+
+        async with self.dead_letters() as store:
+            await store.park(parked("one"))
+            await store.park(again)
+
+            assert await store.get("one") == again
+            assert await store.count() == 1
+
+    async def test_the_newest_are_listed_first_page_by_page(self) -> None:
+        """Whatever the order of parking was."""
+        async with self.dead_letters() as store:
+            for minutes in (3, 1, 5, 2, 4):
+                await store.park(parked(f"after {minutes}", minutes=minutes))
+
+            assert [letter.id for letter in await store.list()] == [f"after {minutes}" for minutes in (5, 4, 3, 2, 1)]
+            assert [letter.id for letter in await store.list(limit=2)] == ["after 5", "after 4"]
+            assert [letter.id for letter in await store.list(limit=2, offset=3)] == ["after 2", "after 1"]
+            assert list(await store.list(offset=5)) == []
+
+    async def test_a_deleted_message_is_gone(self) -> None:
+        """The others stay."""
+        async with self.dead_letters() as store:
+            await store.park(parked("one"))
+            await store.park(parked("two"))
+            await store.delete("one")
+
+            assert [letter.id for letter in await store.list()] == ["two"]
+            assert await store.count() == 1
+            with pytest.raises(DeadLetterNotFoundError, match="one"):
+                await store.get("one")
+            with pytest.raises(DeadLetterNotFoundError, match="one"):
+                await store.delete("one")
+
+    async def test_an_empty_dead_letter_is_no_error(self) -> None:
+        """There is nothing to list and nothing to get."""
+        async with self.dead_letters() as store:
+            assert list(await store.list()) == []
+            assert await store.count() == 0
+            with pytest.raises(DeadLetterNotFoundError, match="nobody"):
+                await store.get("nobody")
+
+    async def test_parking_takes_part_in_the_transaction(self) -> None:
+        """A message is parked with what else the transaction writes, or not at all."""
+        async with self.dead_letters() as store:
+            async with self._rolled_back():
+                await store.park(parked("rolled back"))
+            async with self.transaction():
+                await store.park(parked("committed"))
+
+            assert [letter.id for letter in await store.list()] == ["committed"]
+
+    async def test_deleting_takes_part_in_the_transaction(self) -> None:
+        """A replay that fails leaves the dead letter where it is."""
+        async with self.dead_letters() as store:
+            await store.park(parked("kept"))
+            await store.park(parked("deleted"))
+            async with self._rolled_back():
+                await store.delete("kept")
+            async with self.transaction():
+                await store.delete("deleted")
+
+            assert [letter.id for letter in await store.list()] == ["kept"]
+
+    # --------------------------------------------------------------------------------------------------------- helpers
+
+    @asynccontextmanager
+    async def _rolled_back(self) -> AsyncIterator[None]:
+        with pytest.raises(Rollback):  # noqa: PT012 - what it leaves is the transaction
+            async with self.transaction():
+                yield
+                raise Rollback
+
+
+def parked(parked_id: str, *, minutes: int = 0) -> ParkedMessage:
+    """Return a dead letter that was parked so many minutes after the first."""
+    return ParkedMessage(
+        id=parked_id,
+        message=Message(b"hello", {HeaderName.id: f"message of {parked_id}", "tenant": "acme"}),
+        channel="orders",
+        endpoint="Orders.place",
+        error_type="shop.orders.OutOfStock",
+        error_message="none left",
+        traceback="Traceback (most recent call last): …",
+        attempts=3,
+        deliveries=4,
+        parked_at=datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC) + timedelta(minutes=minutes),
+    )

@@ -1,0 +1,32 @@
+"""The FastAPI edge: buses for endpoints, FastAPI's markers for handlers, errors as statuses, health."""
+
+from ecotone_fastapi.web.buses import (
+    CommandBus,
+    CommandBusDep,
+    EventBus,
+    EventBusDep,
+    QueryBus,
+    QueryBusDep,
+    command_bus,
+    event_bus,
+    query_bus,
+)
+from ecotone_fastapi.web.errors import STATUS, add_error_handlers
+from ecotone_fastapi.web.health import Condition, Health, RunnableHealth
+
+__all__ = [
+    "STATUS",
+    "CommandBus",
+    "CommandBusDep",
+    "Condition",
+    "EventBus",
+    "EventBusDep",
+    "Health",
+    "QueryBus",
+    "QueryBusDep",
+    "RunnableHealth",
+    "add_error_handlers",
+    "command_bus",
+    "event_bus",
+    "query_bus",
+]
