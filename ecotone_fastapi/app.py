@@ -1,9 +1,8 @@
 """`Ecotone`: collect the handlers, install the plugins, check everything, open, run, close."""
 
-import logging
-import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +13,14 @@ from ecotone_fastapi.adapters.memory import MemoryDeadLetters
 from ecotone_fastapi.core import bus
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
-from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.conversion import Conversion, Converter
 from ecotone_fastapi.core.endpoint import Endpoint, discover
-from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
+from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.gateway import Gateway, Overrides
 from ecotone_fastapi.core.injection import Injector
-from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Plugin, Runnable
+from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin, Runnable
 from ecotone_fastapi.core.routing import Routing
+from ecotone_fastapi.core.supervision import Supervisor
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, runs_in_consumer
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
 from ecotone_fastapi.messaging.failures import Failures
@@ -36,13 +35,14 @@ from ecotone_fastapi.web.buses import (
 )
 from ecotone_fastapi.web.edge import KEY, EcotoneMiddleware
 from ecotone_fastapi.web.errors import add_error_handlers
-from ecotone_fastapi.web.health import Condition, Health, RunnableHealth, health_router
+from ecotone_fastapi.web.health import Health, health_router
 from ecotone_fastapi.web.markers import FastAPIMarkers
 
-logger = logging.getLogger("ecotone_fastapi")
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 30.0  # seconds between two attempts of a consumer that fails
-_DEFAULTS: tuple[Callable[[], Plugin], ...] = (Transactions, AsynchronousHandlers, Failures)
+_DEFAULTS: tuple[type[Transactions | AsynchronousHandlers | Failures], ...] = (
+    Transactions,
+    AsynchronousHandlers,
+    Failures,
+)
 
 
 class Ecotone:
@@ -64,6 +64,7 @@ class Ecotone:
         overrides: Dependencies that are replaced, like `app.dependency_overrides`, which is used, too.
 
     Example:
+        >>> from ecotone_fastapi import query_handler
         >>> class Greeter:
         ...     @query_handler("greet")
         ...     async def greet(self, name: str) -> str:
@@ -95,10 +96,9 @@ class Ecotone:
         self._grace: float = grace
         self._overrides: Overrides = overrides or {}
         self._gateway: Gateway = Gateway(Conversion(converters), self._clock)
-        self._assembly: Assembly | None = None
+        self._supervisor: Supervisor | None = None
+        self._preparing: threading.RLock = threading.RLock()
         self._app: FastAPI | None = None
-        self._opened: dict[str, bool] = {}
-        self._health: dict[str, RunnableHealth] = {}
 
     # Putting together
 
@@ -108,16 +108,20 @@ class Ecotone:
         Raises:
             ConfigurationError: Something is wrong with the wiring; all that was found is in it.
         """
-        if self._assembly is None:
-            self._assembly = self._assemble()
+        self._prepared()
         return self._gateway
 
     @property
     def assembly(self) -> Assembly:
         """What everything was put together to, for tools that look at it."""
-        self.prepare()
-        assert self._assembly is not None
-        return self._assembly
+        return self._prepared().assembly
+
+    def _prepared(self) -> Supervisor:
+        if self._supervisor is None:
+            with self._preparing:  # FastAPI makes `Annotated[CommandBus, Depends()]` in a thread
+                if self._supervisor is None:
+                    self._supervisor = Supervisor(self._assemble(), self._plugins)
+        return self._supervisor
 
     def _assemble(self) -> Assembly:
         found = discover(self._handlers)
@@ -130,10 +134,14 @@ class Ecotone:
         assembly.endpoints = [known.get(one.id, one) for one in found.endpoints]
         for type_, provider in self._services.items():
             assembly.add_service(type_, provider)
-        for channel in self._channels:
-            assembly.add_channel(channel)
         problems: list[ConfigurationError] = []
+        for channel in self._channels:
+            try:
+                assembly.add_channel(channel)
+            except ConfigurationError as problem:
+                problems.append(problem)
         for plugin in self._with_defaults():
+            assembly.plugins.append(plugin)
             try:
                 plugin.install(assembly)
             except ConfigurationError as problem:
@@ -149,11 +157,11 @@ class Ecotone:
         return assembly
 
     def _with_defaults(self) -> Iterable[Plugin]:
-        yield from self._plugins
-        if not any(channel.capabilities.durable for channel in self._channels):
-            yield _InMemory()
-        given = {type(plugin) for plugin in self._plugins}
-        yield from (default() for default in _DEFAULTS if default not in given)
+        # The defaults look at the services and channels that all others have brought: they come last, given or not.
+        yield from (plugin for plugin in self._plugins if not isinstance(plugin, _DEFAULTS))
+        yield _InMemory()
+        for default in _DEFAULTS:
+            yield from [plugin for plugin in self._plugins if isinstance(plugin, default)] or [default()]
 
     def _wire(self, assembly: Assembly, injector: Injector) -> list[ConfigurationError]:
         problems: list[ConfigurationError] = []
@@ -161,17 +169,19 @@ class Ecotone:
         try:
             routing = Routing(endpoints)
         except ConfigurationError as problem:
-            return [*problems, *(problem.problems or [problem])]
+            # Without routes there is no gateway, but one start is to show everything that is wrong.
+            unplanned = self._unplannable(endpoints, injector)
+            return [*problems, *(problem.problems or [problem]), *unplanned]
         problems += self._gateway.wire(
             routing=routing,
             injector=injector,
-            asynchronous=self._runs_in_consumer,
+            asynchronous=runs_in_consumer,
             arounds=assembly.arounds,
             channels=assembly.channels,
             overrides=self._current_overrides,
         )
         for endpoint in endpoints:
-            if self._runs_in_consumer(endpoint) and endpoint.payload_type is not None:
+            if runs_in_consumer(endpoint) and endpoint.payload_type is not None:
                 try:
                     self._gateway.conversion.check(endpoint.payload_type)
                 except ConfigurationError as problem:
@@ -179,8 +189,14 @@ class Ecotone:
                     problems.append(problem)
         return problems
 
-    def _runs_in_consumer(self, endpoint: Endpoint) -> bool:
-        return runs_in_consumer(endpoint)
+    def _unplannable(self, endpoints: Iterable[Endpoint], injector: Injector) -> Iterable[ConfigurationError]:
+        for endpoint in endpoints:
+            try:
+                injector.plan(
+                    endpoint, asynchronous=runs_in_consumer(endpoint), overrides=dict(self._current_overrides())
+                )
+            except ConfigurationError as problem:
+                yield problem
 
     def _current_overrides(self) -> Overrides:
         of_app = self._app.dependency_overrides if self._app is not None else None
@@ -226,60 +242,89 @@ class Ecotone:
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Serve this application while it runs: `FastAPI(lifespan=ecotone.lifespan)`.
 
-        Within a lifespan of your own, write `async with ecotone.lifespan(app): yield`.
+        Within a lifespan of your own, write `async with ecotone.lifespan(app): yield`. Servers that are down do not
+        prevent the start; readiness says so.
+
+        Raises:
+            ConfigurationError: Something is wrong with the wiring, a server is not prepared, or it is served already.
+
+        Example:
+            >>> ecotone = Ecotone([])
+            >>> app = FastAPI(lifespan=ecotone.lifespan)
+            >>> app.include_router(ecotone.router, prefix="/ecotone")
         """
         self._serve(app)
-        async with self.running():
-            yield
+        try:
+            async with self._started():
+                yield
+        finally:
+            self._app = None
+            delattr(app.state, KEY)
 
-    def install(self, app: FastAPI, *, prefix: str = "/ecotone", error_handlers: bool = True) -> None:
+    def install(self, app: FastAPI, *, prefix: str | None = "/ecotone", error_handlers: bool = True) -> None:
         """Do all of it for an application: middleware, lifespan, health router and error handlers.
 
-        Its own lifespan is kept, and stands around this one. Must be called before the first request.
+        Its own lifespan is kept, and stands around this one. Must be called before the first request. Applications
+        that are mounted into this one use the same buses, unless they have an Ecotone of their own; start that one in
+        the lifespan of this application with `running()`, because lifespans of mounted applications are never run.
 
         Args:
             app: The application.
-            prefix: Where the router is included.
+            prefix: Where the router is included; `None` leaves it out.
             error_handlers: Whether errors of messages are answered with their HTTP status.
 
         Raises:
-            ConfigurationError: The application, or this object, is installed already.
+            ConfigurationError: The application has an Ecotone, this one has an application, or it is too late.
+
+        Example:
+            >>> app = FastAPI()
+            >>> ecotone = Ecotone([])
+            >>> ecotone.install(app)
+            >>> app.state.ecotone is ecotone
+            True
         """
-        if getattr(app.state, KEY, None) is not None:
-            raise ConfigurationError("an Ecotone is installed in this application already", hint="install one of them")
+        self._check_free(app)
+        try:
+            app.add_middleware(EcotoneMiddleware, ecotone=self)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                "install(app) comes too late: the application has been started",
+                hint="call it where the application is made, before the first request",
+            ) from error
         self._serve(app)
 
         @asynccontextmanager
         async def started(_: FastAPI) -> AsyncIterator[None]:
-            async with self.running():
+            async with self._started():
                 yield
 
-        app.add_middleware(EcotoneMiddleware, ecotone=self)
         app.include_router(APIRouter(lifespan=started))
-        app.include_router(self.router, prefix=prefix)
+        if prefix is not None:
+            app.include_router(self.router, prefix=prefix)
         if error_handlers:
             add_error_handlers(app)
 
     def _serve(self, app: FastAPI) -> None:
-        if self._app is not None and self._app is not app:
-            raise ConfigurationError(
-                "this Ecotone serves another application already", hint="make one Ecotone for each application"
-            )
+        self._check_free(app)
         self._app = app
         setattr(app.state, KEY, self)
 
+    def _check_free(self, app: FastAPI) -> None:
+        if self._app is not None:
+            served = "this" if self._app is app else "another"
+            raise ConfigurationError(
+                f"this Ecotone serves {served} application already",
+                hint="use install(app) or its lifespan, once, and make one Ecotone for each application",
+            )
+        if getattr(app.state, KEY, None) is not None:
+            raise ConfigurationError("another Ecotone serves this application already", hint="use one of them")
+
     async def health(self) -> Health:
         """Report on every consumer of this process, and on every server that can be asked."""
-        servers: dict[str, str | None] = {}
-        for part in (*self._plugins, *self._channels):
-            if isinstance(part, HealthCheck):
-                try:
-                    with anyio.fail_after(5):
-                        await part.check()
-                    servers[part.name] = None
-                except Exception as error:
-                    servers[part.name] = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Health(tuple(self._health.values()), servers)
+        supervisor = self._supervisor
+        if supervisor is None:
+            return Health(running=False)
+        return Health(supervisor.running, tuple(supervisor.runnables.values()), await supervisor.check())
 
     # Running
 
@@ -297,31 +342,46 @@ class Ecotone:
         Raises:
             ConfigurationError: Something is wrong with the wiring, or a server is not prepared.
             ChannelError: Without consumers: a server cannot be reached.
-        """
-        assembly = self.assembly
-        chosen = self._chosen(self._consumers if consumers is None else consumers)
-        failure: BaseException | None = None
-        async with AsyncExitStack() as stack:
-            for lifespan in assembly.lifespans:
-                await stack.enter_async_context(lifespan())
-            for channel in assembly.channels.values():
-                stack.push_async_callback(self._close, channel)
-                await self._open(channel, patient=bool(chosen))
-            async with anyio.create_task_group() as tasks:
-                stop = anyio.Event()
-                for runnable in chosen:
-                    health = self._health[runnable.name] = RunnableHealth(runnable.name)
-                    tasks.start_soon(self._supervise, runnable, health, stop)
-                try:
-                    yield self
-                except BaseException as error:
-                    # Raised again outside the task group, which would wrap it into an ExceptionGroup.
-                    failure = error
-                stop.set()
-        if failure is not None:
-            raise failure
 
-    async def run(self, name: str, limits: Limits = Limits()) -> int:
+        Example:
+            >>> async with Ecotone([]).running(consumers=False) as ecotone:
+            ...     print((await ecotone.health()).ready)
+            True
+        """
+        wanted = self._consumers if consumers is None else consumers
+        async with self._started(wanted, patient=bool(wanted)):
+            yield self
+
+    @asynccontextmanager
+    async def _started(
+        self, consumers: bool | Sequence[str] | None = None, *, patient: bool = True
+    ) -> AsyncIterator[None]:
+        supervisor = self._prepared()
+        chosen = self._chosen(self._consumers if consumers is None else consumers)
+        async with supervisor.open(chosen, patient=patient), supervisor.run_beside(chosen, grace=self._grace):
+            yield
+
+    async def work(self, consumers: bool | Sequence[str] = True, *, limits: Limits | None = None) -> dict[str, int]:
+        """Open everything, run consumers until each of them has reached a limit or is told to stop, and close.
+
+        What a process of its own does. A server that is down is waited for, as in `running`.
+
+        Args:
+            consumers: Which consumers run: all, or those with these names.
+            limits: When to end; for each consumer on its own. Without it, when the caller is cancelled.
+
+        Returns:
+            How many messages each consumer has handled well.
+
+        Raises:
+            ConfigurationError: Something is wrong with the wiring, or a server is not prepared.
+        """
+        supervisor, chosen = self._prepared(), self._chosen(consumers)
+        limits = limits or Limits(grace=self._grace)
+        async with supervisor.open(chosen, patient=True):
+            return await supervisor.run(chosen, replace(limits, stop=limits.stop or anyio.Event()))
+
+    async def run(self, name: str, limits: Limits | None = None) -> int:
         """Run one consumer or other runnable until a limit is reached; return how many messages were handled well.
 
         To be called inside `running(consumers=False)`.
@@ -333,7 +393,7 @@ class Ecotone:
         Raises:
             ConfigurationError: There is none with this name.
         """
-        return await self._runnable(name).run(limits)
+        return await self._runnable(name).run(limits or Limits())
 
     def _runnable(self, name: str) -> Runnable:
         runnables = self.assembly.runnables
@@ -348,63 +408,16 @@ class Ecotone:
     def _chosen(self, consumers: bool | Sequence[str]) -> list[Runnable]:
         if isinstance(consumers, bool):
             return list(self.assembly.runnables.values()) if consumers else []
-        return [self._runnable(name) for name in consumers]
-
-    async def _open(self, channel: Channel, *, patient: bool) -> None:
-        try:
-            await channel.open()
-        except ChannelError as error:
-            if not patient:
-                raise
-            logger.warning("channel %s cannot be opened yet: %s", channel.name, error)
-            self._opened[channel.name] = False
-        else:
-            self._opened[channel.name] = True
-
-    async def _close(self, channel: Channel) -> None:
-        try:
-            await channel.close()
-        except ChannelError as error:
-            logger.warning("channel %s was not closed properly: %s", channel.name, error)
-
-    async def _supervise(self, runnable: Runnable, health: RunnableHealth, stop: anyio.Event) -> None:
-        """Keep a runnable running: one that fails pauses, longer from time to time, and tries again."""
-        limits = Limits(stop=stop, grace=self._grace)
-        while not stop.is_set():
-            started = anyio.current_time()
-            try:
-                if isinstance(runnable, Consumer) and not self._opened.get(runnable.channel.name, True):
-                    await runnable.channel.open()
-                    self._opened[runnable.channel.name] = True
-                health.condition = Condition.RUNNING
-                await runnable.run(limits)
-                health.condition = Condition.STOPPED if stop.is_set() else Condition.ENDED
-                return
-            except Exception as error:
-                if anyio.current_time() - started > _LONGEST_PAUSE:
-                    health.failures = 0
-                health.condition = Condition.WAITING
-                health.failures += 1
-                health.last_error = f"{type(error).__name__}: {error}".splitlines()[0]
-                pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (health.failures - 1)) * random.uniform(0.8, 1.2)
-                logger.warning(
-                    "consumer %s failed, again in %.1f s", runnable.name, pause, exc_info=_unless_known(error)
-                )
-                with anyio.move_on_after(pause):
-                    await stop.wait()
-        health.condition = Condition.STOPPED
-
-
-def _unless_known(error: Exception) -> Exception | None:
-    """A lost server needs no traceback; everything else does."""
-    return None if isinstance(error, ChannelError) else error
+        names = [consumers] if isinstance(consumers, str) else dict.fromkeys(consumers)
+        return [self._runnable(name) for name in names]
 
 
 class _InMemory:
     """What is kept in memory when nothing better was given, and nothing that must last longer exists."""
 
     def install(self, assembly: Assembly) -> None:
-        assembly.add_service(DeadLetterStore, MemoryDeadLetters())
+        if not any(channel.capabilities.durable for channel in assembly.channels.values()):
+            assembly.add_service(DeadLetterStore, MemoryDeadLetters())
 
 
 def _with_payload_types(

@@ -24,6 +24,8 @@ from ecotone_fastapi.core.errors import ConversionError, DeadLetterNotFoundError
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.messaging.dead_letter import ParkedMessage
 
+__all__ = ["MemoryChannel", "MemoryDeadLetters"]
+
 _N = TypeVar("_N", int, float)
 
 _NEVER = datetime.max.replace(tzinfo=UTC)

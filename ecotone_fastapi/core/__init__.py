@@ -13,14 +13,14 @@ from ecotone_fastapi.core.injection import (
     FromMessage,
     FromScope,
     HeaderValue,
-    Parameter,
     ParameterResolver,
     Supplier,
     Wanted,
 )
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage
-from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Plugin, Runnable
+from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Migratable, Plugin, Runnable
+from ecotone_fastapi.core.signatures import Parameter
 
 __all__ = [
     "Assembly",
@@ -48,6 +48,7 @@ __all__ = [
     "Kind",
     "Limits",
     "Message",
+    "Migratable",
     "Order",
     "Parameter",
     "ParameterResolver",

@@ -1,6 +1,6 @@
 """The three buses: send a command, ask a query, publish an event."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar, overload
 
 from ecotone_fastapi.core.endpoint import Kind
@@ -25,9 +25,11 @@ class Bus:
         self._connection = connection
         self._shared = shared
 
-    async def _dispatch(self, kind: Kind, payload: Any, to: str | None, headers: Mapping[str, Any] | None) -> Any:
+    def _dispatch(
+        self, kind: Kind, payload: Any, to: str | None, headers: Mapping[str, Any] | None
+    ) -> Awaitable[Any]:
         message = self._gateway.message(payload, headers)
-        return await self._gateway.dispatch(kind, message, to, connection=self._connection, shared=self._shared)
+        return self._gateway.dispatch(kind, message, to, connection=self._connection, shared=self._shared)
 
 
 class CommandBus(Bus):
@@ -89,6 +91,7 @@ class QueryBus(Bus):
 
         Example:
             >>> await queries.ask("order-1", to="order.get_status", returns=str)
+            'placed'
         """
         answer = await self._dispatch(Kind.QUERY, query, to, headers)
         if returns is None or (isinstance(returns, type) and isinstance(answer, returns)):

@@ -41,6 +41,9 @@ class Consumer:
         target: What is done with each; `gateway.deliver` unless told otherwise.
         concurrency: How many messages are handled at the same time.
         batch: How many messages are borrowed at a time; at least `concurrency`.
+
+    Attributes:
+        handled: How many messages it has handled well, in all its runs so far.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Consumer:
         self.channel = channel
         self.concurrency = concurrency
         self.batch = max(batch, concurrency)
+        self.handled = 0
         self._gateway = gateway
         self._target = target
 
@@ -72,13 +76,12 @@ class Consumer:
         return await _Run(self, limits).run()
 
     async def handle(self, delivery: Delivery) -> bool:
-        """Take one message through the gateway; return whether that went well."""
-        try:
-            return await self._gateway.receive(self.channel.name, delivery, self._target)
-        except Exception:
-            # The gateway has given the message back; the consumer goes on with the others.
-            logger.exception("channel %s: message %s failed", self.name, delivery.message.headers.get(HeaderName.id))
-            return False
+        """Take one message through the gateway; return whether that went well.
+
+        Raises:
+            Exception: What nobody took care of. The gateway has given the message back, if the channel took it.
+        """
+        return await self._gateway.receive(self.channel.name, delivery, self._target)
 
 
 @dataclass
@@ -90,7 +93,11 @@ class _Lane:
 
 
 class _Run:
-    """One run of a consumer. A delivery is waiting, then running, then done and to be settled."""
+    """One run of a consumer.
+
+    A delivery is waiting, then running, then done and to be acked. One whose handler failed has been given back by
+    then, unless the channel refused it; it is offered again before more is received, and must never be acked.
+    """
 
     def __init__(self, consumer: Consumer, limits: Limits) -> None:
         self.consumer = consumer
@@ -100,15 +107,16 @@ class _Run:
         self.waiting: dict[int, Delivery] = {}
         self.running: dict[int, Delivery] = {}
         self.done: list[Delivery] = []
+        self.refused: list[Delivery] = []
         self.settling = False
-        self.ending = False
+        self.over = False
         self.lanes: dict[str, _Lane] = {}
         self.places = anyio.Semaphore(consumer.concurrency, fast_acquire=True)
         self.one_less = anyio.Event()
         self.ends_at = None if limits.seconds is None else time.monotonic() + limits.seconds
 
     async def run(self) -> int:
-        lost: ChannelError | None = None
+        lost: Exception | None = None
         try:
             async with anyio.create_task_group() as handlers:
                 with anyio.CancelScope() as receiving:
@@ -116,9 +124,9 @@ class _Run:
                         handlers.start_soon(self._wait_for_stop, self.limits.stop, receiving)
                     try:
                         await self._receive_until_done(handlers)
-                    except ChannelError as error:
+                    except Exception as error:  # raised when those under way, who have no part in it, have finished
                         lost = error
-                self.ending = True
+                self.over = True
                 with anyio.move_on_after(self.limits.grace):
                     while self.running:
                         await self._one_less(None)
@@ -133,7 +141,6 @@ class _Run:
 
     async def _wait_for_stop(self, stop: anyio.Event, receiving: anyio.CancelScope) -> None:
         await stop.wait()
-        self.ending = True
         receiving.cancel()
 
     async def _receive_until_done(self, handlers: TaskGroup) -> None:
@@ -142,23 +149,28 @@ class _Run:
             if room <= 0:
                 await self._one_less(self._time_left())
                 continue
+            await self._return_refused()
             deliveries = await self.channel.receive(room, self._patience())
             for delivery in deliveries:
                 self.waiting[id(delivery)] = delivery
                 handlers.start_soon(self._handle, delivery)
             if not deliveries and self.limits.until_empty:
-                if self._lent() == 0 and not self.settling:
+                if self._lent() or self.settling:
+                    await self._one_less(self._time_left())
+                elif not self.refused:
                     return
-                await self._one_less(self._time_left())
 
     def _reached(self) -> bool:
         limits = self.limits
         return (
-            self.ending
+            self._ending()
             or (limits.messages is not None and self.handled >= limits.messages)
             or self._time_left() == 0.0
             or (limits.memory is not None and _megabytes() > limits.memory)
         )
+
+    def _ending(self) -> bool:
+        return self.over or (self.limits.stop is not None and self.limits.stop.is_set())
 
     def _lent(self) -> int:
         return len(self.waiting) + len(self.running)
@@ -188,19 +200,36 @@ class _Run:
         key = delivery.message.headers.get(HeaderName.partition_key)
         try:
             async with self._lane(key), self.places:
-                if self.ending:
+                if self._ending():
                     return  # it is given back at the end of the run
                 self.running[id(delivery)] = self.waiting.pop(id(delivery))
                 try:
-                    if await self.consumer.handle(delivery):
-                        self.handled += 1
-                    if not delivery.settled:
-                        self.done.append(delivery)
+                    await self._run_handler(delivery)
                 finally:
                     del self.running[id(delivery)]
             await self._settle()
         finally:
             self.one_less.set()
+
+    async def _run_handler(self, delivery: Delivery) -> None:
+        try:
+            if await self.consumer.handle(delivery):
+                self.handled += 1
+                self.consumer.handled += 1
+        except Exception:
+            # The consumer goes on with the other messages.
+            name, id_ = self.channel.name, delivery.message.headers.get(HeaderName.id)
+            logger.exception("channel %s: message %s failed", name, id_)
+            if not delivery.settled:
+                self.refused.append(delivery)
+        else:
+            if not delivery.settled:
+                self.done.append(delivery)
+
+    async def _return_refused(self) -> None:
+        while self.refused:
+            await self.refused[-1].nack()
+            self.refused.pop()
 
     @asynccontextmanager
     async def _lane(self, key: str | None) -> AsyncIterator[None]:
@@ -243,9 +272,10 @@ class _Run:
             logger.warning("channel %s: handled, but not acked; it will come again: %s", self.channel.name, error)
 
     async def _give_back(self) -> None:
-        for delivery in self.waiting.values():
+        never_ran = [(delivery, False) for delivery in self.waiting.values()]
+        for delivery, attempted in [*never_ran, *((delivery, True) for delivery in self.refused)]:
             try:
-                await delivery.nack(attempted=False)
+                await delivery.nack(attempted=attempted)
             except ChannelError as error:
                 logger.warning("channel %s: not given back; it will come again: %s", self.channel.name, error)
 

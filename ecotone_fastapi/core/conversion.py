@@ -10,7 +10,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, EcotoneError, HeaderError
@@ -62,12 +62,17 @@ class PydanticConverter:
         return True
 
     def encode(self, value: Any) -> bytes:
-        """Return the value as JSON that `decode` can read again."""
+        """Return the value as JSON that `decode` can read again.
+
+        Raises:
+            ConversionError: It has no JSON form, or a field holds what its annotation does not allow.
+        """
         try:
             if type(value).__module__ == "builtins":
                 # The elements of a plain container decide for themselves how they are written.
                 return to_json(value, by_alias=True)
-            return self.adapter(type(value)).dump_json(value, by_alias=True, round_trip=True)
+            # What does not fit its own type would be refused by every receiver: better by the sender, at once.
+            return self.adapter(type(value)).dump_json(value, by_alias=True, round_trip=True, warnings="error")
         except (PydanticSerializationError, ConfigurationError) as error:
             raise ConversionError(
                 f"a {name_of(type(value))} cannot be written as JSON: {error}",
@@ -100,7 +105,10 @@ class PydanticConverter:
             pass
         try:
             adapter: TypeAdapter[Any] = TypeAdapter(type_)
-        except (PydanticSchemaGenerationError, PydanticUserError) as error:
+            if not getattr(adapter, "pydantic_complete", True):
+                # Newer versions of pydantic put off what they cannot resolve until the first use.
+                adapter.rebuild()
+        except (PydanticUserError, PydanticUndefinedAnnotation) as error:
             raise ConfigurationError(
                 f"pydantic has no schema for {name_of(type_)}: {str(error).splitlines()[0]}",
                 hint="use a dataclass or a pydantic model, or give Ecotone(converters=[...]) one for this type",
@@ -169,10 +177,10 @@ class Conversion:
         """
         if type_ is bytes or (type_ is Any and content_type == BINARY):
             return data
-        media_type = content_type.partition(";")[0].strip().lower()
-        if type_ is str and media_type.startswith("text/"):
-            return data.decode()
+        media_type = _media_type(content_type)
         converter = self._reading(type_, media_type)
+        if converter is None and type_ in (str, Any) and media_type.startswith("text/"):
+            return _decoded(data, media_type)
         if converter is None:
             raise ConversionError(
                 f"nothing here reads {media_type} as {_shown(type_)}",
@@ -181,6 +189,8 @@ class Conversion:
             )
         try:
             return converter.decode(data, type_)
+        except ConfigurationError as error:
+            raise ConversionError(f"{media_type} cannot be read as {_shown(type_)}: {error.what}", hint=error.hint) from error
         except EcotoneError:
             raise
         except ValueError as error:
@@ -200,6 +210,10 @@ class Conversion:
                 hint=error.hint,
             ) from error
 
+    def validates(self, type_: Any) -> bool:
+        """Whether values can be made to fit the type, beyond being told by `isinstance`."""
+        return self._pydantic.handles(type_)
+
     def check(self, type_: Any) -> None:
         """Make sure that values of the type can cross a channel.
 
@@ -214,10 +228,22 @@ class Conversion:
 
     def _reading(self, type_: Any, media_type: str) -> Converter | None:
         for converter in self._converters:
-            if converter.content_type == media_type and converter.handles(type_):
+            if _media_type(converter.content_type) == media_type and converter.handles(type_):
                 return converter
         is_json = media_type == JSON or media_type.endswith("+json")
         return self._pydantic if is_json else None
+
+
+def _media_type(content_type: str) -> str:
+    """A content type without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _decoded(data: bytes, media_type: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"{media_type} could not be read as text: {error}", hint="send UTF-8") from error
 
 
 def header_text(name: str, value: Any) -> str:
@@ -226,8 +252,8 @@ def header_text(name: str, value: Any) -> str:
     Raises:
         ConversionError: The value has no JSON form.
     """
-    if isinstance(value, str):
-        return str(value)
+    if type(value) is str:
+        return value
     try:
         plain = to_jsonable_python(value, by_alias=True)
     except PydanticSerializationError as error:
@@ -237,10 +263,8 @@ def header_text(name: str, value: Any) -> str:
     return plain if isinstance(plain, str) else to_json(plain).decode()
 
 
-def header_texts(headers: Mapping[str, Any] | None) -> dict[str, str] | None:
+def header_texts(headers: Mapping[str, Any]) -> dict[str, str]:
     """Return headers with all values as text; those that are `None` are left out."""
-    if not headers:
-        return None
     return {name: header_text(name, value) for name, value in headers.items() if value is not None}
 
 
@@ -249,10 +273,19 @@ class HeaderReader:
 
     Args:
         type_: The annotation of the parameter, with its pydantic constraints.
+
+    Raises:
+        ConfigurationError: pydantic cannot read this type.
     """
 
     def __init__(self, type_: Any) -> None:
-        self._adapter: TypeAdapter[Any] = TypeAdapter(type_)
+        try:
+            self._adapter: TypeAdapter[Any] = TypeAdapter(type_)
+        except PydanticUserError as error:
+            raise ConfigurationError(
+                f"a header cannot be read as {_shown(type_)}: {str(error).splitlines()[0]}",
+                hint="annotate it with a type that pydantic can read from text or JSON",
+            ) from error
         self._type = type_
 
     def __call__(self, name: str, text: str) -> Any:

@@ -130,11 +130,11 @@ class Endpoint:
 
 
 @overload
-def command_handler(function: F, /) -> F: ...
-@overload
 def command_handler(
     route: str | None = None, /, *, id: str | None = None, dependencies: Sequence[object] = ()
 ) -> Callable[[F], F]: ...
+@overload
+def command_handler(function: F, /) -> F: ...
 def command_handler(target: Any = None, /, *, id: str | None = None, dependencies: Sequence[object] = ()) -> Any:
     """Handle a command: an intent, with exactly one handler.
 
@@ -153,11 +153,11 @@ def command_handler(target: Any = None, /, *, id: str | None = None, dependencie
 
 
 @overload
-def query_handler(function: F, /) -> F: ...
-@overload
 def query_handler(
     route: str | None = None, /, *, id: str | None = None, dependencies: Sequence[object] = ()
 ) -> Callable[[F], F]: ...
+@overload
+def query_handler(function: F, /) -> F: ...
 def query_handler(target: Any = None, /, *, id: str | None = None, dependencies: Sequence[object] = ()) -> Any:
     """Answer a query: a question, with exactly one handler, that changes nothing and opens no transaction.
 
@@ -175,11 +175,11 @@ def query_handler(target: Any = None, /, *, id: str | None = None, dependencies:
 
 
 @overload
-def event_handler(function: F, /) -> F: ...
-@overload
 def event_handler(
     route: str | None = None, /, *, id: str | None = None, priority: int = 1, dependencies: Sequence[object] = ()
 ) -> Callable[[F], F]: ...
+@overload
+def event_handler(function: F, /) -> F: ...
 def event_handler(
     target: Any = None, /, *, id: str | None = None, priority: int = 1, dependencies: Sequence[object] = ()
 ) -> Any:
@@ -201,11 +201,11 @@ def event_handler(
 
 
 @overload
-def internal_handler(function: F, /) -> F: ...
-@overload
 def internal_handler(
     route: str | None = None, /, *, id: str | None = None, dependencies: Sequence[object] = ()
 ) -> Callable[[F], F]: ...
+@overload
+def internal_handler(function: F, /) -> F: ...
 def internal_handler(target: Any = None, /, *, id: str | None = None, dependencies: Sequence[object] = ()) -> Any:
     """Handle a step of a workflow: reached by its key from other handlers, never from a bus.
 
@@ -304,7 +304,7 @@ def _handlers_in(source: object, instances: dict[type, object]) -> Iterator[tupl
         yield from _handlers_on(source)
     elif isinstance(source, FunctionType) or _is_handler(source):
         owner = source.__self__ if isinstance(source, MethodType) and isinstance(source.__self__, type) else None
-        yield from _endpoints_of(cast("Callable[..., Any]", source), owner, needs_instance=False)
+        yield from _endpoints_of(cast("Callable[..., Any]", source), owner, _own_marks(source), needs_instance=False)
     else:
         found = list(_handlers_on(type(source)))
         if found:
@@ -340,18 +340,16 @@ def _handlers_on(cls: type) -> Iterator[tuple[tuple[object, ...], Endpoint]]:
     names = dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base))
     for name in names:
         raw = inspect.getattr_static(cls, name)
-        if not any(isinstance(value, Handles) for value in _own_marks(raw)):
-            continue
-        if isinstance(raw, staticmethod | classmethod):
-            yield from _endpoints_of(getattr(cls, name), cls, needs_instance=False)
-        else:
-            yield from _endpoints_of(raw, cls, needs_instance=True)
+        bound = isinstance(raw, staticmethod | classmethod)
+        # A decorator that stands above @classmethod has marked the descriptor, one below it the function.
+        marks = (*_own_marks(raw), *_own_marks(raw.__func__)) if bound else _own_marks(raw)
+        if any(isinstance(value, Handles) for value in marks):
+            yield from _endpoints_of(getattr(cls, name) if bound else raw, cls, marks, needs_instance=not bound)
 
 
 def _endpoints_of(
-    function: Callable[..., Any], owner: type | None, *, needs_instance: bool
+    function: Callable[..., Any], owner: type | None, marks: tuple[object, ...], *, needs_instance: bool
 ) -> Iterator[tuple[tuple[object, ...], Endpoint]]:
-    marks = _own_marks(function)
     name = getattr(function, "__name__", type(function).__name__)
     if owner is not None:
         default_id = f"{owner.__module__}.{owner.__qualname__}.{name}"

@@ -4,11 +4,14 @@ A unit of work (`Scope`) begins with a root message: one that is dispatched whil
 consumer received. Whatever is dispatched while it is handled joins it, one message after the other.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import datetime
+from functools import partial
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import anyio
 
@@ -17,10 +20,11 @@ from ecotone_fastapi.core.clock import Clock
 from ecotone_fastapi.core.conversion import Conversion, header_texts
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, UnknownChannelError, UnknownEndpointError
-from ecotone_fastapi.core.injection import Injector, Plan
-from ecotone_fastapi.core.message import HeaderName, Message, name_of, new_id
+from ecotone_fastapi.core.injection import Injector
+from ecotone_fastapi.core.message import FreshHeaders, HeaderName, Message, name_of, new_id
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage, compose
-from ecotone_fastapi.core.routing import Routing, members_of
+from ecotone_fastapi.core.plan import Plan
+from ecotone_fastapi.core.routing import Routing, is_typed_dict, members_of
 
 Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
 
@@ -62,12 +66,14 @@ class Around:
         stage: At which stage.
         order: How far out; the smallest is outermost.
         when: For which endpoints; only in the HANDLE stage.
+        plugin: Who put it there, for tools that tell.
     """
 
     interceptor: Interceptor
     stage: Stage
     order: int = Order.USER
     when: Callable[[Endpoint], object] | None = None
+    plugin: object | None = None
 
 
 class _Handler:
@@ -91,10 +97,11 @@ class _Handler:
         self.plan = plan(self._first_overrides)
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._wanted = self.plan.payload_type
-        members = members_of(self._wanted)
-        whole = self._wanted is not None and all(isinstance(member, type) for member in members)
         # Exactly these can be told by `isinstance`; constrained, generic and typed-dict payloads are validated.
-        self._classes = tuple(members) if whole and _is_plain(self._wanted) else None
+        self._classes: tuple[type, ...] | None = None
+        if _is_plain(self._wanted) or not conversion.validates(self._wanted):
+            classes = [member for member in members_of(self._wanted) if isinstance(member, type)]
+            self._classes = tuple(dict if is_typed_dict(cls) else cls for cls in classes)
         outer = [around.interceptor for around in arounds if around.order <= Order.ASYNCHRONOUS]
         inner = [around.interceptor for around in arounds if around.order > Order.ASYNCHRONOUS]
         # What only crosses a channel is never read: bytes become a payload inside the asynchronous interceptor.
@@ -122,20 +129,16 @@ class _Handler:
             ConversionError: They do not fit.
         """
         payload, wanted = message.payload, self._wanted
-        if wanted is None or wanted is Any:
-            if not isinstance(payload, bytes) or wanted is None:
-                return message
-        elif self._classes is not None and isinstance(payload, self._classes):
-            content_type = HeaderName.content_type in message.headers
-            if not (content_type and isinstance(payload, bytes | str)):
-                return message
-        content_type_header = message.headers.get(HeaderName.content_type)
+        if wanted is None:
+            return message
         try:
-            if isinstance(payload, bytes | str) and content_type_header is not None:
-                data = payload.encode() if isinstance(payload, str) else payload
-                value = self._conversion.decode(data, self._concrete(message), content_type_header)
-                return message.without_headers([HeaderName.content_type]).with_payload(value)
-            if wanted is Any:
+            if isinstance(payload, bytes | str):
+                content_type = message.headers.get(HeaderName.content_type)
+                if content_type is not None:
+                    data = payload.encode() if isinstance(payload, str) else payload
+                    value = self._conversion.decode(data, self._concrete(message), content_type)
+                    return message.without_headers([HeaderName.content_type]).with_payload(value)
+            if wanted is Any or (self._classes is not None and isinstance(payload, self._classes)):
                 return message
             return message.with_payload(self._conversion.convert(payload, wanted))
         except ConversionError as error:
@@ -159,23 +162,18 @@ class _Handler:
 
 def _is_plain(type_: Any) -> bool:
     """Whether values of a type can be told by `isinstance` alone."""
-    return (
-        all(isinstance(member, type) for member in members_of(type_))
-        and not hasattr(type_, "__metadata__")
-        and (
-            isinstance(type_, type)
-            or all(_is_plain(one) or one is type(None) for one in getattr(type_, "__args__", (0,)))
-        )
-    )
+    if isinstance(type_, UnionType) or get_origin(type_) is Union:
+        return all(_is_plain(member) for member in get_args(type_))
+    return isinstance(type_, type) and get_origin(type_) is None and not is_typed_dict(type_)
 
 
 def partial_convert(handler: _Handler, proceed: Proceed) -> Proceed:
     """Return `proceed` with bytes turned into the handler's payload before it."""
 
-    async def convert(call: Call) -> Any:
+    def convert(call: Call) -> Awaitable[Any]:
         if type(call.message.payload) is bytes:
             call = replace(call, message=handler.accept(call.message))
-        return await proceed(call)
+        return proceed(call)
 
     return convert
 
@@ -262,16 +260,10 @@ class Gateway:
         Raises:
             ConversionError: A header cannot be written as text.
         """
-        texts = header_texts(headers) or {}
-        texts.setdefault(HeaderName.timestamp, self.clock.now().isoformat())
+        texts = header_texts(headers) if headers else None
         frame = _handled.get()
-        if frame is not None:
-            return frame.message.caused(payload, texts)
-        own_id = texts.get(HeaderName.id)
-        if own_id is None:
-            own_id = texts[HeaderName.id] = new_id()
-        texts.setdefault(HeaderName.correlation_id, own_id)
-        return Message(payload, texts)
+        cause = None if frame is None else frame.message
+        return Message(payload, FreshHeaders(partial(_headers_of, cause, texts, self.clock.now())))
 
     async def dispatch(
         self,
@@ -471,6 +463,17 @@ class Gateway:
             await scope.close()
         finally:
             _handled.reset(token)
+
+
+def _headers_of(cause: Message[Any] | None, texts: dict[str, str] | None, now: datetime) -> dict[str, str]:
+    """Write the headers of a message that was made at this time, because of another one or as the first."""
+    headers = texts or {}
+    headers.setdefault(HeaderName.timestamp, now.isoformat())
+    if cause is not None:
+        return dict(cause.caused(None, headers).headers)
+    headers.setdefault(HeaderName.id, new_id())
+    headers.setdefault(HeaderName.correlation_id, headers[HeaderName.id])
+    return headers
 
 
 def unknown_channel(name: str, known: Iterable[str]) -> UnknownChannelError:

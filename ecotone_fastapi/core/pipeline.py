@@ -69,14 +69,16 @@ class Scope:
         exits: Teardown of dependencies, with their names.
         state: What plugins keep for the unit, by a key of their own.
         connection: The HTTP request or WebSocket that the root message was sent from.
+        shared: The keys of results that the caller has put into the cache.
         closed: Whether the unit is over.
         threads: How many handlers and dependencies of the unit are in worker threads just now.
     """
 
-    __slots__ = ("_entered", "cache", "closed", "connection", "exits", "state", "threads")
+    __slots__ = ("_entered", "cache", "closed", "connection", "exits", "shared", "state", "threads")
 
     def __init__(self, connection: object = None, cache: dict[Any, Any] | None = None) -> None:
         self.cache: dict[Any, Any] = {} if cache is None else cache
+        self.shared = frozenset(self.cache)
         self.exits: list[tuple[Exit, str]] = []
         self.state: dict[Any, Any] = {}
         self.connection = connection
@@ -136,9 +138,12 @@ async def unwind(exits: list[tuple[Exit, str]], error: BaseException | None) -> 
     return error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """One message on its way through one stage.
+
+    An interceptor passes on a changed copy, by `dataclasses.replace`, and leaves the one it was given alone. That is not
+    enforced: a frozen one costs three times as much to make, and several are made for each message.
 
     Args:
         message: The message; its payload is bytes in the RECEIVE and SEND stages.

@@ -9,7 +9,7 @@
 ...         assembly.add_interceptor(greet, stage=Stage.HANDLE)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -83,6 +83,39 @@ class HealthCheck(Protocol):
         ...
 
 
+@runtime_checkable
+class Migratable(Protocol):
+    """A plugin that keeps tables or the like on a server. `ecotone migrate` brings them up to date.
+
+    It is asked while the application does not run, and lets go of what it has opened for the answer.
+    """
+
+    @property
+    def name(self) -> str:
+        """How it is called in a report."""
+        ...
+
+    async def missing(self) -> Sequence[str]:
+        """Return what is missing or too old, line by line; change nothing.
+
+        Raises:
+            ChannelError: The server does not answer.
+        """
+        ...
+
+    async def migrate(self) -> Sequence[str]:
+        """Create what is missing and change what is old; return what was done, line by line. Safe to repeat.
+
+        Raises:
+            ChannelError: The server does not answer.
+        """
+        ...
+
+    def migration_sql(self) -> str:
+        """Return the statements that create everything, for people who run them by hand; asks no server."""
+        ...
+
+
 class Plugin(Protocol):
     """Extends an application when it is put together."""
 
@@ -107,6 +140,7 @@ class Assembly:
         endpoints: The handlers found so far; read them, look at their marks.
         services: What is supplied by type so far.
         channels: The channels so far, by name.
+        plugins: The plugins that were installed so far; the last one is being installed.
     """
 
     gateway: Gateway
@@ -117,6 +151,7 @@ class Assembly:
     arounds: list[Around] = field(default_factory=list)
     runnables: dict[str, Runnable] = field(default_factory=dict)
     lifespans: list[Lifespan] = field(default_factory=list)
+    plugins: list[Plugin] = field(default_factory=list)
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
         """Add a handler."""
@@ -146,7 +181,7 @@ class Assembly:
                 f"an interceptor of the {stage} stage has no endpoint to choose by",
                 hint="leave when= out and look at the call, or use stage=Stage.HANDLE",
             )
-        self.arounds.append(Around(interceptor, stage, order, when))
+        self.arounds.append(Around(interceptor, stage, order, when, self.plugins[-1] if self.plugins else None))
 
     def add_service(self, type_: object, provider: Provider) -> None:
         """Supply parameters of this type. The first one wins, so users beat defaults."""

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, is_typeddict
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import ConfigurationError, DuplicateHandlerError, HandlerNotFoundError
@@ -71,17 +71,19 @@ class Routing:
                 f"{known.label} and {endpoint.label} have the same id {endpoint.id!r}",
                 hint="give one of them another id=",
             )
-        members = [member for member in members_of(endpoint.payload_type) if isinstance(member, type)]
+        # `list[int] | list[str]` has one member only, as far as a class can tell.
+        members = list(dict.fromkeys(one for one in members_of(endpoint.payload_type) if isinstance(one, type)))
         for member in members:
             self.types.add(member)
         if endpoint.route is None:
-            if not members or any(is_typeddict(member) for member in members):
+            if not members or any(is_typed_dict(member) for member in members):
                 raise ConfigurationError(
                     f"{endpoint.label} has no route: its payload is {_shown(endpoint.payload_type)}",
                     hint=f"annotate its first parameter with a class, or name a key: "
                     f'@{endpoint.kind}_handler("some.key")',
                 )
             for member in members:
+                _check_tellable(member, endpoint)
                 self._claim(self._by_type[endpoint.kind, member], endpoint, member.__qualname__)
                 if explicit_name_of(member):
                     self._claim(self._by_key[endpoint.kind, name_of(member)], endpoint, name_of(member))
@@ -134,7 +136,7 @@ class Routing:
         found = [endpoint for base in cls.__mro__ for endpoint in self._by_type.get((kind, base), ())]
         for (known_kind, known), endpoints in self._by_type.items():
             # A protocol or a virtual base class is not among the bases that a class names.
-            if known_kind is kind and known not in cls.__mro__ and _is_virtual_base(known, cls):
+            if known_kind is kind and known not in cls.__mro__ and issubclass(cls, known):
                 found += endpoints
         return found
 
@@ -162,11 +164,20 @@ def members_of(payload_type: Any) -> Sequence[Any]:
     return (origin or payload_type,)
 
 
-def _is_virtual_base(base: type, cls: type) -> bool:
+def is_typed_dict(type_: type) -> bool:
+    """Whether a class is a TypedDict, whose values are plain dicts; also one of `typing_extensions`."""
+    return issubclass(type_, dict) and hasattr(type_, "__total__")
+
+
+def _check_tellable(base: type, endpoint: Endpoint) -> None:
     try:
-        return issubclass(cls, base)
-    except TypeError:  # a protocol with attributes, or one that cannot be checked at run time
-        return False
+        issubclass(object, base)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{endpoint.label} would never be called: nobody can tell which messages are a {base.__qualname__}",
+            tried=str(error),
+            hint="make the protocol @runtime_checkable, with methods only, or use a base class",
+        ) from error
 
 
 def _shown(type_: Any) -> str:

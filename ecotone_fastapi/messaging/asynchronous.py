@@ -68,6 +68,9 @@ def asynchronous(*channels: str, partition_by: Callable[[Any], object] | None = 
     return mark(Asynchronous(channels, partition_by))
 
 
+_OF_ONE_CHANNEL = (HeaderName.attempt, HeaderName.delay)
+
+
 def runs_in_consumer(endpoint: Endpoint) -> bool:
     """Whether an endpoint is asynchronous."""
     return endpoint.kind is not Kind.QUERY and endpoint.find(Asynchronous) is not None
@@ -108,6 +111,7 @@ class AsynchronousHandlers:
         gateway = assembly.gateway
 
         async def cross(call: Call, proceed: Proceed) -> Any:
+            """Send the message to the handler's next channel; behind the last one, let it pass."""
             assert call.endpoint is not None
             way = call.endpoint.find(Asynchronous)
             following = way.after(call.channel) if way is not None else None
@@ -116,7 +120,9 @@ class AsynchronousHandlers:
             headers = {HeaderName.endpoint: call.endpoint.id}
             if way.partition_by is not None and call.channel is None:
                 headers[HeaderName.partition_key] = str(way.partition_by(call.message.payload))
-            await gateway.send(following, call.message.with_headers(headers))
+            # What failed or waited on the channel before does not count on the next one.
+            message = call.message if call.channel is None else call.message.without_headers(_OF_ONE_CHANNEL)
+            await gateway.send(following, message.with_headers(headers))
             return None
 
         assembly.add_interceptor(cross, stage=Stage.HANDLE, order=Order.ASYNCHRONOUS, when=runs_in_consumer)

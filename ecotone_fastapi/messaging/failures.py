@@ -86,7 +86,7 @@ class Backoff:
         retries: How often the handler is run again after its first failure.
         first: Seconds before the first retry.
         factor: By how much each wait is longer than the one before.
-        longest: Seconds that a wait is never longer than.
+        longest: Seconds that a wait is never longer than, jitter included.
         jitter: By which part a wait may be longer, different for each message, so that they do not come back all at
             once.
 
@@ -108,9 +108,13 @@ class Backoff:
         hopeless = isinstance(failure.error, ConversionError | RoutingError)
         if hopeless or failure.attempt > self.retries:
             return DeadLetter()
-        delay = min(self.longest, self.first * self.factor ** (failure.attempt - 1))
         seed = f"{failure.message.headers.get(HeaderName.id)}/{failure.attempt}".encode()
-        return Retry(delay * (1 + self.jitter * (zlib.crc32(seed) / 2**32)))
+        longer = 1 + self.jitter * (zlib.crc32(seed) / 2**32)
+        try:
+            delay = self.first * self.factor ** (failure.attempt - 1) * longer
+        except OverflowError:  # beyond what a float can hold
+            delay = self.longest
+        return Retry(min(self.longest, delay))
 
 
 class KilledConsumerError(EcotoneError):
@@ -137,6 +141,10 @@ class Failures:
         self._channels = channels or {}
         self._unsettled = unsettled
 
+    def __repr__(self) -> str:
+        channels = f", channels={self._channels!r}" if self._channels else ""
+        return f"Failures({self._policy!r}{channels}, unsettled={self._unsettled})"
+
     def install(self, assembly: Assembly) -> None:
         """Stand around everything that is received.
 
@@ -153,6 +161,7 @@ class Failures:
         judge = _Judge(assembly.gateway, store, cast("UnitOfWork | None", assembly.services.get(UnitOfWork)))
 
         async def stand_around(call: Call, proceed: Proceed) -> Any:
+            """When the handler fails, do what the policy decides: retry later, park or discard."""
             delivery, channel = call.delivery, call.channel
             assert delivery is not None and channel is not None
             attempts = failed_attempts(delivery)
@@ -177,10 +186,18 @@ class Failures:
                     channel=channel,
                     endpoint=call.message.headers.get(HeaderName.endpoint),
                 )
-                policy = self._channels.get(channel, self._policy)
-                return await judge.carry_out(policy.decide(failure), failure, call, delivery)
+                return await judge.carry_out(self._decide(failure), failure, call, delivery)
 
         assembly.add_interceptor(stand_around, stage=Stage.RECEIVE, order=Order.FAILURE)
+
+    def _decide(self, failure: Failure) -> Retry | DeadLetter | Discard:
+        policy = self._channels.get(failure.channel, self._policy)
+        try:
+            return policy.decide(failure)
+        except Exception:
+            # Given back undecided, the message would come again at once, and for ever.
+            logger.exception("%r cannot decide about a failure; the message is parked", policy)
+            return DeadLetter()
 
 
 def failed_attempts(delivery: Delivery) -> int:
@@ -205,9 +222,9 @@ class _Judge:
         what = f"channel {failure.channel}: {failure.endpoint} failed on {call.message.headers.get(HeaderName.id)}"
         match decision:
             case Retry(delay):
-                logger.warning(
-                    "%s for the %s. time, again in %.1f s", what, failure.attempt, delay, exc_info=failure.error
-                )
+                # The traceback comes when the message is parked: three retries must not write it three times.
+                error = f"{type(failure.error).__name__}: {failure.error}".splitlines()[0]
+                logger.warning("%s for the %s. time (%s), again in %.1f s", what, failure.attempt, error, delay)
                 await delivery.nack(delay)
             case DeadLetter():
                 logger.error("%s for the %s. time, parked", what, failure.attempt, exc_info=failure.error)

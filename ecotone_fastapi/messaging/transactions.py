@@ -71,8 +71,9 @@ class UnitOfWork(Protocol):
 class Transactions:
     """The plugin that puts a unit of work around commands, events and asynchronous handlers; installed by default.
 
-    The first handler of a root message opens it, nested messages join it, and queries open none. Without a database
-    it still holds messages back until the handler has succeeded.
+    The first handler of a root message opens it, nested messages join it, and queries open none. When that handler is
+    `untransacted`, the first nested one that is not opens it. It ends with the root message. Without a database it
+    still holds messages back until the handler has succeeded.
     """
 
     def install(self, assembly: Assembly) -> None:
@@ -81,18 +82,24 @@ class Transactions:
         unit = cast("UnitOfWork | None", assembly.services.get(UnitOfWork))
 
         async def transact(call: Call, proceed: Proceed) -> Any:
+            """Open a transaction unless one is open or the handler is untransacted; ack in it where possible."""
             state = call.scope.state
-            if Outgoing not in state:
+            if UnitOfWork not in state:
                 assert call.endpoint is not None
                 untransacted = call.endpoint.find(Untransacted)
-                state[Outgoing] = Outgoing(gateway, holding=untransacted is None or untransacted.holding)
-                if unit is not None and untransacted is None:
-                    await call.scope.enter(unit.begin(call.scope))
-                    if call.delivery is not None and unit.covers(gateway.channels[call.channel or ""]):
-                        await call.scope.enter(_acked(call.delivery))
+                if untransacted is None:
+                    # What an untransacted handler around this one has sent so far keeps its own place to wait.
+                    state[UnitOfWork] = state[Outgoing] = Outgoing(gateway, holding=True)
+                    if unit is not None:
+                        await call.scope.enter(unit.begin(call.scope))
+                        if call.delivery is not None and unit.covers(gateway.channels[call.channel or ""]):
+                            await call.scope.enter(_acked(call.delivery))
+                elif Outgoing not in state:
+                    state[Outgoing] = Outgoing(gateway, holding=untransacted.holding)
             return await proceed(call)
 
         async def hold(call: Call, proceed: Proceed) -> Any:
+            """Keep the message until the handlers of the unit of work have succeeded."""
             outgoing: Outgoing | None = call.scope.state.get(Outgoing)
             if outgoing is None or not outgoing.holding:
                 return await proceed(call)

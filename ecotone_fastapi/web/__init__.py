@@ -1,5 +1,6 @@
 """The FastAPI edge: buses for endpoints, FastAPI's markers for handlers, errors as statuses, health."""
 
+from ecotone_fastapi.core.supervision import Condition, RunnableHealth
 from ecotone_fastapi.web.buses import (
     CommandBus,
     CommandBusDep,
@@ -12,7 +13,7 @@ from ecotone_fastapi.web.buses import (
     query_bus,
 )
 from ecotone_fastapi.web.errors import STATUS, add_error_handlers
-from ecotone_fastapi.web.health import Condition, Health, RunnableHealth
+from ecotone_fastapi.web.health import Health
 
 __all__ = [
     "STATUS",

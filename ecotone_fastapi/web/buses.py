@@ -127,7 +127,10 @@ def _sharing(bus_type: type[B], share: Sequence[Any]) -> Callable[..., Any]:
     marks = [_dependency(one) for one in share]
 
     async def provide(connection: HTTPConnection, **resolved: Any) -> Any:
-        shared = {cache_key(mark.dependency): resolved[f"shared_{at}"] for at, mark in enumerate(marks)}
+        shared = {
+            cache_key(mark.dependency, getattr(mark, "scopes", None) or ()): resolved[f"shared_{at}"]
+            for at, mark in enumerate(marks)
+        }
         return bus_type.of(served_by(connection).prepare(), connection=connection, shared=shared)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -141,15 +144,20 @@ def _sharing(bus_type: type[B], share: Sequence[Any]) -> Callable[..., Any]:
 
 
 def _dependency(shared: Any) -> Any:
-    if isinstance(shared, DependsType):
-        return shared
+    mark: Any = shared
     if get_origin(shared) is Annotated:
         base, *metadata = get_args(shared)
-        for one in metadata:
-            if isinstance(one, DependsType):
-                return one if getattr(one, "dependency", None) else fastapi.Depends(base)
-    if callable(shared):
-        return fastapi.Depends(shared)
+        mark = next((one for one in metadata if isinstance(one, DependsType)), None)
+        if mark is not None and mark.dependency is None:
+            mark = fastapi.Depends(base, use_cache=mark.use_cache)
+    elif callable(shared):
+        mark = fastapi.Depends(shared)
+    if isinstance(mark, DependsType) and getattr(mark, "dependency", None) is not None:
+        return mark
     raise ConfigurationError(
         f"share: {shared!r} is no dependency", hint="give a callable, Depends(...) or an Annotated alias of one"
     )
+
+
+def _key(mark: Any) -> object:
+    return cache_key(mark.dependency, tuple(sorted(set(getattr(mark, "scopes", None) or ()))))

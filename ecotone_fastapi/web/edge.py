@@ -45,18 +45,20 @@ class EcotoneMiddleware:
 
 
 def served_by(connection: HTTPConnection) -> Served:
-    """Return the `Ecotone` of a request.
+    """Return the `Ecotone` of a request: that of the application that answers it, else of the one it is mounted in.
 
     Raises:
         NotInstalledError: There is none.
     """
-    found: Any = connection.scope.get(KEY)
-    if found is None and "app" in connection.scope:
-        found = getattr(connection.scope["app"].state, KEY, None)
+    app: Any = connection.scope.get("app")
+    found: Any = getattr(app.state, KEY, None) if app is not None else None
+    if found is None:
+        found = connection.scope.get(KEY)
     if found is None:
         raise NotInstalledError(
             f"no Ecotone serves {connection.url.path}",
-            tried="the middleware of ecotone.install(app), app.state of a started lifespan",
-            hint="call ecotone.install(app), or let FastAPI(lifespan=ecotone.lifespan) start before the first request",
+            tried="the application that answers, the one it is mounted in",
+            hint="call ecotone.install(app), which mounted applications share, or let the server or test client run "
+            "FastAPI(lifespan=ecotone.lifespan)",
         )
     return cast("Served", found)

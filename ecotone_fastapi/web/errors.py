@@ -1,9 +1,12 @@
 """From an error to an HTTP status: one table, as exception handlers that an application may leave out."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Response, WebSocket
+from fastapi.websockets import WebSocketState
+from pydantic_core import to_json
+from starlette.status import WS_1008_POLICY_VIOLATION, WS_1011_INTERNAL_ERROR
 
 from ecotone_fastapi.core.errors import (
     AggregateNotFoundError,
@@ -30,19 +33,47 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer these errors with their status and a JSON body `{"detail": ...}`.
 
     Handlers that the application has for one of these classes itself are kept.
+
+    Example:
+        >>> app = FastAPI()
+        >>> add_error_handlers(app)
     """
     for error_type in STATUS:
         if error_type not in app.exception_handlers:
             app.add_exception_handler(error_type, answer)
 
 
-async def answer(request: Request, error: Exception) -> JSONResponse:
-    """Return the response for one of the errors in `STATUS`."""
+async def answer(connection: Any, error: Exception) -> Any:
+    """Return the response for one of the errors in `STATUS`; close a WebSocket instead.
+
+    The body has the shape of FastAPI's own validation errors where pydantic has told details, so that clients need one
+    reader for both.
+
+    Args:
+        connection: The `Request` or `WebSocket`.
+        error: What was raised.
+    """
     status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
-    detail: Any = str(error)
+    detail: Any = error.what if isinstance(error, EcotoneError) else str(error)
+    if isinstance(connection, WebSocket):
+        if connection.application_state is not WebSocketState.DISCONNECTED:
+            code = WS_1011_INTERNAL_ERROR if status >= 500 else WS_1008_POLICY_VIOLATION
+            await connection.close(code, _fitting_a_frame(detail))
+        return None
     if isinstance(error, ConversionError) and error.details:
-        # The same shape as FastAPI's own validation errors, so that clients need one reader.
-        detail = [{**entry, "loc": ["body", *entry.get("loc", ())]} for entry in error.details]
-    elif isinstance(error, EcotoneError):
-        detail = error.what
-    return JSONResponse({"detail": detail}, status_code=status)
+        detail = [_in_body(entry) for entry in error.details]
+    # What was sent is part of the details, and may be anything.
+    body = to_json({"detail": detail}, serialize_unknown=True, bytes_mode="base64", inf_nan_mode="null")
+    return Response(body, status, media_type="application/json")
+
+
+def _in_body(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A detail as FastAPI would give it, had it read the body."""
+    sent = entry.get("input")
+    text = sent.decode(errors="replace") if isinstance(sent, bytes) else sent
+    return {**entry, "loc": ["body", *entry.get("loc", ())], "input": text}
+
+
+def _fitting_a_frame(reason: str) -> str:
+    """The beginning of a text: the reason for closing a WebSocket is 123 bytes at most."""
+    return reason.encode()[:123].decode(errors="ignore")

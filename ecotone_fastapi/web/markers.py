@@ -10,38 +10,46 @@
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import fastapi
 from fastapi.requests import HTTPConnection
 from fastapi.security import SecurityScopes
 
-from ecotone_fastapi.core.conversion import HeaderReader
 from ecotone_fastapi.core.errors import UnresolvableParameterError
 from ecotone_fastapi.core.injection import (
     Dependency,
     FromScope,
     FromSecurityScopes,
     HeaderValue,
-    Parameter,
     Supplier,
     Wanted,
+    header_reader,
 )
 from ecotone_fastapi.core.pipeline import Scope
+from ecotone_fastapi.core.signatures import EMPTY, Parameter
 from ecotone_fastapi.web.buses import DependsType
 
-_EMPTY: Any = inspect.Parameter.empty
+
+def probed(marker: object, *attributes: str) -> type:
+    """Return the type of a marker, after a look at whether it has what is read here.
+
+    Raises:
+        ImportError: This FastAPI is not one that is known here.
+    """
+    missing = [name for name in attributes if not hasattr(marker, name)]
+    if missing:
+        raise ImportError(
+            f"{type(marker).__name__} of fastapi {fastapi.__version__} has no {' and no '.join(missing)}: "
+            "upgrade ecotone-fastapi, or install an older fastapi"
+        )
+    return type(marker)
 
 
-def _type_of(marker: Callable[..., Any]) -> type:
-    return type(marker())
-
-
-_HEADER = _type_of(fastapi.Header)
+probed(fastapi.Security(lambda: None), "dependency", "use_cache", "scopes")
+_HEADER = probed(fastapi.Header(), "alias", "default", "default_factory", "is_required", "metadata")
 _HTTP_ONLY = tuple(
-    _type_of(marker)
-    for marker in (fastapi.Query, fastapi.Path, fastapi.Cookie, fastapi.Body, fastapi.Form, fastapi.File)
+    type(marker()) for marker in (fastapi.Query, fastapi.Path, fastapi.Cookie, fastapi.Body, fastapi.Form, fastapi.File)
 )
 _MARKERS = (DependsType, _HEADER, *_HTTP_ONLY)
 
@@ -51,80 +59,83 @@ class FastAPIMarkers:
 
     def resolve(self, parameter: Parameter, wanted: Wanted) -> Supplier | None:
         """Say what supplies the parameter, when it is marked or typed as FastAPI knows it."""
-        marker = parameter.default if isinstance(parameter.default, _MARKERS) else None
-        in_annotation = next((one for one in reversed(parameter.metadata) if isinstance(one, _MARKERS)), None)
-        if isinstance(marker, DependsType) and isinstance(in_annotation, DependsType):
+        marker: Any = parameter.default if isinstance(parameter.default, _MARKERS) else None
+        annotated = next((one for one in reversed(parameter.metadata) if isinstance(one, _MARKERS)), None)
+        if isinstance(marker, DependsType) and isinstance(annotated, DependsType):
             raise wanted.error(
                 f"{parameter.name!r} has Depends in its annotation and as its default", hint="keep one of them"
             )
-        default = _EMPTY if marker is not None else parameter.default
-        marker = marker if marker is not None else in_annotation
+        if marker is None:
+            marker = annotated
         if isinstance(marker, DependsType):
-            return self._depends(parameter, marker, wanted)
+            return _depends(parameter, marker, wanted)
         if isinstance(marker, _HEADER):
-            return self._header(parameter, marker, default, wanted)
+            return _header(parameter, marker, wanted)
         if isinstance(marker, _HTTP_ONLY):
             raise wanted.error(
-                f"{parameter.name!r} is fastapi.{type(marker).__name__}(): it reads the HTTP request, a message has none",
-                hint="send the value in the message or as a message header",
+                f"{parameter.name!r} is fastapi.{type(marker).__name__}(): it reads the HTTP request, and a message "
+                "has none",
+                hint="send the value in the message, or resolve it in the endpoint and share it: "
+                "Depends(command_bus(share=[...]))",
             )
         if inspect.isclass(parameter.annotation):
-            return self._by_type(parameter, parameter.annotation, wanted)
+            return _by_type(parameter, parameter.annotation, wanted)
         return None
 
-    @staticmethod
-    def _depends(parameter: Parameter, marker: Any, wanted: Wanted) -> Supplier:
-        call = marker.dependency or parameter.annotation
-        if call is _EMPTY:
-            raise wanted.error(f"{parameter.name!r} is Depends() of nothing", hint="annotate it, or name a dependency")
-        return wanted.offered(call) or Dependency(
-            call,
-            use_cache=marker.use_cache,
-            scopes=tuple(getattr(marker, "scopes", None) or ()),
-            limit=getattr(marker, "max_concurrency", None),
-            limited_by=marker,
+
+def _depends(parameter: Parameter, marker: Any, wanted: Wanted) -> Supplier:
+    call = parameter.annotation if marker.dependency is None else marker.dependency
+    if call is EMPTY:
+        raise wanted.error(f"{parameter.name!r} is Depends() of nothing", hint="annotate it, or name a dependency")
+    return wanted.offered(call) or Dependency(
+        call,
+        use_cache=marker.use_cache,
+        scopes=tuple(getattr(marker, "scopes", None) or ()),
+        limit=getattr(marker, "max_concurrency", None),
+        limited_by=marker,
+    )
+
+
+def _header(parameter: Parameter, marker: Any, wanted: Wanted) -> Supplier:
+    in_annotation = marker is not parameter.default
+    if in_annotation and isinstance(marker.default, str):
+        raise wanted.error(
+            f"fastapi.Header({marker.default!r}) sets a default value",
+            hint=f"for a message header use MessageHeader({marker.default!r})",
         )
-
-    @staticmethod
-    def _header(parameter: Parameter, marker: Any, default: Any, wanted: Wanted) -> Supplier:
-        if isinstance(marker.default, str) and marker.alias is None and marker in parameter.metadata:
-            raise wanted.error(
-                f"fastapi.Header({marker.default!r}) sets a default value",
-                hint=f"for a message header use MessageHeader({marker.default!r})",
-            )
-        if _is_model(parameter.annotation):
-            raise wanted.error(
-                f"{parameter.name!r} is a model of headers", hint="ask for single headers: Annotated[str, Header()]"
-            )
-        if default is _EMPTY and not marker.is_required():
-            default = marker.get_default(call_default_factory=True)
-        others = [one for one in parameter.metadata if one is not marker]
-        reader = HeaderReader(Annotated[parameter.annotation, *others] if others else parameter.annotation)  # type: ignore[valid-type]
-        names = (marker.alias or parameter.name.replace("_", "-"), parameter.name)
-        return HeaderValue(names, None if parameter.annotation is str and not others else reader, default)
-
-    @staticmethod
-    def _by_type(parameter: Parameter, type_: type, wanted: Wanted) -> Supplier | None:
-        if type_ is SecurityScopes:
-            return FromSecurityScopes(lambda scopes: SecurityScopes(list(scopes)))
-        if issubclass(type_, fastapi.Response | fastapi.BackgroundTasks):
-            raise wanted.error(
-                f"{parameter.name!r} is {type_.__name__}: it exists only in an endpoint",
-                hint="return the result to the endpoint, or publish an event",
-            )
-        if not issubclass(type_, HTTPConnection):
-            return None
-        if wanted.asynchronous:
-            raise wanted.error(
-                f"{parameter.name!r} is {type_.__name__}, but this handler runs in a consumer, where there is no HTTP "
-                "request",
-                hint="send what it reads as a message header, or override the dependency",
-            )
-        return FromScope(type_, _Connection(type_, wanted.error(f"{parameter.name!r} is {type_.__name__}").what))
+    if inspect.isclass(parameter.annotation) and hasattr(parameter.annotation, "model_fields"):
+        raise wanted.error(
+            f"{parameter.name!r} is a model of headers", hint="ask for single headers: Annotated[str, Header()]"
+        )
+    default = parameter.default if in_annotation else EMPTY
+    if default is EMPTY and marker.default_factory is None and not marker.is_required():
+        default = marker.default
+    constraints = [*marker.metadata, *(one for one in parameter.metadata if one is not marker)]
+    return HeaderValue(
+        names=(marker.alias or parameter.name.replace("_", "-"), parameter.name),
+        read=header_reader(parameter.annotation, constraints),
+        default=default,
+        make_default=marker.default_factory if default is EMPTY else None,
+    )
 
 
-def _is_model(annotation: Any) -> bool:
-    return inspect.isclass(annotation) and hasattr(annotation, "model_fields")
+def _by_type(parameter: Parameter, type_: type, wanted: Wanted) -> Supplier | None:
+    if type_ is SecurityScopes:
+        return FromSecurityScopes(lambda scopes: SecurityScopes(list(scopes)))
+    if issubclass(type_, fastapi.Response | fastapi.BackgroundTasks):
+        raise wanted.error(
+            f"{parameter.name!r} is {type_.__name__}: it exists only in an endpoint",
+            hint="return the result to the endpoint, or publish an event",
+        )
+    if not issubclass(type_, HTTPConnection):
+        return None
+    if wanted.asynchronous:
+        raise wanted.error(
+            f"{parameter.name!r} is {type_.__name__}, but this handler runs in a consumer, where there is no HTTP "
+            "request",
+            hint="send what it reads as a message header, or override the dependency",
+        )
+    return FromScope(type_, _Connection(type_, wanted.error(f"{parameter.name!r} is {type_.__name__}").what))
 
 
 class _Connection:

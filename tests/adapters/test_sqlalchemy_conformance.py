@@ -1,7 +1,7 @@
 """The shipped suites against every database and every driver."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.channel import Channel
-from ecotone_fastapi.core.clock import SystemClock
+from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
@@ -19,8 +19,8 @@ from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
 from ecotone_fastapi.testing.conformance import ChannelConformance, StoreConformance
 
 
-class SkewedClock:
-    """A machine's clock that is wrong, on a test that has travelled."""
+class MachineClock:
+    """A machine's clock that may be wrong, in a test that may travel."""
 
     def __init__(self, wrong: float = 0.0) -> None:
         self.offset = timedelta(0)
@@ -30,152 +30,195 @@ class SkewedClock:
         return datetime.now(UTC) + self._wrong + self.offset
 
 
-class SqlConformance(ChannelConformance):
-    """One engine for all channels of a case, as in one process."""
-
-    moment = 0.0
-    volume = 10_000
+class WithDatabase:
+    """A database for each case, and transactions in it."""
 
     @pytest.fixture
     def url(self) -> str:
         raise NotImplementedError
 
     @pytest.fixture(autouse=True)
-    async def database(self, url: str) -> AsyncIterator[None]:
-        self.clock = SkewedClock()
-        self.database = SqlAlchemy(url, create_schema=True)
-        self.database.use_clock(self.clock)
-        async with self.database.lifespan():
+    async def application(self, url: str) -> AsyncIterator[None]:
+        self.url_of_case = url
+        self.clock = MachineClock()
+        async with self.another_database() as self.database:
             yield
 
     @asynccontextmanager
-    async def opened(self, channel: Channel) -> AsyncIterator[Channel]:
+    async def another_database(self) -> AsyncIterator[SqlAlchemy]:
+        database = SqlAlchemy(self.url_of_case, create_schema=True)
+        database.use_clock(self.clock)
+        async with database.lifespan():
+            yield database
+
+    def transaction(self) -> AbstractAsyncContextManager[None]:
+        return self.unit_of_work()
+
+    @asynccontextmanager
+    async def unit_of_work(self) -> AsyncIterator[None]:
+        gateway = Gateway(Conversion(()), SystemClock())
+        async with gateway.unit_of_work(Message(b"", {"id": "cause"})) as scope:
+            await scope.enter(self.database.begin(scope))
+            yield
+
+    async def drop_connections(self) -> None:
+        """Cut all connections to the database but the one that does it."""
+        engine = create_async_engine(self.url_of_case, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                await connection.exec_driver_sql(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                return
+            numbers = await connection.exec_driver_sql(
+                "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+            )
+            for number in numbers.scalars().all():
+                try:
+                    await connection.exec_driver_sql(f"KILL {number}")
+                except Exception as error:
+                    assert "Unknown thread id" in str(error)  # noqa: PT017 - it has gone by itself
+
+
+class SqlChannels(WithDatabase, ChannelConformance):
+    """One engine for all channels of a case, as in one process."""
+
+    moment = 0.0
+
+    @asynccontextmanager
+    async def opened(self, name: str, lease: float, clock: Clock) -> AsyncIterator[Channel]:
+        channel = self.database.channel(name, lease=lease)
+        channel.use_clock(clock)
         await channel.open()
         try:
             yield channel
         finally:
             await channel.close()
 
-    def channel(self, name: str):
-        return self.opened(self.database.channel(name, lease=self.lease))
+    def channel(self, name: str) -> AbstractAsyncContextManager[Channel]:
+        return self.opened(name, self.lease, self.clock)
 
-    def channel_with_lease(self, name: str, lease: float):
-        return self.opened(self.database.channel(name, lease=lease))
+    def channel_with_lease(self, name: str, lease: float) -> AbstractAsyncContextManager[Channel]:
+        return self.opened(name, lease, self.clock)
 
-    def skewed_channel(self, name: str, seconds: float):
-        channel = self.database.channel(name)
-        channel.use_clock(SkewedClock(seconds))
-        return self.opened(channel)
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        gateway = Gateway(Conversion(()), SystemClock())
-        async with gateway.unit_of_work(Message(b"", {"id": "cause"})) as scope:
-            await scope.enter(self.database.begin(scope))
-            yield
+    def skewed_channel(self, name: str, seconds: float) -> AbstractAsyncContextManager[Channel]:
+        return self.opened(name, self.lease, MachineClock(seconds))
 
     async def advance(self, seconds: float) -> None:
         self.clock.offset += timedelta(seconds=seconds)
 
 
-async def terminate(url: str) -> None:
-    """Cut all connections to the database but the one that does it."""
-    engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        if connection.dialect.name == "postgresql":
-            await connection.exec_driver_sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-        else:
-            ids = await connection.exec_driver_sql(
-                "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-            )
-            for (number,) in ids.all():
-                await connection.exec_driver_sql(f"KILL {number}")
+class SqlChannelsOfManyProcesses(SqlChannels):
+    """An engine for each channel; what they share is the database alone."""
+
+    volume = 2_000
+    crowd = 4
+
+    @asynccontextmanager
+    async def opened(self, name: str, lease: float, clock: Clock) -> AsyncIterator[Channel]:
+        async with self.another_database() as database:
+            channel = database.channel(name, lease=lease)
+            channel.use_clock(clock)
+            await channel.open()
+            try:
+                yield channel
+            finally:
+                await channel.close()
+
+    transaction = ChannelConformance.transaction  # one is that of one engine
 
 
-class TestSQLite(SqlConformance):
-    @pytest.fixture
-    def url(self, sqlite_url: str) -> str:
-        return sqlite_url
-
-
-@pytest.mark.postgresql
-class TestPostgreSQLWithAsyncpg(SqlConformance):
-    @pytest.fixture
-    def url(self, postgresql_url: str) -> str:
-        self.address = postgresql_url
-        return postgresql_url
-
-    async def drop_connections(self) -> None:
-        await terminate(self.address)
-
-
-@pytest.mark.postgresql
-class TestPostgreSQLWithPsycopg(TestPostgreSQLWithAsyncpg):
-    @pytest.fixture
-    def url(self, postgresql_url: str) -> str:
-        self.address = make_url(postgresql_url).set(drivername="postgresql+psycopg").render_as_string(False)
-        return self.address
-
-
-@pytest.mark.mariadb
-class TestMariaDB(SqlConformance):
-    @pytest.fixture
-    def url(self, mariadb_url: str) -> str:
-        self.address = mariadb_url
-        return mariadb_url
-
-    async def drop_connections(self) -> None:
-        await terminate(self.address)
-
-
-class SqlStoreConformance(StoreConformance):
-    @pytest.fixture
-    def url(self) -> str:
-        raise NotImplementedError
-
-    @pytest.fixture(autouse=True)
-    async def database(self, url: str) -> AsyncIterator[None]:
-        self.database = SqlAlchemy(url, create_schema=True)
-        async with self.database.lifespan():
-            yield
+class SqlStores(WithDatabase, StoreConformance):
+    """The stores of one engine."""
 
     @asynccontextmanager
     async def dead_letters(self) -> AsyncIterator[DeadLetterStore]:
         yield self.database.dead_letters
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        gateway = Gateway(Conversion(()), SystemClock())
-        async with gateway.unit_of_work(Message(b"", {"id": "cause"})) as scope:
-            await scope.enter(self.database.begin(scope))
-            yield
 
+class OnSQLite:
+    """A file that nobody else has."""
 
-class TestStoresOnSQLite(SqlStoreConformance):
     @pytest.fixture
     def url(self, sqlite_url: str) -> str:
         return sqlite_url
 
+    drop_connections = ChannelConformance.drop_connections
 
-@pytest.mark.postgresql
-class TestStoresOnPostgreSQLWithAsyncpg(SqlStoreConformance):
+
+class OnPostgreSQL:
+    """A database of its own, by asyncpg."""
+
     @pytest.fixture
     def url(self, postgresql_url: str) -> str:
         return postgresql_url
 
 
-@pytest.mark.postgresql
-class TestStoresOnPostgreSQLWithPsycopg(SqlStoreConformance):
+class OnPostgreSQLByPsycopg:
+    """A database of its own, by psycopg."""
+
     @pytest.fixture
     def url(self, postgresql_url: str) -> str:
-        return make_url(postgresql_url).set(drivername="postgresql+psycopg").render_as_string(False)
+        url = make_url(postgresql_url).set(drivername="postgresql+psycopg")
+        return url.render_as_string(hide_password=False)
 
 
-@pytest.mark.mariadb
-class TestStoresOnMariaDB(SqlStoreConformance):
+class OnMariaDB:
+    """A database of its own."""
+
     @pytest.fixture
     def url(self, mariadb_url: str) -> str:
         return mariadb_url
+
+
+class TestSQLite(OnSQLite, SqlChannels):
+    pass
+
+
+class TestSQLiteOfManyProcesses(OnSQLite, SqlChannelsOfManyProcesses):
+    pass
+
+
+class TestSQLiteStores(OnSQLite, SqlStores):
+    pass
+
+
+@pytest.mark.postgresql
+class TestAsyncpg(OnPostgreSQL, SqlChannels):
+    pass
+
+
+@pytest.mark.postgresql
+class TestAsyncpgOfManyProcesses(OnPostgreSQL, SqlChannelsOfManyProcesses):
+    pass
+
+
+@pytest.mark.postgresql
+class TestAsyncpgStores(OnPostgreSQL, SqlStores):
+    pass
+
+
+@pytest.mark.postgresql
+class TestPsycopg(OnPostgreSQLByPsycopg, SqlChannels):
+    pass
+
+
+@pytest.mark.postgresql
+class TestPsycopgStores(OnPostgreSQLByPsycopg, SqlStores):
+    pass
+
+
+@pytest.mark.mariadb
+class TestMariaDB(OnMariaDB, SqlChannels):
+    pass
+
+
+@pytest.mark.mariadb
+class TestMariaDBOfManyProcesses(OnMariaDB, SqlChannelsOfManyProcesses):
+    pass
+
+
+@pytest.mark.mariadb
+class TestMariaDBStores(OnMariaDB, SqlStores):
+    pass

@@ -14,11 +14,20 @@ import re
 import subprocess
 import sys
 import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from fastapi import Depends
+from sqlalchemy.ext.asyncio import AsyncSession
 
+import ecotone_fastapi
+from ecotone_fastapi import Ecotone, command_handler, query_handler
+from ecotone_fastapi.adapters.memory import MemoryChannel
+from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from tests.house.sources import ROOT, sources
 
 LONGEST_EXAMPLE = 80
@@ -59,17 +68,18 @@ def test_the_code_of_the_readme_runs(tmp_path: Path) -> None:
         run_python(tmp_path, "-m", "pytest", *options, *map(str, dict.fromkeys(tests)))
 
 
-def run_python(directory: Path, *arguments: str) -> None:
+def run_python(directory: Path, *arguments: str) -> str:
     run = subprocess.run(
         [sys.executable, *arguments],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(directory)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)])},
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
 
 
 def test_the_readme_names_only_files_that_are_there() -> None:
@@ -105,6 +115,11 @@ def test_an_example_is_short_tested_and_found_from_the_readme(example: Path) -> 
     assert f"examples/{example.name}" in (ROOT / "README.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize("example", examples, ids=lambda path: path.stem)
+def test_an_example_is_a_program_that_shows_something(example: Path, tmp_path: Path) -> None:
+    assert run_python(tmp_path, "-W", "error", str(example))
+
+
 def test_the_examples_are_numbered_without_a_gap() -> None:
     assert [int(example.name[:2]) for example in examples] == list(range(1, len(examples) + 1))
 
@@ -118,15 +133,51 @@ async def test_the_examples_in_docstrings_run(name: str) -> None:
     found = [test for test in doctest.DocTestFinder().find(module) if test.examples]
 
     assert found, f"{name} has examples that nobody finds"
-    for test in found:
-        await run_with_await(test)
+    async with a_shop() as shop:
+        for test in found:
+            await run_with_await(test, shop)
 
 
-async def run_with_await(test: doctest.DocTest) -> None:
+@asynccontextmanager
+async def a_shop() -> AsyncIterator[dict[str, Any]]:
+    """The names that an example may use without a word, because its reader knows them."""
+
+    @dataclass(frozen=True)
+    class PlaceOrder:
+        order_id: str
+
+    @dataclass(frozen=True)
+    class OrderWasPlaced:
+        order_id: str
+
+    class Orders:
+        @command_handler
+        async def place(self, command: PlaceOrder) -> None: ...
+
+        @query_handler("order.get_status")
+        async def get_status(self, order_id: str) -> str:
+            return "placed"
+
+    async with Ecotone([Orders]).running() as ecotone:
+        yield {
+            **{name: getattr(ecotone_fastapi, name) for name in ecotone_fastapi.__all__},
+            **{one.__name__: one for one in (MemoryChannel, SqlAlchemy, AsyncSession, Depends)},
+            **{one.__name__: one for one in (PlaceOrder, OrderWasPlaced)},
+            "Annotated": Annotated,
+            "commands": ecotone.command_bus,
+            "queries": ecotone.query_bus,
+            "events": ecotone.event_bus,
+            "database": SqlAlchemy("sqlite+aiosqlite:///shop.db"),
+        }
+
+
+async def run_with_await(test: doctest.DocTest, known: dict[str, Any]) -> None:
     """Run one docstring as doctest does, but let its examples await."""
     checker, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    names: dict[str, Any] = dict(test.globs)
+    names: dict[str, Any] = {**known, **test.globs}
     for example in test.examples:
+        if example.options.get(doctest.SKIP):
+            continue
         place = f"{test.name}, line {(test.lineno or 0) + example.lineno + 1}"
         code = compile(example.source, f"<{place}>", "single", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         output = io.StringIO()

@@ -20,14 +20,23 @@ AGREED = {
         before after around output_to orchestrator
         aggregate event_sourced applies saga projection
         Message MessageHeader message_name
+        HeaderName untransacted
         ErrorPolicy Backoff Failure Retry DeadLetter Discard
+        AsynchronousHandlers ConsumerSettings Failures
         Repository EventStore
-        EcotoneError ConfigurationError HandlerNotFoundError AggregateNotFoundError ConcurrencyError
+        add_error_handlers command_bus event_bus query_bus
+        EcotoneError ConfigurationError ConversionError HandlerNotFoundError AggregateNotFoundError ConcurrencyError
     """,
-    f"{PACKAGE}.testing": "flow_test Flow ChannelConformance EventStoreConformance StoreConformance",
+    f"{PACKAGE}.testing": """
+        flow_test Flow StartFlow Recorded TravellingClock ParkedMessage Limits
+        ChannelConformance EventStoreConformance StoreConformance
+    """,
     f"{PACKAGE}.core": """
         Plugin Assembly Interceptor Call Scope Proceed Stage Order mark Inline Endpoint Kind
-        Channel Delivery Capabilities Runnable Limits Converter ParameterResolver Clock
+        Channel Delivery Capabilities Inspectable SettlesTogether Runnable Limits HealthCheck Migratable
+        Converter Clock SystemClock TellsTime Consumer Gateway current_message current_scope
+        ParameterResolver Parameter Wanted Supplier Constant Dependency FromMessage FromScope HeaderValue
+        CommandBus QueryBus EventBus Message HeaderName
     """,
 }
 MOST_NAMES_OF_AN_ADAPTER = 2

@@ -172,7 +172,7 @@ class NeverGivesBack(Altered):
 class CountsEveryDeliveryAsAttempt(Altered):
     def alter(self, delivery: MemoryDelivery) -> None:
         nack = delivery.nack
-        delivery.nack = lambda delay=0.0, **_: nack(delay)  # type: ignore[method-assign, assignment, misc]
+        delivery.nack = lambda delay=0.0, **_: nack(delay)  # type: ignore[method-assign]
 
 
 class CountsNoDelivery(Altered):
@@ -264,8 +264,6 @@ class PurgesOnlyWhatIsReady(MemoryChannel):
     ],
 )
 async def test_the_suite_finds(kind: type[MemoryChannel], case: str) -> None:
-    await getattr(Suite(MemoryChannel), f"test_{case}")()
-
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - however it shows
         await getattr(Suite(kind), f"test_{case}")()
     assert not caught.errisinstance(pytest.skip.Exception)

@@ -11,6 +11,7 @@ import logging
 import random
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -88,11 +89,10 @@ class SqlChannel:
         self._clock = clock
         self._lent: dict[Lease, weakref.ref[SqlDelivery]] = {}
         self._renewal: asyncio.Task[None] | None = None
-        self._claims: set[asyncio.Task[Sequence[SqlDelivery]]] = set()
-        self._returns: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[Any]] = set()
         self._pause = _SHORTEST_PAUSE
         self._open = False
-        self._closing = asyncio.Event()
+        self._closings = 0
 
     def use_clock(self, clock: Clock) -> None:
         """Go by this clock from now on: by the time that it has travelled, for the rest is told by the server."""
@@ -108,7 +108,6 @@ class SqlChannel:
         await self._prepare()
         if not self._open:
             self._open = True
-            self._closing = asyncio.Event()
             self._wakeup.open()
 
     async def close(self) -> None:
@@ -116,13 +115,14 @@ class SqlChannel:
         if not self._open:
             return
         self._open = False
-        self._closing.set()
+        self._closings += 1
+        self._wakeup.ring_here(self.name)
         if self._renewal is not None:
             self._renewal.cancel()
             await asyncio.gather(self._renewal, return_exceptions=True)
             self._renewal = None
-        await asyncio.gather(*self._claims, return_exceptions=True)
-        await asyncio.gather(*self._returns, return_exceptions=True)
+        while self._under_way:  # what ends may be followed by giving back
+            await asyncio.wait(self._under_way)
         leases = list(self._lent)
         self._lent.clear()
         try:
@@ -147,7 +147,7 @@ class SqlChannel:
                 await self._queue.insert(connection, self.name, rows[start : start + _BATCH], self._offset)
 
         unit = self._transactions.unit()
-        several = len(rows) > _BATCH
+        several = len(rows) > self._queue.rows_at_once
         await self._transactions.join(insert, f"sending to channel {self.name!r}", several=several)
         if unit is None:
             self._wakeup.ring(self.name)
@@ -162,9 +162,9 @@ class SqlChannel:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        closing = self._closing
+        closings = self._closings
         rung = True
-        while True:
+        while closings == self._closings:
             bell = self._wakeup.bell(self.name)
             # To claim is to write, so it is not done for the sake of looking.
             due = 0.0 if rung else await self._next_due()
@@ -179,11 +179,14 @@ class SqlChannel:
             if due is not None:
                 pause = min(pause, max(due, 0.001))
             rest = deadline - loop.time()
-            if rest <= 0 or closing.is_set():
-                return ()
-            rung = await _first_of(bell, closing, min(pause, rest))
-            if closing.is_set():
-                return ()
+            if rest <= 0:
+                break
+            try:
+                async with asyncio.timeout(min(pause, rest)):
+                    rung = await bell.wait()
+            except TimeoutError:
+                rung = False
+        return ()
 
     async def ack_all(self, deliveries: Sequence[Delivery]) -> None:
         """Ack these deliveries in one statement, outside any transaction.
@@ -198,7 +201,7 @@ class SqlChannel:
             chunk = unsettled[start : start + _BATCH]
             leases = [delivery.lease for delivery in chunk]
             removed = await self._transactions.run(
-                lambda connection, leases=leases: self._queue.delete(connection, leases),  # type: ignore[misc]
+                partial(self._queue.delete, leases=leases),
                 f"acking on channel {self.name!r}",
             )
             for delivery in chunk:
@@ -286,28 +289,29 @@ class SqlChannel:
     # ---------------------------------------------------------------------------------------------------- claiming
 
     async def _claim(self, limit: int) -> Sequence["SqlDelivery"]:
-        # In a task of its own, so that cancelling the receiver breaks neither the statement nor its connection.
-        task = asyncio.create_task(self._claim_and_lend(limit))
-        self._claims.add(task)
-        task.add_done_callback(self._claims.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(self._return_claim)
-            raise
-
-    async def _claim_and_lend(self, limit: int) -> Sequence["SqlDelivery"]:
         while True:
             token = uuid4()
-            rows = await self._transactions.run(
-                lambda connection, token=token: self._queue.claim(  # type: ignore[misc]
-                    connection, self.name, limit=limit, lease=self._lease, token=token, offset=self._offset
+            claiming = self._transactions.start(
+                partial(
+                    self._queue.claim,
+                    channel=self.name,
+                    limit=limit,
+                    lease=self._lease,
+                    token=token,
+                    offset=self._offset,
                 ),
                 f"receiving from channel {self.name!r}",
             )
+            self._under_way.add(claiming)
+            claiming.add_done_callback(self._under_way.discard)
+            try:
+                rows = await asyncio.shield(claiming)
+            except asyncio.CancelledError:
+                claiming.add_done_callback(partial(self._return_claim, token))
+                raise
             expired = [row for row in rows if row.expired]
             if expired:
-                await self._drop(expired, token)
+                self._in_background(self._drop(expired, token))
             deliveries = [SqlDelivery(self, row, token) for row in rows if not row.expired]
             if deliveries or not expired:
                 break
@@ -317,31 +321,31 @@ class SqlChannel:
             self._renewal = asyncio.create_task(self._keep_leases(), name=f"ecotone: leases of {self.name}")
         return deliveries
 
+    def _return_claim(self, token: UUID, claiming: asyncio.Task[Sequence[ClaimedRow]]) -> None:
+        """Give back what was claimed for a receiver that was cancelled meanwhile."""
+        if not claiming.cancelled() and claiming.exception() is None and claiming.result():
+            leases = [Lease(row.id, token) for row in claiming.result()]
+            self._in_background(self._restore(leases, unlent=True))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        async def logged() -> None:
+            try:
+                await work
+            except ChannelError as error:
+                logger.warning("channel %r: messages come back when their leases end: %s", self.name, error)
+
+        task = asyncio.create_task(logged())
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
     async def _drop(self, rows: Sequence[ClaimedRow], token: UUID) -> None:
         leases = [Lease(row.id, token) for row in rows]
         await self._transactions.run(
-            lambda connection: self._queue.delete(connection, leases), f"dropping from channel {self.name!r}"
+            partial(self._queue.delete, leases=leases), f"dropping what has expired on channel {self.name!r}"
         )
         for row in rows:
-            logger.info(
-                "channel %r: message %s was dropped, its time to live is over",
-                self.name,
-                _message(row).headers.get(HeaderName.id),
-            )
-
-    def _return_claim(self, task: asyncio.Task[Sequence["SqlDelivery"]]) -> None:
-        """Give back what a receiver claimed that was cancelled meanwhile."""
-        if task.cancelled() or task.exception() is not None or not task.result():
-            return
-        leases = [delivery.lease for delivery in task.result()]
-        for lease in leases:
-            self.forget(lease)
-        self._in_background(self._restore(leases, unlent=True))
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._returns.add(task)
-        task.add_done_callback(self._returns.discard)
+            message_id = _message(row).headers.get(HeaderName.id)
+            logger.info("channel %r: message %s was dropped, its time to live is over", self.name, message_id)
 
     async def _restore(self, leases: Sequence[Lease], *, unlent: bool) -> None:
         if not leases:
@@ -349,6 +353,7 @@ class SqlChannel:
         await self._transactions.run(
             lambda connection: self._queue.restore(connection, leases, unlent=unlent),
             f"giving back to channel {self.name!r}",
+            several=True,
         )
         self._wakeup.ring(self.name)
 
@@ -367,7 +372,7 @@ class SqlChannel:
             try:
                 if held and self._renew:
                     await self._transactions.run(
-                        lambda connection, held=held: self._queue.renew(connection, held, self._lease, self._offset),  # type: ignore[misc]
+                        partial(self._queue.renew, leases=held, seconds=self._lease, offset=self._offset),
                         f"renewing leases of channel {self.name!r}",
                     )
                 await self._restore(dropped, unlent=False)
@@ -446,17 +451,6 @@ class SqlDelivery:
     def conclude(self) -> None:
         """Take note that it is settled."""
         self._settled = True
-
-
-async def _first_of(bell: asyncio.Event, closing: asyncio.Event, seconds: float) -> bool:
-    """Wait for the bell, for the end or for so many seconds; return whether the bell rang."""
-    waiting = [asyncio.ensure_future(bell.wait()), asyncio.ensure_future(closing.wait())]
-    try:
-        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()
-    return bell.is_set()
 
 
 def _row(message: Message[bytes]) -> NewRow:

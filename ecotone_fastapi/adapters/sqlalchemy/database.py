@@ -77,6 +77,7 @@ class SqlAlchemy:
         self.name = name or self.engine.dialect.name
         self._made_here = made_here
         self._create_schema = create_schema
+        self._lifespans = 0
         self._clock: Clock = SystemClock()
         self._transactions = Transactions(self.engine, self.sessionmaker, dialect, made_here=made_here)
         self._schema = Schema(self._transactions, schema)
@@ -142,6 +143,7 @@ class SqlAlchemy:
     async def lifespan(self) -> AsyncIterator[None]:
         """Hold the database for as long as the application runs. It need not answer yet."""
         self._wakeup.open()
+        self._lifespans += 1
         try:
             if self._create_schema:
                 try:
@@ -150,7 +152,9 @@ class SqlAlchemy:
                     logger.warning("the tables will be created when the database answers: %s", error)
             yield
         finally:
+            self._lifespans -= 1
             await self._wakeup.close()
+            await self._transactions.finish()
             if self._made_here:
                 await self.engine.dispose()
 
@@ -160,7 +164,17 @@ class SqlAlchemy:
         Raises:
             ChannelError: The database cannot be reached.
         """
-        return await self._schema.migrate()
+        async with self._letting_go():
+            return await self._schema.migrate()
+
+    async def missing(self) -> Sequence[str]:
+        """Return what `migrate` would have to create or change, line by line; change nothing.
+
+        Raises:
+            ChannelError: The database cannot be reached.
+        """
+        async with self._letting_go():
+            return await self._schema.missing()
 
     def migration_sql(self) -> str:
         """Return the statements that create everything in an empty database, for people who run them by hand."""
@@ -177,6 +191,15 @@ class SqlAlchemy:
             await connection.execute(text("SELECT 1"))
 
         await self._transactions.read(ask, "checking the database")
+
+    @asynccontextmanager
+    async def _letting_go(self) -> AsyncIterator[None]:
+        """Leave no connection open where no application runs."""
+        try:
+            yield
+        finally:
+            if self._made_here and not self._lifespans:
+                await self.engine.dispose()
 
     async def _prepare(self) -> None:
         if self._create_schema:

@@ -7,15 +7,19 @@ travelled in time.
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
+from math import inf
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import URL, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ecotone_fastapi.core.errors import ConfigurationError, MissingExtraError
 
+_IDLE = 5.0  # seconds after which a pooled connection is asked whether it is still one
+_USED = "ecotone_used"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXTRAS = {
     "asyncpg": "postgresql",
@@ -79,12 +83,23 @@ class Dialect:
         """Tell whether the same statements can be expected to succeed when they are tried again at once."""
         return getattr(error.orig, "sqlstate", None) in ("40001", "40P01")
 
+    def connect_timeout(self, url: URL) -> str:
+        """Return what the driver calls the seconds in which a connection has to be made."""
+        return "timeout" if url.drivername.endswith("asyncpg") else "connect_timeout"
+
     def engine(self, url: URL) -> AsyncEngine:
         """Make an engine with settings that suit messaging."""
         # READ COMMITTED: a claim that skips locked rows must not fail because another one was faster.
-        return create_async_engine(
-            url, isolation_level="READ COMMITTED", pool_size=10, max_overflow=10, pool_pre_ping=True, pool_recycle=1800
+        engine = create_async_engine(
+            url,
+            isolation_level="READ COMMITTED",
+            pool_size=10,
+            max_overflow=10,
+            pool_recycle=1800,
+            connect_args={self.connect_timeout(url): 10},
         )
+        _ping_when_idle(engine)
+        return engine
 
     def own_engine(self, engine: AsyncEngine, *, made_here: bool) -> AsyncEngine:
         """Return the engine on which single statements of ours run: same pool, fewest round trips."""
@@ -127,8 +142,8 @@ class MariaDB(Dialect):
         return bool(error.orig and error.orig.args and error.orig.args[0] in (1205, 1213))
 
     def own_engine(self, engine: AsyncEngine, *, made_here: bool) -> AsyncEngine:
-        """Return the engine as it is: switching it to autocommit and back costs more than a commit."""
-        return engine
+        """Return an engine that reads what is committed; to switch to autocommit and back costs more than a commit."""
+        return engine if made_here else engine.execution_options(isolation_level="READ COMMITTED")
 
 
 class SQLite(Dialect):
@@ -184,6 +199,27 @@ class SQLite(Dialect):
         return engine.execution_options(**{BEGIN: ""}) if made_here else engine
 
 
+def _ping_when_idle(engine: AsyncEngine) -> None:
+    """Find out that a connection is dead before it is used, if it has not been used for a while.
+
+    `pool_pre_ping` asks every time, which costs three round trips with asyncpg.
+    """
+    ping = engine.sync_engine.dialect.do_ping
+
+    def note_use(connection: object, record: Any) -> None:
+        record.info[_USED] = monotonic()
+
+    def check(connection: Any, record: Any, proxy: object) -> None:
+        if monotonic() - record.info.get(_USED, inf) > _IDLE:
+            try:
+                ping(connection)
+            except Exception as error:
+                raise InvalidatePoolError from error
+
+    event.listen(engine.sync_engine, "checkin", note_use)
+    event.listen(engine.sync_engine, "checkout", check)
+
+
 def _prepare_sqlite(connection: Any, record: object) -> None:
     connection.isolation_level = None  # otherwise the driver begins transactions when it sees fit
     cursor = connection.cursor()
@@ -217,6 +253,14 @@ _DRIVERS = {
     "sqlite": ("aiosqlite",),
 }
 
+_FAILURES = {
+    "asyncpg": (("asyncpg", "PostgresError"), ("asyncpg", "InterfaceError")),
+    "psycopg": (("psycopg", "Error"),),
+    "psycopg_async": (("psycopg", "Error"),),
+    "asyncmy": (("asyncmy.errors", "MySQLError"),),
+    "aiosqlite": (("sqlite3", "Error"),),
+}
+
 
 def dialect_for(name: str, driver: str, url: URL) -> Dialect:
     """Return the dialect of a database.
@@ -242,25 +286,5 @@ def dialect_for(name: str, driver: str, url: URL) -> Dialect:
             hint="give it a file, in a temporary directory if need be: sqlite+aiosqlite:////tmp/shop.db",
         )
     dialect = _DIALECTS[name]()
-    dialect.failures = _failures(driver)
+    dialect.failures = tuple(getattr(import_module(module), error) for module, error in _FAILURES[driver])
     return dialect
-
-
-def _failures(driver: str) -> tuple[type[Exception], ...]:
-    match driver:
-        case "asyncpg":
-            import asyncpg
-
-            return (asyncpg.PostgresError, asyncpg.InterfaceError)
-        case "asyncmy":
-            from asyncmy.errors import MySQLError
-
-            return (MySQLError,)
-        case "aiosqlite":
-            import sqlite3
-
-            return (sqlite3.Error,)
-        case _:
-            import psycopg
-
-            return (psycopg.Error,)

@@ -21,8 +21,6 @@ from ecotone_fastapi.adapters.sqlalchemy.dialects import Dialect
 PRIORITIES = range(9, -1, -1)
 """The classes of priority, the first one first."""
 
-_ROWS = 100  # in one statement, where the number of rows changes the statement
-
 
 class Lease(NamedTuple):
     """The right to settle one message."""
@@ -71,7 +69,12 @@ class Queue:
     Args:
         table: The table's name as SQL has it.
         dialect: What is particular about the database.
+
+    Attributes:
+        rows_at_once: How many rows `insert` writes in one statement.
     """
+
+    rows_at_once = 1000
 
     def __init__(self, table: str, dialect: Dialect) -> None:
         self.table = table
@@ -122,9 +125,11 @@ class Queue:
         )
         # The lock is taken in a CTE, which runs once; as a subquery it could run again and lock more than the limit.
         # Each class of priority is looked up for itself, because the index cannot bound the time across several.
+        # A claim need not survive a crash of the server: without it the message is as claimable as it was before.
         self._claim = text(
             "WITH due AS MATERIALIZED ("
-            f"SELECT first.id FROM generate_series(9, 0, -1) AS class (priority) CROSS JOIN LATERAL ("
+            "SELECT first.id FROM (SELECT set_config('synchronous_commit', 'off', true)) AS quick"
+            " CROSS JOIN generate_series(9, 0, -1) AS class (priority) CROSS JOIN LATERAL ("
             f"SELECT m.id FROM {table} AS m WHERE m.channel = :channel AND m.priority = class.priority"
             f" AND m.available_at <= {now} ORDER BY m.available_at, m.id LIMIT :limit FOR UPDATE SKIP LOCKED"
             ") AS first LIMIT :limit)"
@@ -270,6 +275,7 @@ class PlainQueue(Queue):
         held = "id IN :ids AND (id, lease_token) IN :pairs"
         lists: tuple[BindParameter[Any], ...] = (bindparam("ids", expanding=True), bindparam("pairs", expanding=True))
         self._delete = text(f"DELETE FROM {table} WHERE {held}").bindparams(*lists)
+        self._lock = text(f"SELECT id FROM {table} WHERE {held} FOR UPDATE").bindparams(*lists)
         self._delete_returning = text(f"DELETE FROM {table} WHERE {held} RETURNING id").bindparams(*lists)
         self._renew = text(f"UPDATE {table} SET available_at = {later(':lease')} WHERE {held}").bindparams(*lists)
 
@@ -309,6 +315,8 @@ class PlainQueue(Queue):
 class SQLiteQueue(PlainQueue):
     """The table of messages on SQLite."""
 
+    rows_at_once = 1
+
     def prepare(self) -> None:
         """Build the statements that the databases write differently."""
         super().prepare()
@@ -334,6 +342,8 @@ class SQLiteQueue(PlainQueue):
 class MariaDBQueue(PlainQueue):
     """The table of messages on MariaDB and MySQL."""
 
+    rows_at_once = 100
+
     def prepare(self) -> None:
         """Build the statements that the databases write differently."""
         super().prepare()
@@ -350,12 +360,12 @@ class MariaDBQueue(PlainQueue):
             f"UPDATE {table} SET available_at = {later(':lease')}, lease_token = :token,"
             " deliveries = deliveries + 1 WHERE id IN :ids"
         ).bindparams(bindparam("ids", expanding=True))
-        self._insert_several = lru_cache(_ROWS)(self._insert_rows)
+        self._insert_several = lru_cache(self.rows_at_once)(self._insert_rows)
 
     async def insert(self, connection: AsyncConnection, channel: str, rows: Sequence[NewRow], offset: float) -> None:
         """Store new messages, in this order."""
-        for start in range(0, len(rows), _ROWS):
-            chunk = rows[start : start + _ROWS]
+        for start in range(0, len(rows), self.rows_at_once):
+            chunk = rows[start : start + self.rows_at_once]
             parameters = {"channel": channel, "offset": self.dialect.span(offset)}
             for number, row in enumerate(chunk):
                 values = self.values(channel, row, offset)
@@ -385,9 +395,10 @@ class MariaDBQueue(PlainQueue):
         """Delete several messages; return the ids of those for which the lease was still good."""
         if connection.dialect.delete_returning:
             return await super().delete(connection, leases)
-        # MySQL does not tell which. When it was all of them, that need not be asked.
-        result = await connection.execute(self._delete, self._held(leases))
-        return {lease.id for lease in leases} if result.rowcount == len(leases) else set()
+        held = self._held(leases)
+        good = set((await connection.execute(self._lock, held)).scalars())
+        await connection.execute(self._delete, held)
+        return good
 
     def _insert_rows(self, number: int) -> TextClause:
         rows = ", ".join(self.placeholders(str(place)) for place in range(number))

@@ -84,16 +84,24 @@ class Schema:
             ChannelError: The database cannot be reached.
         """
         if not self._current:
-            with self._transactions.translated("checking the tables"):
-                async with self._transactions.own_engine.connect() as connection:
-                    missing = await connection.run_sync(self._missing)
+            missing = await self.missing()
             if missing:
                 raise ConfigurationError(
                     f"the database {self._transactions.engine.url.render_as_string()} lacks {', '.join(missing)}",
-                    hint="run `ecotone migrate`, or give SqlAlchemy(..., create_schema=True), or let Alembic create what is "
-                    "in ecotone_fastapi.adapters.sqlalchemy.metadata",
+                    hint="run `ecotone migrate`, or give SqlAlchemy(..., create_schema=True), or give Alembic "
+                    "the metadata of ecotone_fastapi.adapters.sqlalchemy",
                 )
             self._current = True
+
+    async def missing(self) -> Sequence[str]:
+        """Return what is missing or too old.
+
+        Raises:
+            ChannelError: The database cannot be reached.
+        """
+        with self._transactions.translated("checking the tables"):
+            async with self._transactions.own_engine.connect() as connection:
+                return await connection.run_sync(self._missing)
 
     def sql(self) -> str:
         """Return the statements that create everything in an empty database."""
@@ -136,6 +144,10 @@ class Schema:
                 continue
             columns = {column["name"] for column in inspector.get_columns(table.name, schema=self._name)}
             missing += [f"the column {table.name}.{column.name}" for column in table.c if column.name not in columns]
+        if not missing:
+            version = connection.execute(self._read_version).scalar()
+            if version is not None and version < tables.SCHEMA_VERSION:  # Alembic writes none
+                missing.append(f"version {tables.SCHEMA_VERSION} of the schema, it has {version}")
         return missing
 
     def _alone(self) -> AbstractAsyncContextManager[AsyncConnection]:

@@ -8,7 +8,7 @@ fails as soon as somebody else has written in between.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -31,7 +31,8 @@ Statements = Callable[[AsyncConnection], Awaitable[T]]
 logger = logging.getLogger(__name__)
 
 _TRIES = 5
-_PATIENCE = 5.0  # seconds that a writer queues in this process before SQLite itself decides
+_PATIENCE = 30.0  # seconds in which the database has to answer statements of ours
+_COURTESY = 5.0  # seconds that a writer queues in this process before SQLite itself decides
 
 
 class Unit:
@@ -82,6 +83,7 @@ class Transactions:
         self.dialect = dialect
         self.own_engine = dialect.own_engine(engine, made_here=made_here)
         self.turn = Turn() if dialect.one_writer else None
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._failures: tuple[type[Exception], ...] = (SQLAlchemyError, OSError, *dialect.failures)
 
     # ------------------------------------------------------------------------------------------- the session of a scope
@@ -138,7 +140,7 @@ class Transactions:
         unit = self.unit()
         if unit is None:
             return await self.run(statements, doing, several=several)
-        with self.translated(doing):
+        async with self._answered(doing):
             return await statements(await self._connection(unit.session))
 
     async def run(self, statements: Statements[T], doing: str, *, several: bool = False) -> T:
@@ -152,8 +154,40 @@ class Transactions:
         Raises:
             ChannelError: The database refused or could not be reached.
         """
+        return await asyncio.shield(self.start(statements, doing, several=several))
+
+    async def read(self, statements: Statements[T], doing: str) -> T:
+        """Run statements that change nothing, in the unit of work if there is one.
+
+        Raises:
+            ChannelError: The database refused or could not be reached.
+        """
+        unit = self.unit()
+        if unit is None:
+            return await asyncio.shield(self._started(self._read(statements, doing)))
+        async with self._answered(doing):
+            return await statements(await self._connection(unit.session))
+
+    def start(self, statements: Statements[T], doing: str, *, several: bool = False) -> asyncio.Task[T]:
+        """Begin to `run` statements in a task of their own.
+
+        Whoever waits for it may be cancelled: that breaks neither the statements nor their connection.
+        """
+        return self._started(self._run(statements, doing, several=several))
+
+    async def finish(self) -> None:
+        """Wait for the statements that were started."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _started(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _run(self, statements: Statements[T], doing: str, *, several: bool) -> T:
         engine = self.engine if several else self.own_engine
-        with self.translated(doing):
+        async with self._answered(doing):
             for tries in range(1, _TRIES + 1):
                 try:
                     async with taking(self.turn), engine.begin() as connection:
@@ -164,23 +198,20 @@ class Transactions:
                 await asyncio.sleep(random.uniform(0.005, 0.02) * 2**tries)  # noqa: S311 - no secret
         raise AssertionError("the last try returns or raises")
 
-    async def read(self, statements: Statements[T], doing: str) -> T:
-        """Run statements that change nothing.
-
-        Raises:
-            ChannelError: The database refused or could not be reached.
-        """
-        unit = self.unit()
-        with self.translated(doing):
-            if unit is not None:
-                return await statements(await self._connection(unit.session))
-            async with self.own_engine.connect() as connection:
-                return await statements(connection)
+    async def _read(self, statements: Statements[T], doing: str) -> T:
+        async with self._answered(doing), self.own_engine.connect() as connection:
+            return await statements(connection)
 
     async def _connection(self, session: AsyncSession) -> AsyncConnection:
         if session.bind is None:  # bound by mapped class, and none of ours is mapped
             return await session.connection(bind_arguments={"bind": self.engine.sync_engine})
         return await session.connection()
+
+    @asynccontextmanager
+    async def _answered(self, doing: str) -> AsyncIterator[None]:
+        with self.translated(doing):
+            async with asyncio.timeout(_PATIENCE):
+                yield
 
     @contextmanager
     def translated(self, doing: str) -> Iterator[None]:
@@ -200,19 +231,20 @@ class Turn:
     """The queue of the writers of one process. It is a courtesy: after some time a writer goes ahead without it."""
 
     def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = asyncio.Lock()
 
-    async def take(self) -> bool:
-        """Wait for one's turn; return whether there is a turn to give up later."""
+    async def take(self) -> asyncio.Lock | None:
+        """Wait for one's turn; return what is to be released after it."""
+        if self._loop is not asyncio.get_running_loop():  # a lock belongs to one loop, a database to several tests
+            self._loop, self._lock = asyncio.get_running_loop(), asyncio.Lock()
+        lock = self._lock
         try:
-            async with asyncio.timeout(_PATIENCE):
-                return await self._lock.acquire()
+            async with asyncio.timeout(_COURTESY):
+                await lock.acquire()
         except TimeoutError:
-            return False
-
-    def give_up(self) -> None:
-        """Let the next writer go ahead."""
-        self._lock.release()
+            return None
+        return lock
 
 
 @asynccontextmanager
@@ -221,12 +253,12 @@ async def taking(turn: Turn | None) -> AsyncIterator[None]:
     if turn is None:
         yield
         return
-    taken = await turn.take()
+    lock = await turn.take()
     try:
         yield
     finally:
-        if taken:
-            turn.give_up()
+        if lock is not None:
+            lock.release()
 
 
 class _ScopedSession:
@@ -236,7 +268,7 @@ class _ScopedSession:
         self.session = session
         self.unit: Unit | None = None
         self._turn = turn
-        self._has_turn = False
+        self._lock: asyncio.Lock | None = None
         self._changes = 0
         if turn is not None:
             event.listen(session.sync_session, "after_begin", self._after_begin)
@@ -250,13 +282,13 @@ class _ScopedSession:
 
     def give_up_turn(self) -> None:
         """Let the next writer go ahead."""
-        if self._turn is not None and self._has_turn:
-            self._has_turn = False
-            self._turn.give_up()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     async def _take_turn(self) -> None:
-        if self._turn is not None and not self._has_turn:
-            self._has_turn = await self._turn.take()
+        if self._turn is not None and self._lock is None:
+            self._lock = await self._turn.take()
 
     def _after_begin(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
         if transaction.nested:

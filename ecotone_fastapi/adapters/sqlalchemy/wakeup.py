@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -35,11 +36,12 @@ class Wakeup:
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
         self._bells: dict[str, asyncio.Event] = {}
+        self._id = uuid4().hex
         self._users = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._pending: dict[str, None] = {}
         self._wanted = asyncio.Event()
-        self._notify = text("SELECT pg_notify(:topic, channel) FROM unnest(CAST(:channels AS text[])) AS channel")
+        self._notify = text("SELECT pg_notify(:topic, heard) FROM unnest(CAST(:heard AS text[])) AS heard")
 
     def bell(self, channel: str) -> asyncio.Event:
         """Return an event that is set when something may have arrived after this call."""
@@ -47,15 +49,24 @@ class Wakeup:
 
     def ring(self, channel: str) -> None:
         """Wake up everybody who receives from a channel."""
-        self._ring_here(channel)
+        self.ring_here(channel)
         if self._transactions.dialect.notifies:
             self._pending[channel] = None
             self._wanted.set()
 
+    def ring_here(self, channel: str) -> None:
+        """Wake up everybody in this process who receives from a channel."""
+        bell = self._bells.pop(channel, None)
+        if bell is not None:
+            bell.set()
+
     def open(self) -> None:
         """Begin to listen and to notify. Each call is undone by one `close`."""
         self._users += 1
-        if self._users == 1 and self._transactions.dialect.notifies:
+        if self._users > 1:
+            return
+        self._bells.clear()  # they may be of another event loop
+        if self._transactions.dialect.notifies:
             self._wanted = asyncio.Event()
             if self._pending:
                 self._wanted.set()
@@ -73,17 +84,12 @@ class Wakeup:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ring_here(self, channel: str) -> None:
-        bell = self._bells.pop(channel, None)
-        if bell is not None:
-            bell.set()
-
     async def _notify_others(self) -> None:
         # NOTIFY in the transaction that sends would take a lock at commit that is global to the server.
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            parameters = {"topic": _TOPIC, "channels": list(self._pending)}
+            parameters = {"topic": _TOPIC, "heard": [f"{self._id} {channel}" for channel in self._pending]}
             self._pending = {}
             try:
                 await self._transactions.run(
@@ -94,6 +100,11 @@ class Wakeup:
                 logger.debug("other processes were not woken up and will find the messages by themselves: %s", error)
             await asyncio.sleep(_PAUSE)
 
+    def _hear(self, notification: str) -> None:
+        sender, _, channel = notification.partition(" ")
+        if sender != self._id:  # here they know already
+            self.ring_here(channel)
+
     async def _listen(self) -> None:
         listen = _listen_with_asyncpg if self._transactions.engine.dialect.driver == "asyncpg" else _listen_with_psycopg
         reported = False
@@ -102,7 +113,7 @@ class Wakeup:
                 with self._transactions.translated("listening for messages"):
                     async with Detached(self._transactions.own_engine) as driver:
                         reported = False
-                        await listen(driver, self._ring_here)
+                        await listen(driver, self._hear)
             except ChannelError as error:
                 if not reported:
                     logger.warning("no longer woken up by the database, looking for messages instead: %s", error)
@@ -119,18 +130,19 @@ class Detached:
     async def __aenter__(self) -> Any:
         await self._connection
         raw = await self._connection.get_raw_connection()
-        driver = raw.driver_connection
+        self._driver: Any = raw.driver_connection
         raw.detach()
-        return driver
+        return self._driver
 
     async def __aexit__(self, *failure: object) -> None:
         await self._connection.close()
+        await self._driver.close()  # not every dialect closes what was detached
 
 
 async def _listen_with_asyncpg(driver: Any, ring: Callable[[str], None]) -> None:
     gone = asyncio.Event()
     driver.add_termination_listener(lambda connection: gone.set())
-    await driver.add_listener(_TOPIC, lambda connection, pid, topic, channel: ring(channel))
+    await driver.add_listener(_TOPIC, lambda connection, pid, topic, payload: ring(payload))
     while not gone.is_set():
         try:
             async with asyncio.timeout(_KEEP_ALIVE):

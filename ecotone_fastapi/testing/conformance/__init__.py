@@ -13,7 +13,7 @@ except ImportError as error:
     ) from error
 
 # Before the suites are imported: a failing assert shall show both of its sides.
-pytest.register_assert_rewrite(f"{__name__}.channels", f"{__name__}.stores")
+pytest.register_assert_rewrite(__name__)
 
 from ecotone_fastapi.testing.conformance.channels import ChannelConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.stores import StoreConformance  # noqa: E402

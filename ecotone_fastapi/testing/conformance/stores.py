@@ -1,24 +1,19 @@
 """The suite for stores: everything that keeps something for a feature, beside the messages on channels."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn
 
 import pytest
 
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
-
-
-class Rollback(Exception):  # noqa: N818 - it is no error: the cases roll back with it
-    """Ends a transaction that is not to be committed."""
+from ecotone_fastapi.testing.conformance.hooks import Hooks
 
 
 @pytest.mark.anyio
-class StoreConformance:
+class StoreConformance(Hooks):
     """What every store must do. Subclass it and implement a hook for each store that the adapter has.
 
     A hook that is not implemented skips the cases that need it, and the reason says so. Within a case, all calls of a
@@ -42,16 +37,6 @@ class StoreConformance:
     def dead_letters(self) -> AbstractAsyncContextManager[DeadLetterStore]:
         """Hook: open the store of dead letters, and close it in the end."""
         self._skip_without("dead_letters", "a store of dead letters")
-
-    def transaction(self) -> AbstractAsyncContextManager[None]:
-        """Hook: open the unit of work that the stores take part in when they are used in the same task.
-
-        Left well it commits; left by an exception it rolls back and lets the exception pass.
-        """
-        self._skip_without("transaction", "a unit of work")
-
-    def _skip_without(self, hook: str, need: str) -> NoReturn:
-        pytest.skip(f"needs {need}, but {type(self).__name__} does not implement {hook}()")
 
     # --------------------------------------------------------------------------------------------------- dead letters
 
@@ -182,15 +167,6 @@ class StoreConformance:
                 await store.delete("deleted")
 
             assert [letter.id for letter in await store.list()] == ["kept"]
-
-    # --------------------------------------------------------------------------------------------------------- helpers
-
-    @asynccontextmanager
-    async def _rolled_back(self) -> AsyncIterator[None]:
-        with pytest.raises(Rollback):  # noqa: PT012 - what it leaves is the transaction
-            async with self.transaction():
-                yield
-                raise Rollback
 
 
 def parked(parked_id: str, *, minutes: int = 0) -> ParkedMessage:

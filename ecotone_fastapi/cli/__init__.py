@@ -1,0 +1,8 @@
+"""The command line: `ecotone run | list | explain | migrate`.
+
+$ ecotone run shop.main:ecotone notifications
+"""
+
+from ecotone_fastapi.cli.commands import commands, main
+
+__all__ = ["commands", "main"]

@@ -1,0 +1,65 @@
+"""All commands together, and what becomes of errors."""
+
+import importlib.metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ecotone_fastapi.cli.explain import explain
+from ecotone_fastapi.cli.list import list_
+from ecotone_fastapi.cli.migrate import migrate
+from ecotone_fastapi.cli.output import say, show_error
+from ecotone_fastapi.cli.run import run
+from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
+
+
+class ReportingGroup(TyperGroup):
+    """Shows errors of ours as people read them, and ends with 2 when the caller can mend them, else with 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except EcotoneError as error:
+            show_error(error)
+            raise typer.Exit(2 if isinstance(error, ConfigurationError) else 1) from None
+
+
+commands = typer.Typer(
+    name="ecotone",
+    cls=ReportingGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+"""The command line as a Typer application, for programs that put it under commands of their own."""
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        say(importlib.metadata.version("ecotone-fastapi"))
+        raise typer.Exit
+
+
+@commands.callback(
+    epilog="The application is named on the command line, by ECOTONE_APP, or by app in the table tool.ecotone of the "
+    "pyproject.toml in this directory."
+)
+def _ecotone(
+    version: Annotated[
+        bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Run, list, explain and migrate an Ecotone application."""
+
+
+commands.command("run")(run)
+commands.command("list")(list_)
+commands.command("explain")(explain)
+commands.command("migrate")(migrate)
+
+
+def main() -> None:
+    """Be the console script `ecotone`."""
+    commands()

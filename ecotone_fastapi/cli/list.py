@@ -1,0 +1,135 @@
+"""`ecotone list`: what runs, and who handles what."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from ecotone_fastapi.app import Ecotone
+from ecotone_fastapi.cli.application import AppArgument, FactoryOption, JsonOption, address_of, load
+from ecotone_fastapi.cli.output import say, say_json
+from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.core.consumer import Consumer
+from ecotone_fastapi.core.endpoint import Endpoint, Kind
+from ecotone_fastapi.messaging.asynchronous import Asynchronous, runs_in_consumer
+
+
+def list_(app: AppArgument = None, *, factory: FactoryOption = False, json: JsonOption = False) -> None:
+    """List channels with their consumers, what else can be run, and all handlers."""
+    ecotone = load(address_of(app, factory=factory), quiet=json)
+    found = inventory(ecotone)
+    if json:
+        say_json(found)
+        return
+    tables = [_channels(found["channels"]), _runnables(found["runnables"]), _handlers(found["handlers"])]
+    for number, table in enumerate(table for table in tables if table.row_count):
+        if number:
+            say()
+        say(table)
+
+
+def inventory(ecotone: Ecotone) -> dict[str, list[dict[str, Any]]]:
+    """Return channels, other runnables and handlers as JSON takes them."""
+    assembly = ecotone.assembly
+    consumers = {one.channel.name: one for one in assembly.runnables.values() if isinstance(one, Consumer)}
+    endpoints = sorted(assembly.endpoints, key=lambda one: (list(Kind).index(one.kind), one.label))
+    return {
+        "channels": [
+            {
+                "name": name,
+                "type": type_name(channel),
+                "capabilities": asdict(channel.capabilities),
+                "consumer": _consumer(consumers.get(name)),
+                "handlers": [one.id for one in endpoints if name in channels_of(one)],
+            }
+            for name, channel in assembly.channels.items()
+        ],
+        "runnables": [
+            {"name": name, "type": type_name(one)}
+            for name, one in assembly.runnables.items()
+            if not isinstance(one, Consumer)
+        ],
+        "handlers": [
+            {
+                "id": one.id,
+                "label": one.label,
+                "kind": one.kind.value,
+                "route": one.route,
+                "payload": type_text(one.payload_type),
+                "channels": list(channels_of(one)),
+            }
+            for one in endpoints
+        ],
+    }
+
+
+def channels_of(endpoint: Endpoint) -> tuple[str, ...]:
+    """Return the names of the channels that messages for a handler go through."""
+    way = endpoint.find(Asynchronous)
+    return way.channels if way is not None and runs_in_consumer(endpoint) else ()
+
+
+def abilities(channel: Channel) -> str:
+    """Return what a channel can do, in words."""
+    return _abilities(asdict(channel.capabilities))
+
+
+def type_name(value: object) -> str:
+    """Return module and class of an object."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def type_text(type_: Any) -> str | None:
+    """Return how people write a type."""
+    if type_ is None:
+        return None
+    return type_.__name__ if isinstance(type_, type) and not getattr(type_, "__args__", ()) else str(type_)
+
+
+def _consumer(consumer: Consumer | None) -> dict[str, int] | None:
+    return None if consumer is None else {"concurrency": consumer.concurrency, "batch": consumer.batch}
+
+
+def _abilities(capabilities: dict[str, Any]) -> str:
+    words = [name.replace("_", " ") for name, value in capabilities.items() if value is True]
+    if capabilities["largest_body"] is not None:
+        words.append(f"at most {capabilities['largest_body']} bytes")
+    return ", ".join(words)
+
+
+def _channels(rows: Iterable[dict[str, Any]]) -> Table:
+    table = _table("channel", "type", "can", "consumer", "handlers")
+    for row in rows:
+        consumer = row["consumer"]
+        table.add_row(
+            row["name"],
+            row["type"].rpartition(".")[2],
+            _abilities(row["capabilities"]),
+            f"{consumer['concurrency']} at a time" if consumer else "none",
+            "\n".join(row["handlers"]),
+        )
+    return table
+
+
+def _runnables(rows: Iterable[dict[str, Any]]) -> Table:
+    table = _table("runnable", "type")
+    for row in rows:
+        table.add_row(row["name"], row["type"].rpartition(".")[2])
+    return table
+
+
+def _handlers(rows: Iterable[dict[str, Any]]) -> Table:
+    table = _table("kind", "route", "handler", "id", "channel")
+    for row in rows:
+        table.add_row(
+            row["kind"], row["route"] or row["payload"], row["label"], row["id"], " → ".join(row["channels"]) or "-"
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.upper(), overflow="fold")
+    return table

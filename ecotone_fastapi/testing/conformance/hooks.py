@@ -1,0 +1,192 @@
+"""What an adapter tells the suites about itself, and the steps that their cases share."""
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import NoReturn, TypeVar
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from ecotone_fastapi.core.channel import Channel, Delivery, Inspectable, SettlesTogether
+from ecotone_fastapi.core.errors import ChannelError, LeaseLostError
+from ecotone_fastapi.core.message import HeaderName, Message, new_id
+
+R = TypeVar("R")
+
+
+class Rollback(Exception):  # noqa: N818 - it is no error: the cases roll back with it
+    """Ends a transaction that is not to be committed."""
+
+
+class Hooks:
+    """What all suites ask for. A hook that is not implemented skips the cases that need it."""
+
+    def transaction(self) -> AbstractAsyncContextManager[None]:
+        """Hook: open the unit of work that transactional channels and stores take part in when used in the same task.
+
+        Left well it commits; left by an exception it rolls back and lets the exception pass.
+        """
+        self._skip_without("transaction", "a unit of work")
+
+    def _skip_without(self, hook: str, need: str) -> NoReturn:
+        pytest.skip(f"needs {need}, but {type(self).__name__} does not implement {hook}()")
+
+    def _has(self, hook: str) -> bool:
+        """Tell whether a subclass implements a hook."""
+        return getattr(type(self), hook) is not getattr(ChannelHooks, hook)
+
+    @asynccontextmanager
+    async def _rolled_back(self) -> AsyncIterator[None]:
+        with pytest.raises(Rollback):  # noqa: PT012 - what it leaves is the transaction
+            async with self.transaction():
+                yield
+                raise Rollback
+
+
+class ChannelHooks(Hooks):
+    """What the suite for channels asks for; `ChannelConformance` tells more."""
+
+    patience: float = 15.0
+    moment: float = 0.2
+    volume: int = 10_000
+    crowd: int = 20
+    lease: float = 60.0
+
+    def channel(self, name: str) -> AbstractAsyncContextManager[Channel]:
+        """Open a channel, and close it in the end.
+
+        Each call opens a channel of its own onto the same server: two with the same name are two consumers of one
+        queue. Names are letters, digits and hyphens; every case makes up new ones.
+        """
+        raise NotImplementedError
+
+    async def advance(self, seconds: float) -> None:
+        """Hook: let so much time pass for the server and for all channels, without waiting."""
+        self._skip_without("advance", "time travel")
+
+    def channel_with_lease(self, name: str, lease: float) -> AbstractAsyncContextManager[Channel]:
+        """Hook: open a channel with a lease of so many seconds, which it renews as long as its consumer is alive."""
+        self._skip_without("channel_with_lease", "a short lease that is renewed")
+
+    def skewed_channel(self, name: str, seconds: float) -> AbstractAsyncContextManager[Channel]:
+        """Hook: open a channel on a machine whose clock is ahead of the server's, or behind it when negative."""
+        self._skip_without("skewed_channel", "a machine whose clock is wrong")
+
+    async def drop_connections(self) -> None:
+        """Hook: cut all connections between the open channels and the server, which accepts new ones."""
+        self._skip_without("drop_connections", "a connection that breaks")
+
+    def refused_message(self) -> Message[bytes]:
+        """Hook: return a message that the server refuses, while it accepts the others of the same batch."""
+        self._skip_without("refused_message", "a message that the server refuses")
+
+    def _needs(self, channel: Channel, capability: str) -> None:
+        if not getattr(channel.capabilities, capability):
+            pytest.skip(f"{type(channel).__name__} does not claim to be {capability!r}")
+
+    def _inspect(self, channel: Channel) -> Inspectable:
+        if not isinstance(channel, Inspectable):
+            pytest.skip(f"{type(channel).__name__} cannot be looked into")
+        return channel
+
+    async def _receive(self, channel: Channel, number: int, *, limit: int | None = None) -> list[Delivery]:
+        """Receive at least so many deliveries, or fail."""
+        deliveries: list[Delivery] = []
+        while len(deliveries) < number:
+            lent = await channel.receive((limit or number) - len(deliveries), self.patience)
+            assert lent, f"{len(deliveries)} of {number} messages arrived within {self.patience} seconds"
+            deliveries += lent
+        return deliveries
+
+    async def _take(self, channel: Channel, number: int) -> list[Message[bytes]]:
+        """Receive and ack exactly so many messages, or fail."""
+        taken: list[Message[bytes]] = []
+        while len(taken) < number:
+            deliveries = await self._receive(channel, 1, limit=min(number - len(taken), 100))
+            await settle(channel, deliveries)
+            taken += [delivery.message for delivery in deliveries]
+        return taken
+
+    async def _take_all(self, channel: Channel) -> list[Message[bytes]]:
+        """Receive and ack what is there, and what is there again once the leases of all that is lent have ended."""
+        taken: list[Message[bytes]] = []
+        leases_have_ended = not channel.capabilities.leased
+        while True:
+            deliveries = await channel.receive(100, self.moment)
+            await settle(channel, deliveries)
+            taken += [delivery.message for delivery in deliveries]
+            if not deliveries:
+                if leases_have_ended:
+                    return taken
+                await self.advance(self.lease + 1)
+                leases_have_ended = True
+
+    async def _collect(self, channel: Channel, received: list[Message[bytes]]) -> None:
+        for delivery in await channel.receive(10, self.patience):
+            with anyio.CancelScope(shield=True):
+                await delivery.ack()
+                received.append(delivery.message)
+
+    async def _receive_until_closed(self, channel: Channel) -> None:
+        try:
+            await channel.receive(10, self.patience)
+        except ChannelError:
+            return
+
+    async def _assert_nothing_arrives(self, channel: Channel) -> None:
+        assert [delivery.message for delivery in await channel.receive(1, self.moment)] == []
+
+    async def _let_pass(self, seconds: float) -> None:
+        """Let time pass: by the hook, or by listening where nothing is said."""
+        if self._has("advance"):
+            await self.advance(seconds)
+            return
+        async with self.channel(unique()) as silent:
+            await silent.receive(1, seconds)
+
+    async def _insist(self, action: Callable[[], Awaitable[R]]) -> R:
+        """Repeat what fails with `ChannelError`, but not for ever, and not what is lost."""
+        with anyio.fail_after(2 * self.patience):
+            while True:
+                try:
+                    return await action()
+                except LeaseLostError:
+                    raise
+                except ChannelError:
+                    await checkpoint()
+
+
+def unique() -> str:
+    """Return a name that no other case uses, on a server that may remember earlier runs."""
+    return f"conformance-{uuid.uuid4().hex[:12]}"
+
+
+def letter(payload: bytes = b"hello", /, **headers: str) -> Message[bytes]:
+    """Return a message with an id of its own and these headers."""
+    return Message(payload, {HeaderName.id: new_id(), **headers})
+
+
+def letters(number: int, /, **headers: str) -> list[Message[bytes]]:
+    """Return so many messages, numbered in their payloads."""
+    return [letter(str(place).encode(), **headers) for place in range(number)]
+
+
+def ids(messages: Iterable[Message[bytes]]) -> list[str]:
+    """Return the ids of the messages."""
+    return [message.id for message in messages]
+
+
+def by_id(messages: Iterable[Message[bytes]]) -> dict[str, Message[bytes]]:
+    """Return the messages by their ids."""
+    return {message.id: message for message in messages}
+
+
+async def settle(channel: Channel, deliveries: Sequence[Delivery]) -> None:
+    """Ack deliveries in the cheapest way that the channel offers."""
+    if isinstance(channel, SettlesTogether):
+        await channel.ack_all(deliveries)
+    else:
+        for delivery in deliveries:
+            await delivery.ack()

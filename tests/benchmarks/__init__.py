@@ -1,0 +1,1 @@
+"""Benchmarks: `poe bench`. Each figure stands beside a limit that does the same work in the same run."""

@@ -1,0 +1,283 @@
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, dataclass
+from typing import Any, Generic, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecotone_fastapi.core.errors import ConfigurationError
+from ecotone_fastapi.core.message import (
+    FRAMEWORK_HEADERS,
+    FreshHeaders,
+    HeaderName,
+    Message,
+    MessageTypes,
+    explicit_name_of,
+    message_name,
+    name_of,
+    new_id,
+)
+
+T = TypeVar("T")
+
+names = st.text(min_size=1)
+header_maps = st.dictionaries(names, st.text())
+framework_headers = st.dictionaries(st.sampled_from(sorted(FRAMEWORK_HEADERS)), st.text())
+
+
+# -------------------------------------------------------------------------------------------------------------- headers
+
+
+def test_a_message_is_never_changed() -> None:
+    message = Message("order-1", {"id": "1"})
+
+    with pytest.raises(FrozenInstanceError):
+        message.payload = "order-2"  # type: ignore[misc]
+
+
+def test_a_copy_says_something_else_under_the_same_headers() -> None:
+    message = Message("order-1", {"id": "1", "tenant": "acme"})
+
+    copy = message.with_payload(b"order-1")
+
+    assert (copy.payload, copy.headers) == (b"order-1", message.headers)
+    assert message.payload == "order-1"
+
+
+def test_a_copy_has_more_headers_other_headers_or_fewer() -> None:
+    message = Message("order-1", {"id": "1", "tenant": "acme"})
+
+    assert message.with_headers({"tenant": "umbrella", "user": "ada"}).headers == {
+        "id": "1",
+        "tenant": "umbrella",
+        "user": "ada",
+    }
+    assert message.without_headers(["tenant", "unknown"]).headers == {"id": "1"}
+    assert message.headers == {"id": "1", "tenant": "acme"}
+
+
+def test_the_id_is_a_header() -> None:
+    assert Message("order-1", {"id": "1"}).id == "1"
+
+
+# ------------------------------------------------------------------------------------------------------------------ ids
+
+
+def test_ids_are_uuids_of_version_seven_made_now() -> None:
+    before = time.time_ns() // 1_000_000
+    made = uuid.UUID(new_id())
+    after = time.time_ns() // 1_000_000
+
+    assert (made.version, made.variant) == (7, uuid.RFC_4122)
+    assert before <= made.int >> 80 <= after
+    assert str(made) == str(uuid.UUID(str(made)))
+
+
+def test_a_hundred_thousand_ids_are_all_different() -> None:
+    assert len({new_id() for _ in range(100_000)}) == 100_000
+
+
+@given(moments=st.lists(st.integers(0, 2**48 - 1), min_size=2))
+def test_ids_sort_by_the_millisecond_in_which_they_were_made(moments: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        ids = []
+        for moment in moments:
+            patch.setattr(time, "time_ns", lambda moment=moment: moment * 1_000_000)
+            ids.append(new_id())
+
+    for one, its_moment in zip(ids, moments, strict=True):
+        assert uuid.UUID(one).int >> 80 == its_moment
+        for other, other_moment in zip(ids, moments, strict=True):
+            if its_moment < other_moment:
+                assert one < other
+
+
+# ------------------------------------------------------------------------------------------------------------ causation
+
+
+def test_a_caused_message_keeps_the_conversation_and_the_users_headers() -> None:
+    cause = Message("order-1", {"id": "2", "correlation_id": "1", "causation_id": "1", "tenant": "acme"})
+
+    caused = cause.caused("mail-1")
+
+    assert caused.payload == "mail-1"
+    assert caused.id not in ("1", "2")
+    assert caused.headers == {"id": caused.id, "correlation_id": "1", "causation_id": "2", "tenant": "acme"}
+
+
+def test_the_first_message_of_a_conversation_gives_it_its_id() -> None:
+    assert Message("order-1", {"id": "1"}).caused("mail-1").headers["correlation_id"] == "1"
+
+
+def test_whoever_handles_a_message_cannot_leave_its_conversation() -> None:
+    cause = Message("order-1", {"id": "1", "correlation_id": "1"})
+
+    caused = cause.caused("mail-1", {"correlation_id": "my own", "causation_id": "my own"})
+
+    assert (caused.headers["correlation_id"], caused.headers["causation_id"]) == ("1", "1")
+
+
+def test_headers_that_are_given_win_over_those_that_are_inherited() -> None:
+    cause = Message("order-1", {"id": "1", "tenant": "acme", "user": "ada"})
+
+    caused = cause.caused("mail-1", {"tenant": "umbrella", "delay": "5", "id": "my-id"})
+
+    assert caused.headers["tenant"] == "umbrella"
+    assert caused.headers["user"] == "ada"
+    assert (caused.headers["delay"], caused.id) == ("5", "my-id")
+
+
+def test_a_message_that_is_passed_on_under_its_own_id_is_not_its_own_cause() -> None:
+    assert "causation_id" not in Message("order-1", {"id": "1"}).caused("order-1", {"id": "1"}).headers
+
+
+def test_a_message_without_id_can_be_a_cause_too() -> None:
+    nameless = Message("from elsewhere", {"tenant": "acme"})
+
+    caused = nameless.caused("mail-1")
+
+    assert caused.headers == {"tenant": "acme", "id": caused.id, "correlation_id": caused.id}
+    assert nameless.caused("mail-1", {"correlation_id": "9"}).headers["correlation_id"] == "9"
+
+
+@given(user=header_maps, framework=framework_headers, given=header_maps)
+def test_only_the_users_headers_are_inherited(
+    user: dict[str, str], framework: dict[str, str], given: dict[str, str]
+) -> None:
+    user = {name: text for name, text in user.items() if name not in FRAMEWORK_HEADERS}
+    given = {name: text for name, text in given.items() if name not in FRAMEWORK_HEADERS}
+    cause = Message("cause", {**user, **framework, "id": "cause"})
+
+    caused = cause.caused("effect", given)
+
+    own = {"id": caused.id, "causation_id": "cause", "correlation_id": framework.get("correlation_id") or "cause"}
+    assert caused.headers == {**user, **given, **own}
+
+
+@pytest.mark.parametrize(
+    "name", ["delay", "time_to_live", "priority", "content_type", "attempt", "endpoint", "partition_key", "type"]
+)
+def test_what_belongs_to_one_way_through_a_channel_is_forgotten(name: str) -> None:
+    assert name not in Message("order-1", {"id": "1", name: "5"}).caused("mail-1").headers
+
+
+# -------------------------------------------------------------------------------------------------------- fresh headers
+
+
+def test_fresh_headers_are_written_once_when_somebody_looks() -> None:
+    written: list[dict[str, str]] = []
+
+    def write() -> dict[str, str]:
+        written.append({"id": new_id()})
+        return written[-1]
+
+    headers: Mapping[str, str] = FreshHeaders(write)
+
+    assert written == []
+    assert headers["id"] == headers["id"]
+    assert (list(headers), len(headers), "tenant" in headers) == (["id"], 1, False)
+    assert repr(headers) == repr(written[0])
+    assert len(written) == 1
+
+
+def test_fresh_headers_may_be_made_of_those_of_their_cause() -> None:
+    cause = Message("cause", FreshHeaders(lambda: {"id": "1", "correlation_id": "1"}))
+    effect = Message("effect", FreshHeaders(lambda: dict(cause.caused("effect").headers)))
+
+    assert effect.headers["causation_id"] == "1"
+
+
+def test_two_threads_see_the_same_fresh_headers() -> None:
+    headers = FreshHeaders(lambda: {"id": new_id()})
+    at_once = threading.Barrier(8)
+    seen: list[str] = []
+
+    def look() -> None:
+        at_once.wait()
+        seen.append(headers["id"])
+
+    threads = [threading.Thread(target=look) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(seen) == 8
+    assert len(set(seen)) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+@message_name("order.placed", aliases=["order.was_placed", "OrderPlaced"])
+class OrderWasPlaced: ...
+
+
+class OrderWasPlacedTwice(OrderWasPlaced): ...
+
+
+@dataclass
+class Box(Generic[T]):
+    content: T
+
+
+def test_a_type_is_written_down_under_its_name_or_its_module_and_class() -> None:
+    assert name_of(OrderWasPlaced) == "order.placed"
+    assert name_of(Box) == f"{__name__}.Box"
+    assert name_of(Box[int]) == f"{__name__}.Box"
+    assert name_of(dict) == "dict"
+    assert name_of(list[int]) == "list"
+
+
+def test_a_name_is_not_inherited() -> None:
+    assert explicit_name_of(OrderWasPlaced) == "order.placed"
+    assert explicit_name_of(OrderWasPlacedTwice) is None
+    assert explicit_name_of("order.placed") is None
+    assert name_of(OrderWasPlacedTwice) == f"{__name__}.OrderWasPlacedTwice"
+
+
+@pytest.mark.parametrize("name", ["order.placed", "order.was_placed", "OrderPlaced"])
+def test_a_type_is_found_by_its_name_and_by_its_former_names(name: str) -> None:
+    assert MessageTypes([OrderWasPlaced]).find(name) is OrderWasPlaced
+
+
+def test_a_subclass_of_a_known_type_is_found_though_nobody_told() -> None:
+    types = MessageTypes([OrderWasPlaced, dict])
+
+    class OrderWasPlacedAgain(OrderWasPlacedTwice): ...
+
+    @message_name("order.placed_by_phone", aliases=["order.phoned"])
+    class OrderWasPlacedByPhone(OrderWasPlaced): ...
+
+    assert types.find(name_of(OrderWasPlacedAgain)) is OrderWasPlacedAgain
+    assert types.find("order.phoned") is OrderWasPlacedByPhone
+    assert types.find("order.phoned") is OrderWasPlacedByPhone
+    assert types.find("builtins.OrderedDict") is None
+
+
+def test_two_types_cannot_have_one_name() -> None:
+    @message_name("order.placed")
+    class Other: ...
+
+    with pytest.raises(ConfigurationError, match=r"OrderWasPlaced and .*Other are both named 'order.placed'"):
+        MessageTypes([OrderWasPlaced, Other])
+
+
+def test_a_former_name_of_one_type_cannot_be_the_name_of_another() -> None:
+    @message_name("OrderPlaced")
+    class Other: ...
+
+    with pytest.raises(ConfigurationError, match="are both named 'OrderPlaced'"):
+        MessageTypes([OrderWasPlaced, Other])
+
+
+def test_telling_a_type_twice_is_no_mistake() -> None:
+    types: Any = MessageTypes([OrderWasPlaced, OrderWasPlaced])
+
+    types.add(OrderWasPlaced)
+
+    assert types.find("order.placed") is OrderWasPlaced

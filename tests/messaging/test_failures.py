@@ -1,0 +1,545 @@
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryDeadLetters
+from ecotone_fastapi.core.bus import CommandBus
+from ecotone_fastapi.core.channel import Capabilities, Delivery
+from ecotone_fastapi.core.endpoint import command_handler, event_handler
+from ecotone_fastapi.core.errors import (
+    ChannelError,
+    ConversionError,
+    HandlerNotFoundError,
+    LeaseLostError,
+    MissingServiceError,
+    UnknownEndpointError,
+)
+from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.core.pipeline import Call, Proceed, Stage
+from ecotone_fastapi.core.plugin import Assembly
+from ecotone_fastapi.messaging.asynchronous import asynchronous
+from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.failures import (
+    Backoff,
+    DeadLetter,
+    Discard,
+    ErrorPolicy,
+    Failure,
+    Failures,
+    Retry,
+    failed_attempts,
+    parked_id,
+)
+from ecotone_fastapi.testing.flow import Flow, TravellingClock, flow_test
+
+AT_ONCE = Backoff(first=0.0)
+
+
+@dataclass(frozen=True)
+class PlaceOrder:
+    order_id: str
+
+
+class Orders:
+    """A handler that fails as often as it is told."""
+
+    def __init__(self, fails: int = 10**6, error: Exception | None = None) -> None:
+        self.fails = fails
+        self.error = error or ValueError("no stock")
+        self.runs: list[Message[Any]] = []
+
+    @asynchronous("orders")
+    @command_handler(id="place")
+    async def place(self, command: PlaceOrder, message: Message[Any]) -> None:
+        self.runs.append(message)
+        if len(self.runs) <= self.fails:
+            raise self.error
+
+
+def failure(error: Exception | None = None, *, attempt: int = 1, id_: str = "1") -> Failure:
+    return Failure(
+        error=error or OSError(), attempt=attempt, message=Message(b"", {"id": id_}), channel="orders", endpoint="place"
+    )
+
+
+async def drain(flow: Flow, name: str = "orders", hours: int = 10) -> None:
+    """Run a channel, hour by hour, until all that can be retried has been."""
+    for _ in range(hours):
+        await flow.run(name, raises=False)
+        await flow.advance(timedelta(hours=1))
+
+
+# -------------------------------------------------------------------------------------------------------------- backoff
+
+
+def test_a_wait_is_longer_from_retry_to_retry_and_ends() -> None:
+    policy: ErrorPolicy = Backoff(retries=4, first=1.0, factor=5.0, longest=30.0, jitter=0.0)
+
+    decisions = [policy.decide(failure(attempt=attempt)) for attempt in range(1, 6)]
+
+    assert decisions == [Retry(1.0), Retry(5.0), Retry(25.0), Retry(30.0), DeadLetter()]
+
+
+@pytest.mark.parametrize(
+    "error", [ConversionError("unreadable"), UnknownEndpointError("gone"), HandlerNotFoundError("nobody")]
+)
+def test_what_would_fail_again_in_the_same_way_is_parked_at_once(error: Exception) -> None:
+    assert Backoff().decide(failure(error)) == DeadLetter()
+
+
+def test_a_policy_without_retries_parks_at_once() -> None:
+    assert Backoff(retries=0).decide(failure()) == DeadLetter()
+
+
+policies = st.builds(
+    Backoff,
+    retries=st.integers(0, 2000),
+    first=st.floats(0, 1000),
+    factor=st.floats(1, 100),
+    longest=st.floats(0, 10_000),
+    jitter=st.floats(0, 1),
+)
+failures = st.builds(failure, attempt=st.integers(1, 2001), id_=st.text())
+
+
+@given(policy=policies, failure=failures)
+def test_a_decision_is_pure_and_its_delay_stays_within_its_bounds(policy: Backoff, failure: Failure) -> None:
+    decision = policy.decide(failure)
+
+    assert decision == policy.decide(failure)
+    assert isinstance(decision, DeadLetter) == (failure.attempt > policy.retries)
+    if isinstance(decision, Retry):
+        assert min(policy.first, policy.longest) <= decision.delay <= policy.longest
+
+
+@given(policy=policies, failure=failures)
+def test_no_retry_waits_shorter_than_the_one_before_would_without_jitter(policy: Backoff, failure: Failure) -> None:
+    steady = replace(policy, jitter=0.0)
+    before = steady.decide(failure)
+    after = policy.decide(replace(failure, attempt=failure.attempt + 1))
+
+    if isinstance(before, Retry) and isinstance(after, Retry):
+        assert after.delay >= before.delay
+
+
+def test_different_messages_come_back_at_different_times() -> None:
+    decisions = [Backoff().decide(failure(id_=str(number))) for number in range(20)]
+
+    assert len({decision.delay for decision in decisions if isinstance(decision, Retry)}) == 20
+
+
+# ------------------------------------------------------------------------------------------------------------- retrying
+
+
+async def test_a_handler_that_fails_is_tried_again_later() -> None:
+    orders = Orders(fails=2)
+
+    async with flow_test([orders], channels=[MemoryChannel("orders")], clock=TravellingClock(NOON)) as flow:
+        await flow.send(PlaceOrder("1"), headers={"tenant": "acme"})
+        handled = [await flow.run("orders", raises=False)]
+        for seconds in (1.2, 6):
+            assert await flow.run("orders") == 0
+            await flow.advance(timedelta(seconds=seconds))
+            handled.append(await flow.run("orders", raises=False))
+        assert await flow.dead_letters() == []
+        assert await flow.waiting("orders") == []
+
+    assert handled == [0, 0, 1]
+    assert [run.headers.get("attempt") for run in orders.runs] == [None, "1", "2"]
+    assert len({run.id for run in orders.runs}) == 1
+    assert {run.headers["tenant"] for run in orders.runs} == {"acme"}
+
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+async def test_three_retries_are_four_runs_and_then_the_message_is_parked() -> None:
+    orders = Orders()
+    channel = MemoryChannel("orders")
+
+    async with flow_test([orders], channels=[channel], clock=TravellingClock(NOON)) as flow:
+        await flow.send(PlaceOrder("1"), headers={"tenant": "acme", "id": "my-id"})
+        sent = await flow.waiting("orders")
+        await drain(flow)
+        [parked] = await flow.dead_letters()
+        assert await flow.waiting("orders") == []
+
+    assert len(orders.runs) == 4
+    assert (parked.attempts, parked.deliveries, parked.channel, parked.endpoint) == (4, 4, "orders", "place")
+    assert parked.message.payload == sent[0].payload
+    assert parked.message.headers == {**sent[0].headers, "attempt": "3"}
+    assert (parked.error_type, parked.error_message) == ("builtins.ValueError", "no stock")
+    assert 'raise self.error' in parked.traceback
+    assert "while handling Orders.place, message my-id" in parked.traceback
+    assert parked.parked_at == NOON + timedelta(hours=3)
+    assert parked.id.startswith("my-id-")
+
+
+async def test_the_same_message_that_fails_in_two_handlers_is_parked_twice() -> None:
+    class Two:
+        @asynchronous("orders")
+        @event_handler("placed", id="one")
+        async def one(self, payload: str) -> None:
+            raise ValueError("one")
+
+        @asynchronous("orders")
+        @event_handler("placed", id="two")
+        async def two(self, payload: str) -> None:
+            raise ValueError("two")
+
+    async with flow_test([Two], channels=[MemoryChannel("orders")]) as flow:
+        await flow.publish("1", to="placed", headers={"id": "my-id"})
+        await drain(flow)
+        parked = await flow.dead_letters()
+
+    assert {(one.endpoint, one.error_message) for one in parked} == {("one", "one"), ("two", "two")}
+    assert len({one.id for one in parked}) == 2
+    assert {one.message.id for one in parked} == {"my-id"}
+
+
+def test_an_id_in_the_dead_letter_is_told_from_message_and_handler() -> None:
+    message = Message(b"", {"id": "1"})
+
+    assert parked_id(message, "place") == parked_id(message, "place") != parked_id(message, "cancel")
+    assert parked_id(Message(b"", {}), None).startswith("unknown-")
+
+
+@pytest.mark.parametrize(("text", "attempts"), [(None, 0), ("0", 0), ("7", 7), ("many", 0)])
+def test_the_number_of_failed_runs_is_read_from_the_header(text: str | None, attempts: int) -> None:
+    @dataclass
+    class Lent:
+        message: Message[bytes]
+
+    delivery: Any = Lent(Message(b"", {} if text is None else {"attempt": text}))
+
+    assert failed_attempts(delivery) == attempts
+
+
+# ----------------------------------------------------------------------------------------------------------- hopeless
+
+
+@pytest.mark.parametrize(
+    ("payload", "headers", "error"),
+    [
+        (b"\xff not json", {"endpoint": "place", "content_type": "application/json"}, "ConversionError"),
+        (b"{}", {"endpoint": "place", "content_type": "application/json"}, "ConversionError"),
+        (b"<xml/>", {"endpoint": "place", "content_type": "application/xml"}, "ConversionError"),
+        (b"{}", {"endpoint": "gone", "content_type": "application/json"}, "UnknownEndpointError"),
+        (b"{}", {"content_type": "application/json"}, "UnknownEndpointError"),
+        (b"\xff", {}, "UnknownEndpointError"),
+        (b"{}", {"endpoint": "anything", "type": "shop.Gone", "content_type": "application/json"}, "ConversionError"),
+    ],
+)
+async def test_what_can_never_be_handled_is_parked_as_it_came_without_a_retry(
+    payload: bytes, headers: Mapping[str, str], error: str
+) -> None:
+    orders = Orders(fails=0)
+
+    @asynchronous("orders")
+    @event_handler(id="anything")
+    async def anything(event: object) -> None:
+        raise AssertionError("never reached")
+
+    message = Message(payload, {"id": "1", **headers})
+
+    async with flow_test([orders, anything], channels=[MemoryChannel("orders")]) as flow:
+        await flow.ecotone.prepare().transmit("orders", [message])
+        await flow.run("orders", raises=False)
+        [parked] = await flow.dead_letters()
+        assert await flow.waiting("orders") == []
+
+    assert parked.message == message
+    assert parked.error_type == f"ecotone_fastapi.core.errors.{error}"
+    assert (parked.attempts, parked.deliveries) == (1, 1)
+    assert orders.runs == []
+
+
+async def test_a_command_that_nobody_handles_in_the_consumer_is_parked_at_once() -> None:
+    @asynchronous("orders")
+    @command_handler("forward", id="forward")
+    async def forward(payload: str, commands: CommandBus) -> None:
+        await commands.send(payload, to="nowhere")
+
+    async with flow_test([forward], channels=[MemoryChannel("orders")]) as flow:
+        await flow.send("1", to="forward")
+        await flow.run("orders", raises=False)
+        [parked] = await flow.dead_letters()
+
+    assert parked.error_type.endswith("HandlerNotFoundError")
+
+
+# ------------------------------------------------------------------------------------------------------------- policies
+
+
+@dataclass(frozen=True)
+class Always:
+    """A policy that decides all failures alike."""
+
+    decision: Retry | DeadLetter | Discard
+
+    def decide(self, failure: Failure) -> Retry | DeadLetter | Discard:
+        return self.decision
+
+
+async def test_a_policy_of_the_user_may_discard(caplog: pytest.LogCaptureFixture) -> None:
+    orders = Orders()
+
+    with caplog.at_level(logging.INFO):
+        async with flow_test(
+            [orders], channels=[MemoryChannel("orders")], plugins=[Failures(Always(Discard()))]
+        ) as flow:
+            await flow.send(PlaceOrder("1"))
+            assert await flow.run("orders", raises=False) == 0
+            assert (await flow.waiting("orders"), await flow.dead_letters()) == ([], [])
+
+    assert len(orders.runs) == 1
+    assert "place failed on" in caplog.text
+    assert "discarded" in caplog.text
+
+
+async def test_a_channel_may_have_a_policy_of_its_own() -> None:
+    class Both:
+        @asynchronous("orders")
+        @command_handler("order", id="order")
+        async def order(self, payload: str) -> None:
+            raise ValueError
+
+        @asynchronous("mail")
+        @command_handler("mail", id="mail")
+        async def mail(self, payload: str) -> None:
+            raise ValueError
+
+    plugin = Failures(Always(Discard()), channels={"mail": Always(DeadLetter())})
+
+    async with flow_test([Both], channels=[MemoryChannel("orders"), MemoryChannel("mail")], plugins=[plugin]) as flow:
+        for name in ("order", "mail"):
+            await flow.send("1", to=name)
+        await flow.run("orders", raises=False)
+        await flow.run("mail", raises=False)
+        parked = await flow.dead_letters()
+
+    assert [one.channel for one in parked] == ["mail"]
+
+
+async def test_a_policy_sees_what_failed() -> None:
+    seen: list[Failure] = []
+
+    class Looking:
+        def decide(self, failure: Failure) -> Retry | DeadLetter:
+            seen.append(failure)
+            return Retry() if failure.attempt < 2 else DeadLetter()
+
+    orders = Orders()
+
+    async with flow_test([orders], channels=[MemoryChannel("orders")], plugins=[Failures(Looking())]) as flow:
+        await flow.send(PlaceOrder("1"))
+        await flow.run("orders", raises=False)
+
+    assert [one.attempt for one in seen] == [1, 2]
+    assert {(one.error, one.channel, one.endpoint) for one in seen} == {(orders.error, "orders", "place")}
+    assert seen[0].message.payload == b'{"order_id":"1"}'
+
+
+async def test_a_policy_that_cannot_decide_parks_the_message(caplog: pytest.LogCaptureFixture) -> None:
+    class Undecided:
+        def decide(self, failure: Failure) -> Retry:
+            raise ZeroDivisionError
+
+    async with flow_test(
+        [Orders()], channels=[MemoryChannel("orders")], plugins=[Failures(Undecided())]
+    ) as flow:
+        await flow.send(PlaceOrder("1"))
+        await flow.run("orders", raises=False)
+        [parked] = await flow.dead_letters()
+
+    assert parked.error_message == "no stock"
+    assert "cannot decide about a failure; the message is parked" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------- leases and lost workers
+
+
+async def test_a_message_whose_lease_was_lost_is_nobodys_failure(caplog: pytest.LogCaptureFixture) -> None:
+    orders = Orders(fails=1, error=LeaseLostError("somebody else has it"))
+
+    async with flow_test([orders], channels=[MemoryChannel("orders")]) as flow:
+        await flow.send(PlaceOrder("1"))
+        assert await flow.run("orders", raises=False) == 1
+        assert await flow.dead_letters() == []
+
+    assert [run.headers.get("attempt") for run in orders.runs] == [None, None]
+    assert "lost the lease" in caplog.text
+
+
+async def lend_and_lose(channel: MemoryChannel, times: int) -> None:
+    """Let consumers die with the message in hand."""
+    for _ in range(times):
+        [_] = await channel.receive(1, 0)
+        await channel.close()
+
+
+async def test_a_message_that_kills_its_worker_is_parked_without_being_run_again() -> None:
+    orders = Orders(fails=0)
+    channel = MemoryChannel("orders")
+
+    async with flow_test([orders], channels=[channel], plugins=[Failures(unsettled=3)]) as flow:
+        await flow.send(PlaceOrder("1"))
+        await lend_and_lose(channel, 4)
+        await flow.run("orders", raises=False)
+        [parked] = await flow.dead_letters()
+
+    assert orders.runs == []
+    assert parked.error_type == "ecotone_fastapi.messaging.failures.KilledConsumerError"
+    assert "was lent 5 times and 4 times without any outcome" in parked.error_message
+    assert (parked.attempts, parked.deliveries) == (0, 5)
+
+
+async def test_a_message_that_was_lost_less_often_is_run() -> None:
+    orders = Orders(fails=0)
+    channel = MemoryChannel("orders")
+
+    async with flow_test([orders], channels=[channel], plugins=[Failures(unsettled=3)]) as flow:
+        await flow.send(PlaceOrder("1"))
+        await lend_and_lose(channel, 3)
+        assert await flow.run("orders") == 1
+
+
+async def test_runs_that_failed_are_no_lost_workers() -> None:
+    orders = Orders()
+    channel = MemoryChannel("orders")
+    plugin = Failures(Backoff(retries=7, first=0.0), unsettled=1)
+
+    async with flow_test([orders], channels=[channel], plugins=[plugin]) as flow:
+        await flow.send(PlaceOrder("1"))
+        await flow.run("orders", raises=False)
+        [parked] = await flow.dead_letters()
+
+    assert (len(orders.runs), parked.attempts, parked.error_message) == (8, 8, "no stock")
+
+
+# --------------------------------------------------------------------------------------------------- the dead letter
+
+
+class FailingStore(MemoryDeadLetters):
+    """Fails as often as it is told."""
+
+    def __init__(self, fails: int) -> None:
+        super().__init__()
+        self.fails = fails
+
+    async def park(self, parked: ParkedMessage) -> None:
+        if self.fails > 0:
+            self.fails -= 1
+            raise ChannelError("the database is gone")
+        await super().park(parked)
+
+
+async def test_a_message_that_cannot_be_parked_stays_on_its_channel(caplog: pytest.LogCaptureFixture) -> None:
+    store = FailingStore(fails=1)
+
+    async with flow_test(
+        [Orders()],
+        channels=[MemoryChannel("orders")],
+        plugins=[Failures(Always(DeadLetter()))],
+        services={DeadLetterStore: store},
+    ) as flow:
+        await flow.send(PlaceOrder("1"))
+        await flow.run("orders", raises=False)
+        assert len(await flow.waiting("orders")) == 1
+        assert await store.count() == 0
+        await flow.advance(timedelta(seconds=11))
+        await flow.run("orders", raises=False)
+        assert await flow.waiting("orders") == []
+
+    assert await store.count() == 1
+    assert "could not be parked; it stays" in caplog.text
+
+
+async def test_a_message_that_cannot_be_acked_after_it_was_parked_comes_again_and_is_parked_once() -> None:
+    class FailingAcks(MemoryChannel):
+        fails = 1
+
+        async def receive(self, limit: int, timeout: float) -> Any:
+            return [FailingAck(self, one) for one in await super().receive(limit, timeout)]
+
+    class FailingAck:
+        def __init__(self, channel: FailingAcks, inside: Delivery) -> None:
+            self.channel, self.inside = channel, inside
+            self.message, self.count, self.nack = inside.message, inside.count, inside.nack
+
+        @property
+        def settled(self) -> bool:
+            return self.inside.settled
+
+        async def ack(self) -> None:
+            if self.channel.fails > 0:
+                self.channel.fails -= 1
+                raise ChannelError("the broker is gone")
+            await self.inside.ack()
+
+    store = MemoryDeadLetters()
+
+    async with flow_test(
+        [Orders()],
+        channels=[FailingAcks("orders")],
+        plugins=[Failures(Always(DeadLetter()))],
+        services={DeadLetterStore: store},
+    ) as flow:
+        await flow.send(PlaceOrder("1"))
+        await drain(flow)
+        assert await flow.waiting("orders") == []
+
+    assert await store.count() == 1
+
+
+class DurableChannel(MemoryChannel):
+    """Claims to outlive its process."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.capabilities: Capabilities = replace(self.capabilities, durable=True)
+
+
+async def test_a_channel_that_outlives_the_process_needs_a_dead_letter_that_does() -> None:
+    with pytest.raises(MissingServiceError, match="the messages of orders have no dead letter to be parked in"):
+        async with flow_test([Orders], channels=[DurableChannel("orders")]):
+            pass
+
+
+async def test_what_is_settled_before_it_fails_is_not_judged_to_come_again() -> None:
+    class Settling:
+        def install(self, assembly: Assembly) -> None:
+            async def settle(call: Call, proceed: Proceed) -> Any:
+                assert call.delivery is not None
+                await call.delivery.ack()
+                return await proceed(call)
+
+            assembly.add_interceptor(settle, stage=Stage.RECEIVE)
+
+    orders = Orders()
+
+    async with flow_test([orders], channels=[MemoryChannel("orders")], plugins=[Settling(), Failures(AT_ONCE)]) as flow:
+        await flow.send(PlaceOrder("1"))
+        await flow.run("orders", raises=False)
+        assert await flow.waiting("orders") == []
+
+    assert len(orders.runs) == 1
+
+
+async def test_parked_messages_are_listed_from_the_newest_to_the_oldest() -> None:
+    async with flow_test(
+        [Orders()], channels=[MemoryChannel("orders")], plugins=[Failures(Always(DeadLetter()))]
+    ) as flow:
+        for number in range(3):
+            await flow.send(PlaceOrder(str(number)))
+            await flow.run("orders", raises=False)
+            await flow.advance(timedelta(minutes=1))
+        parked: Sequence[ParkedMessage] = await flow.dead_letters()
+
+    assert [one.message.payload for one in parked] == [b'{"order_id":"%d"}' % number for number in (2, 1, 0)]
