@@ -1,0 +1,1 @@
+"""One technology, one file: everything that knows a driver."""

@@ -1,6 +1,6 @@
 """The three buses: send a command, ask a query, publish an event."""
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 from ecotone_fastapi.core.endpoint import Kind
@@ -24,12 +24,6 @@ class Bus:
         self._gateway = gateway
         self._connection = connection
         self._shared = shared
-
-    def _dispatch(
-        self, kind: Kind, payload: Any, to: str | None, headers: Mapping[str, Any] | None
-    ) -> Awaitable[Any]:
-        message = self._gateway.message(payload, headers)
-        return self._gateway.dispatch(kind, message, to, connection=self._connection, shared=self._shared)
 
 
 class CommandBus(Bus):
@@ -57,7 +51,8 @@ class CommandBus(Bus):
         Example:
             >>> await commands.send(PlaceOrder("order-1"), headers={"tenant": "acme"})
         """
-        return await self._dispatch(Kind.COMMAND, command, to, headers)
+        message = self._gateway.message(command, headers)
+        return await self._gateway.dispatch(Kind.COMMAND, message, to, connection=self._connection, shared=self._shared)
 
 
 class QueryBus(Bus):
@@ -93,7 +88,8 @@ class QueryBus(Bus):
             >>> await queries.ask("order-1", to="order.get_status", returns=str)
             'placed'
         """
-        answer = await self._dispatch(Kind.QUERY, query, to, headers)
+        message = self._gateway.message(query, headers)
+        answer = await self._gateway.dispatch(Kind.QUERY, message, to, connection=self._connection, shared=self._shared)
         if returns is None or (isinstance(returns, type) and isinstance(answer, returns)):
             return answer
         if returns is bytes:
@@ -118,4 +114,5 @@ class EventBus(Bus):
         Example:
             >>> await events.publish(OrderWasPlaced("order-1"))
         """
-        await self._dispatch(Kind.EVENT, event, to, headers)
+        message = self._gateway.message(event, headers)
+        await self._gateway.dispatch(Kind.EVENT, message, to, connection=self._connection, shared=self._shared)

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -282,7 +283,8 @@ class _Run:
 
 def _megabytes() -> float:
     """How much memory this process has taken at its peak."""
-    if resource is None:
+    system: Any = resource
+    if system is None:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1_000_000
+    return float(system.getrusage(system.RUSAGE_SELF).ru_maxrss * unit / 1_000_000)

@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
@@ -113,10 +114,8 @@ class PydanticConverter:
                 f"pydantic has no schema for {name_of(type_)}: {str(error).splitlines()[0]}",
                 hint="use a dataclass or a pydantic model, or give Ecotone(converters=[...]) one for this type",
             ) from error
-        try:
+        with suppress(TypeError):  # an annotation with unhashable metadata is built anew each time
             self._adapters[type_] = adapter
-        except TypeError:  # an annotation with unhashable metadata is built anew each time
-            pass
         return adapter
 
 
@@ -190,7 +189,9 @@ class Conversion:
         try:
             return converter.decode(data, type_)
         except ConfigurationError as error:
-            raise ConversionError(f"{media_type} cannot be read as {_shown(type_)}: {error.what}", hint=error.hint) from error
+            raise ConversionError(
+                f"{media_type} cannot be read as {_shown(type_)}: {error.what}", hint=error.hint
+            ) from error
         except EcotoneError:
             raise
         except ValueError as error:

@@ -82,6 +82,7 @@ class _Handler:
     def __init__(
         self,
         endpoint: Endpoint,
+        *,
         plan: Callable[[Overrides], Plan],
         overrides: Callable[[], Overrides],
         conversion: Conversion,
@@ -104,8 +105,12 @@ class _Handler:
             self._classes = tuple(dict if is_typed_dict(cls) else cls for cls in classes)
         outer = [around.interceptor for around in arounds if around.order <= Order.ASYNCHRONOUS]
         inner = [around.interceptor for around in arounds if around.order > Order.ASYNCHRONOUS]
+        self.handle = compose([*outer, *inner], self._run)
         # What only crosses a channel is never read: bytes become a payload inside the asynchronous interceptor.
-        self.handle = compose(outer, partial_convert(self, compose(inner, self._run)))
+        self.handle_received = compose(outer, self._reading(compose(inner, self._run)))
+
+    def _reading(self, proceed: Proceed) -> Proceed:
+        return lambda call: proceed(replace(call, message=self.accept(call.message)))
 
     async def _run(self, call: Call) -> Any:
         overrides = self._overrides()
@@ -167,17 +172,6 @@ def _is_plain(type_: Any) -> bool:
     return isinstance(type_, type) and get_origin(type_) is None and not is_typed_dict(type_)
 
 
-def partial_convert(handler: _Handler, proceed: Proceed) -> Proceed:
-    """Return `proceed` with bytes turned into the handler's payload before it."""
-
-    def convert(call: Call) -> Awaitable[Any]:
-        if type(call.message.payload) is bytes:
-            call = replace(call, message=handler.accept(call.message))
-        return proceed(call)
-
-    return convert
-
-
 class Gateway:
     """The way into messaging. Made empty, so that plugins can hold it, and wired once before the first message.
 
@@ -231,13 +225,18 @@ class Gateway:
 
             try:
                 self._handlers[endpoint.id] = _Handler(
-                    endpoint, plan, overrides, self.conversion, routing, self.around(Stage.HANDLE, endpoint)
+                    endpoint,
+                    plan=plan,
+                    overrides=overrides,
+                    conversion=self.conversion,
+                    routing=routing,
+                    arounds=self.around(Stage.HANDLE, endpoint),
                 )
             except ConfigurationError as problem:
                 problems.append(problem)
         dispatching = [around.interceptor for around in self.around(Stage.DISPATCH)]
         self._dispatch = compose(dispatching, self._dispatch_root) if dispatching else None
-        self._dispatch_nested = compose(dispatching, self._route) if dispatching else None
+        self._dispatch_nested = compose(dispatching, self._dispatch_joined) if dispatching else None
         self._send = compose([around.interceptor for around in self.around(Stage.SEND)], self._transmit)
         self._interceptors_of_receive = tuple(around.interceptor for around in self.around(Stage.RECEIVE))
         return problems
@@ -295,11 +294,10 @@ class Gateway:
             return await self._dispatch_joining(outer, kind, message, to)
         scope = Scope(connection, dict(shared) if shared else None)
         token = _handled.set(_Frame(self, message, scope))
-        call = Call(message, None, None, scope, None, None, kind, to)
         try:
             if self._dispatch is not None:
-                return await self._dispatch(call)
-            return await self._dispatch_root(call)
+                return await self._dispatch(Call(message, None, None, scope, None, None, kind, to))
+            return await self._route_and_close(kind, message, to, scope)
         finally:
             scope.closed = True
             _handled.reset(token)
@@ -313,36 +311,43 @@ class Gateway:
         except anyio.WouldBlock:
             await outer.turn.acquire()
         token = _handled.set(_Frame(self, message, outer.scope))
-        call = Call(message, None, None, outer.scope, None, None, kind, to)
         try:
             if self._dispatch_nested is not None:
-                return await self._dispatch_nested(call)
-            return await self._route(call)
+                return await self._dispatch_nested(Call(message, None, None, outer.scope, None, None, kind, to))
+            return await self._route(kind, message, to, outer.scope)
         finally:
             _handled.reset(token)
             outer.turn.release()
 
-    async def _dispatch_root(self, call: Call) -> Any:
+    def _dispatch_root(self, call: Call) -> Awaitable[Any]:
+        assert call.kind is not None
+        return self._route_and_close(call.kind, call.message, call.key, call.scope)
+
+    def _dispatch_joined(self, call: Call) -> Awaitable[Any]:
+        assert call.kind is not None
+        return self._route(call.kind, call.message, call.key, call.scope)
+
+    async def _route_and_close(self, kind: Kind, message: Message[Any], to: str | None, scope: Scope) -> Any:
         try:
-            result = await self._route(call)
+            result = await self._route(kind, message, to, scope)
         except BaseException as error:
-            await call.scope.close(error)
+            await scope.close(error)
             raise
-        await call.scope.close()
+        if scope.exits or scope.entered:
+            await scope.close()
         return result
 
-    async def _route(self, call: Call) -> Any:
-        message, kind = call.message, call.kind
-        assert kind is not None
-        endpoints = self._routing.find(kind, message.payload, call.key)
-        if kind is not Kind.EVENT:
-            handler = self._handlers[endpoints[0].id]
-            accepted = handler.accept(message)
-            return await handler.handle(Call(accepted, handler.endpoint, None, call.scope))
+    def _route(self, kind: Kind, message: Message[Any], to: str | None, scope: Scope) -> Awaitable[Any]:
+        endpoints = self._routing.find(kind, message.payload, to)
+        if kind is Kind.EVENT:
+            return self._fan_out(endpoints, message, scope)
+        handler = self._handlers[endpoints[0].id]
+        return handler.handle(Call(handler.accept(message), handler.endpoint, None, scope))
+
+    async def _fan_out(self, endpoints: Sequence[Endpoint], message: Message[Any], scope: Scope) -> None:
         for endpoint in endpoints:
             handler = self._handlers[endpoint.id]
-            await handler.handle(Call(handler.accept(message), endpoint, None, call.scope))
-        return None
+            await handler.handle(Call(handler.accept(message), endpoint, None, scope))
 
     async def deliver(self, call: Call) -> Any:
         """Run the one handler that a received message names, in a unit of work of its own.
@@ -361,7 +366,7 @@ class Gateway:
             )
         handler = self._handler(endpoint_id)
         try:
-            result = await handler.handle(replace(call, endpoint=handler.endpoint))
+            result = await handler.handle_received(replace(call, endpoint=handler.endpoint))
         except BaseException as error:
             await call.scope.close(error)
             raise

@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import isroutine
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin
 
 from ecotone_fastapi.core.conversion import HeaderReader
@@ -115,7 +116,8 @@ class Dependency:
     shared: bool = False
 
 
-Supplier = Constant | HeaderValue | FromMessage | FromScope | FromSecurityScopes | Dependency
+_Source = Constant | HeaderValue | FromMessage | FromScope | FromSecurityScopes
+Supplier = _Source | Dependency
 
 
 class Wanted(Protocol):
@@ -325,13 +327,13 @@ class _Planner:
         if (get_origin(parameter.annotation) or parameter.annotation) is Message:
             if handler:
                 self.said = next((one for one in get_args(parameter.annotation) if not isinstance(one, TypeVar)), None)
-            return FromMessage(_whole)
+            return _whole
         supplier = self.offered(parameter.annotation) or self._replacement(parameter.annotation)
         if supplier is not None:
             return supplier
         if handler and self.payload is None:
             self.payload = parameter
-            return FromMessage(_payload)
+            return _payload
         if parameter.default is not EMPTY:
             return None
         shown = _shown(parameter.annotation)
@@ -405,26 +407,26 @@ class _Planner:
         if isinstance(supplier, Dependency):
             return self._dependency(supplier, parameter)
         self._tell(parameter, _in_words(supplier))
+        if supplier is _payload:
+            return PAYLOAD
+        if supplier is _whole:
+            return WHOLE_MESSAGE
         match supplier:
             case Constant(value):
                 slot = self._new_slot("application", value)
                 self.identities[slot] = id(value)
                 return slot
-            case FromMessage(read) if read is _payload:
-                return PAYLOAD
-            case FromMessage(read) if read is _whole:
-                return WHOLE_MESSAGE
             case FromMessage(read):
                 return self._reading(("message", read), lambda message, scope: read(message), "message")
             case FromScope(key, read_scope):
                 return self._reading(("scope", key), lambda message, scope: read_scope(scope), frozenset())
             case FromSecurityScopes(make):
                 return self._new_slot(frozenset(), make(tuple(dict.fromkeys(self.scopes))))
-            case HeaderValue():
+            case header:
                 # What is made with a header differs with its value, which will be in this very slot.
                 own = frozenset([len(self.template)])
-                slot = self._reading(("header", id(supplier)), partial(_read_header, supplier), own)
-                self.identities[slot] = supplier.names
+                slot = self._reading(("header", id(header)), partial(_read_header, header), own)
+                self.identities[slot] = header.names
                 return slot
 
     def _new_slot(self, life: _Life, value: Any = None) -> int:
@@ -525,12 +527,9 @@ class _Planner:
         self.lines.insert(len(self.lines) if at is None else at, line)
 
 
-def _payload(message: Message[Any]) -> Any:
-    return message.payload
-
-
-def _whole(message: Message[Any]) -> Any:
-    return message
+# Both have slots of their own in every plan.
+_payload = FromMessage(attrgetter("payload"))
+_whole = FromMessage(lambda message: message)
 
 
 def header_reader(annotation: Any, constraints: Sequence[Any] = ()) -> HeaderReader | None:
@@ -593,25 +592,23 @@ def _shown(annotation: Any) -> str:
     return annotation.__name__ if is_class else str(annotation)
 
 
-def _in_words(supplier: Supplier) -> str:
+def _in_words(supplier: _Source) -> str:
+    if supplier is _payload:
+        return "the payload"
+    if supplier is _whole:
+        return "the message"
     match supplier:
         case Constant(value):
             return f"the given {type(value).__name__}, one for the application"
         case HeaderValue(names, default=default):
             asked = " or ".join(repr(name) for name in dict.fromkeys(names))
             return f"the header {asked}" + ("" if default is EMPTY else f", else its default {default!r}")
-        case FromMessage(read) if read is _payload:
-            return "the payload"
-        case FromMessage(read) if read is _whole:
-            return "the message"
         case FromMessage():
             return "read from the message"
         case FromScope():
             return "of the unit of work"
-        case FromSecurityScopes():
+        case _:
             return "the security scopes on the way here"
-        case Dependency(call):
-            return label(call)
 
 
 def _call_in_words(wanted: Dependency, call: Callable[..., Any], parameter: Parameter, life: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The message: a payload and text headers, never changed, only copied.
 
-A message that is made while another one is handled is *caused* by it: it gets an id of its own, keeps the correlation id
-and the user's headers, and forgets everything the framework wrote about the way of its cause.
+A message that is made while another one is handled is *caused* by it: it gets an id of its own, keeps the correlation
+id and the user's headers, and forgets everything the framework wrote about the way of its cause.
 
     >>> placed = Message("order-1", {"id": "1", "correlation_id": "1", "tenant": "acme", "delay": "60"})
     >>> mailed = placed.caused("mail-1")
@@ -247,6 +247,7 @@ def _descendants(cls: type) -> Iterable[type]:
     # Builtins have thousands of unrelated subclasses, none of which is a message.
     if cls.__module__ == "builtins":
         return
-    for child in cls.__subclasses__():
+    children: list[type] = cls.__subclasses__()
+    for child in children:
         yield child
         yield from _descendants(child)

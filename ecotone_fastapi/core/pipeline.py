@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -67,6 +66,7 @@ class Scope:
     Attributes:
         cache: Results of dependencies that live as long as the unit.
         exits: Teardown of dependencies, with their names.
+        entered: What plugins have entered, in the order in which it is left, last one first.
         state: What plugins keep for the unit, by a key of their own.
         connection: The HTTP request or WebSocket that the root message was sent from.
         shared: The keys of results that the caller has put into the cache.
@@ -74,7 +74,7 @@ class Scope:
         threads: How many handlers and dependencies of the unit are in worker threads just now.
     """
 
-    __slots__ = ("_entered", "cache", "closed", "connection", "exits", "shared", "state", "threads")
+    __slots__ = ("cache", "closed", "connection", "entered", "exits", "shared", "state", "threads")
 
     def __init__(self, connection: object = None, cache: dict[Any, Any] | None = None) -> None:
         self.cache: dict[Any, Any] = {} if cache is None else cache
@@ -84,7 +84,7 @@ class Scope:
         self.connection = connection
         self.closed = False
         self.threads = 0
-        self._entered: list[tuple[Exit, str]] = []
+        self.entered: list[tuple[Exit, str]] = []
 
     async def enter(self, manager: AbstractAsyncContextManager[T], *, outermost: bool = False) -> T:
         """Enter a context manager that is left when the unit ends, after the teardown of all dependencies.
@@ -97,7 +97,7 @@ class Scope:
         """
         value = await manager.__aenter__()
         entered = (manager.__aexit__, type(manager).__name__)
-        self._entered.insert(0 if outermost else len(self._entered), entered)
+        self.entered.insert(0 if outermost else len(self.entered), entered)
         return value
 
     async def close(self, error: BaseException | None = None) -> None:
@@ -109,8 +109,8 @@ class Scope:
         Raises:
             BaseException: A teardown failed. The given error itself is not raised, the caller has it in hand.
         """
-        if self.exits or self._entered:
-            failure = await unwind(self._entered, await unwind(self.exits, error))
+        if self.exits or self.entered:
+            failure = await unwind(self.entered, await unwind(self.exits, error))
             self.closed = True
             if failure is not None and failure is not error:
                 raise failure
@@ -142,8 +142,8 @@ async def unwind(exits: list[tuple[Exit, str]], error: BaseException | None) -> 
 class Call:
     """One message on its way through one stage.
 
-    An interceptor passes on a changed copy, by `dataclasses.replace`, and leaves the one it was given alone. That is not
-    enforced: a frozen one costs three times as much to make, and several are made for each message.
+    An interceptor passes on a changed copy, by `dataclasses.replace`, and leaves the one it was given alone. That is
+    not enforced: a frozen one costs three times as much to make, and several are made for each message.
 
     Args:
         message: The message; its payload is bytes in the RECEIVE and SEND stages.
@@ -181,9 +181,9 @@ class Interceptor(Protocol):
 def compose(interceptors: Iterable[Interceptor], target: Proceed) -> Proceed:
     """Return one function that runs the interceptors, the first one outermost, around the target."""
     for interceptor in reversed(tuple(interceptors)):
-        target = partial(_stand_around, interceptor, target)
+        target = _around(interceptor, target)
     return target
 
 
-def _stand_around(interceptor: Interceptor, proceed: Proceed, call: Call) -> Awaitable[Any]:
-    return interceptor(call, proceed)
+def _around(interceptor: Interceptor, proceed: Proceed) -> Proceed:
+    return lambda call: interceptor(call, proceed)

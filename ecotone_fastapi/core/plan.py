@@ -6,7 +6,7 @@ application, as the unit of work, or as the message.
 
 import contextvars
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -129,6 +129,10 @@ class Plan:
     lines: tuple[str, ...]
     lasting: Lasting
     _beside: dict[Collection[object], tuple[Step, ...]] = field(default_factory=dict)
+    _tears_down: bool = False
+
+    def __post_init__(self) -> None:
+        self._tears_down = any(step.per_message for step in self.steps)
 
     @property
     def manner(self) -> str:
@@ -137,11 +141,16 @@ class Plan:
             return "async def, on the event loop"
         return "def, on the event loop" if self.way is _INLINE else "def, in a worker thread"
 
-    async def run(self, call: Call) -> Any:
+    def run(self, call: Call) -> Awaitable[Any]:
         """Resolve what the handler asks for, and call it.
 
-        Dependencies of this message alone are torn down before this returns, the others when the scope ends.
+        Dependencies of this message alone are torn down before this is done, the others when the scope ends.
         """
+        if self.once or self._tears_down:
+            return self._run_and_tear_down(call)
+        return self._resolve_and_call(call, [])
+
+    async def _run_and_tear_down(self, call: Call) -> Any:
         if self.once:
             await self.lasting.complete(self, call.scope)
         exits: Exits = []
@@ -231,20 +240,18 @@ async def _take(step: Step, values: Values, scope: Scope, exits: Exits) -> Any:
 
 
 async def _make(step: Step, values: Values, scope: Scope, exits: Exits) -> Any:
-    match step.way:
-        case Way.COROUTINE:
-            return await step.invoke(values)
-        case Way.INLINE:
-            return step.invoke(values)
-        case Way.THREAD:
-            return await _in_thread(partial(step.invoke, values), scope)
-        case Way.ASYNC_GENERATOR:
-            manager = step.invoke(values)
-            value = await manager.__aenter__()
-            exits.append((manager.__aexit__, step.name))
-            return value
-        case Way.GENERATOR:
-            return await _enter_in_thread(step.invoke(values), step.name, scope, exits)
+    if step.way is _COROUTINE:
+        return await step.invoke(values)
+    if step.way is _INLINE:
+        return step.invoke(values)
+    if step.way is Way.THREAD:
+        return await _in_thread(partial(step.invoke, values), scope)
+    manager = step.invoke(values)
+    if step.way is Way.GENERATOR:
+        return await _enter_in_thread(manager, step.name, scope, exits)
+    value = await manager.__aenter__()
+    exits.append((manager.__aexit__, step.name))
+    return value
 
 
 async def _enter_in_thread(manager: AbstractContextManager[Any], name: str, scope: Scope, exits: Exits) -> Any:
@@ -303,7 +310,7 @@ async def _run_in_thread(call: Callable[[], Any], limiter: anyio.CapacityLimiter
 
     def work() -> Any:
         if not turn.set_running_or_notify_cancel():
-            return None
+            return None  # pragma: no cover  cancelled a moment after AnyIO has looked
         try:
             return call()
         finally:

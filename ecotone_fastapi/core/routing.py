@@ -105,8 +105,7 @@ class Routing:
                 f"{claims[0].label} and {endpoint.label} both handle the {endpoint.kind} {what}",
                 hint="a command or query has exactly one handler; make it an event, or take one away",
             )
-        if endpoint not in claims:
-            claims.append(endpoint)
+        claims.append(endpoint)
 
     def _search(self, kind: Kind, wanted: object) -> tuple[Endpoint, ...]:
         if isinstance(wanted, str):

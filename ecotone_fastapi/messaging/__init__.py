@@ -1,0 +1,1 @@
+"""Features of messages: asynchronous handlers, failures and the dead letter, transactions."""

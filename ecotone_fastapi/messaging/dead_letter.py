@@ -1,4 +1,4 @@
-"""The dead letter: where a message waits, with its bytes and its failure, when its handler could not be made to work."""
+"""The dead letter: where a message waits, with its bytes and its failure, when its handler could not do its work."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

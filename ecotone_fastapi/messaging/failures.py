@@ -163,7 +163,8 @@ class Failures:
         async def stand_around(call: Call, proceed: Proceed) -> Any:
             """When the handler fails, do what the policy decides: retry later, park or discard."""
             delivery, channel = call.delivery, call.channel
-            assert delivery is not None and channel is not None
+            assert delivery is not None
+            assert channel is not None
             attempts = failed_attempts(delivery)
             unsettled = delivery.count - 1 - attempts
             if unsettled > self._unsettled:
@@ -193,11 +194,14 @@ class Failures:
     def _decide(self, failure: Failure) -> Retry | DeadLetter | Discard:
         policy = self._channels.get(failure.channel, self._policy)
         try:
-            return policy.decide(failure)
+            decision: object = policy.decide(failure)
+            if not isinstance(decision, Retry | DeadLetter | Discard):
+                raise TypeError(f"{decision!r} is no decision")
         except Exception:
-            # Given back undecided, the message would come again at once, and for ever.
+            # Undecided, the message would come again at once and for ever, or be lost.
             logger.exception("%r cannot decide about a failure; the message is parked", policy)
             return DeadLetter()
+        return decision
 
 
 def failed_attempts(delivery: Delivery) -> int:

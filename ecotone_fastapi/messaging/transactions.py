@@ -68,6 +68,10 @@ class UnitOfWork(Protocol):
         ...
 
 
+# Most units of work send nothing: what holds their messages is made for the first one.
+_NOTHING_YET = object()
+
+
 class Transactions:
     """The plugin that puts a unit of work around commands, events and asynchronous handlers; installed by default.
 
@@ -82,37 +86,46 @@ class Transactions:
         unit = cast("UnitOfWork | None", assembly.services.get(UnitOfWork))
 
         async def transact(call: Call, proceed: Proceed) -> Any:
-            """Open a transaction unless one is open or the handler is untransacted; ack in it where possible."""
+            """Open a transaction unless one is open; ack in it where possible."""
             state = call.scope.state
             if UnitOfWork not in state:
-                assert call.endpoint is not None
-                untransacted = call.endpoint.find(Untransacted)
-                if untransacted is None:
-                    # What an untransacted handler around this one has sent so far keeps its own place to wait.
-                    state[UnitOfWork] = state[Outgoing] = Outgoing(gateway, holding=True)
-                    if unit is not None:
-                        await call.scope.enter(unit.begin(call.scope))
-                        if call.delivery is not None and unit.covers(gateway.channels[call.channel or ""]):
-                            await call.scope.enter(_acked(call.delivery))
-                elif Outgoing not in state:
-                    state[Outgoing] = Outgoing(gateway, holding=untransacted.holding)
+                # What an untransacted handler around this one has sent so far keeps its own place to wait.
+                state[UnitOfWork] = state[Outgoing] = _NOTHING_YET
+                if unit is not None:
+                    await call.scope.enter(unit.begin(call.scope))
+                    if call.delivery is not None and unit.covers(gateway.channels[call.channel or ""]):
+                        await call.scope.enter(_acked(call.delivery))
+            return await proceed(call)
+
+        async def leave_untransacted(call: Call, proceed: Proceed) -> Any:
+            """Open no transaction; hold messages back unless the handler wants them to leave at once."""
+            untransacted = call.endpoint.find(Untransacted) if call.endpoint is not None else None
+            holding = untransacted is None or untransacted.holding
+            call.scope.state.setdefault(Outgoing, _NOTHING_YET if holding else None)
             return await proceed(call)
 
         async def hold(call: Call, proceed: Proceed) -> Any:
             """Keep the message until the handlers of the unit of work have succeeded."""
-            outgoing: Outgoing | None = call.scope.state.get(Outgoing)
-            if outgoing is None or not outgoing.holding:
+            outgoing = call.scope.state.get(Outgoing)
+            if outgoing is None:
                 return await proceed(call)
+            if outgoing is _NOTHING_YET:
+                outgoing = call.scope.state[Outgoing] = Outgoing(gateway)
             assert call.channel is not None
             return await outgoing.hold(call.channel, call.message, call.scope)
 
-        assembly.add_interceptor(transact, stage=Stage.HANDLE, order=Order.TRANSACTION, when=_changes_something)
+        assembly.add_interceptor(transact, stage=Stage.HANDLE, order=Order.TRANSACTION, when=_is_transacted)
+        assembly.add_interceptor(leave_untransacted, stage=Stage.HANDLE, order=Order.TRANSACTION, when=_is_untransacted)
         # Innermost: what is held is what the other interceptors of this stage have made of the message.
         assembly.add_interceptor(hold, stage=Stage.SEND, order=Order.STATE)
 
 
-def _changes_something(endpoint: Endpoint) -> bool:
-    return endpoint.kind is not Kind.QUERY
+def _is_transacted(endpoint: Endpoint) -> bool:
+    return endpoint.kind is not Kind.QUERY and endpoint.find(Untransacted) is None
+
+
+def _is_untransacted(endpoint: Endpoint) -> bool:
+    return endpoint.kind is not Kind.QUERY and endpoint.find(Untransacted) is not None
 
 
 @asynccontextmanager
@@ -129,8 +142,7 @@ class Outgoing:
     channels in memory leave after it, so that nobody sees what is not committed.
     """
 
-    def __init__(self, gateway: Gateway, *, holding: bool) -> None:
-        self.holding = holding
+    def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._before: dict[str, list[Message[bytes]]] = {}
         self._after: dict[str, list[Message[bytes]]] = {}

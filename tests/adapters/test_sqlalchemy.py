@@ -11,15 +11,28 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from fastapi import Depends
+from pydantic import BaseModel
 from sqlalchemy import URL, Connection, event, make_url, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
 
-from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy, metadata
+from ecotone_fastapi import (
+    Backoff,
+    Ecotone,
+    EventBus,
+    Failures,
+    asynchronous,
+    command_handler,
+    event_handler,
+    query_handler,
+)
+from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy, dialects, metadata
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.conversion import Conversion
@@ -27,6 +40,7 @@ from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, LeaseL
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message, new_id
 from ecotone_fastapi.core.pipeline import Scope
+from ecotone_fastapi.core.plugin import Limits
 
 
 class Base(DeclarativeBase):
@@ -981,3 +995,107 @@ async def test_the_victim_of_a_deadlock_tries_again(database: SqlAlchemy) -> Non
         assert first.settled
         assert second.settled
         assert await channel.depth() == 0
+
+
+@SERVERS
+async def test_leases_are_renewed_again_when_the_database_is_back(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(SqlAlchemy(proxy.url, create_schema=True)) as database:
+        async with opened(database.channel("notes", lease=1.5)) as channel:
+            await channel.send([letter()])
+            [delivery] = await channel.receive(1, 1)
+            await proxy.shut()
+            with suppress(ChannelError):
+                await channel.receive(1, 1)
+            async with asyncio.timeout(10):
+                while "leases were not renewed" not in caplog.text:  # noqa: ASYNC110 - the log is what is looked at
+                    await asyncio.sleep(0.05)
+            await proxy.open()
+
+            assert not await insist(lambda: channel.receive(1, 3))
+            await insist(delivery.ack)
+            assert delivery.settled
+
+
+@SERVERS
+async def test_a_session_does_not_meet_a_connection_that_died_while_it_was_idle(
+    database: SqlAlchemy, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialects, "_IDLE", 0.0)
+    assert await balance(database) == 100
+    admin = create_async_engine(url, poolclass=NullPool)
+    async with admin.connect() as connection:
+        if connection.dialect.name == "postgresql":
+            await connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        else:
+            numbers = await connection.execute(
+                text("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()")
+            )
+            for number in numbers.scalars().all():
+                await connection.execute(text(f"KILL {number}"))
+
+    assert await balance(database) == 100
+
+
+# ----------------------------------------------------------------------------------------------- in an application
+
+
+class Deposit(BaseModel):
+    name: str
+    amount: int
+
+
+class Deposited(BaseModel):
+    name: str
+    amount: int
+
+
+@EVERY
+async def test_commands_events_and_failures_share_the_database(database: SqlAlchemy) -> None:
+    Session = Annotated[AsyncSession, Depends(database.session)]  # noqa: N806 - it is a type
+
+    class Bank:
+        @command_handler
+        async def deposit(self, command: Deposit, session: Session, events: EventBus) -> None:
+            account = await session.get_one(Account, command.name)
+            account.balance += command.amount
+            await events.publish(Deposited(name=command.name, amount=command.amount))
+            if command.amount < 0:
+                raise ValueError("a deposit is positive")
+
+        @query_handler("balance")
+        async def balance(self, name: str, session: Session) -> int:
+            return (await session.get_one(Account, name)).balance
+
+        @asynchronous("bonuses")
+        @event_handler(id="bank.bonus")
+        async def bonus(self, event: Deposited, session: Session) -> None:
+            account = await session.get_one(Account, event.name)
+            account.balance += 1
+            if event.amount > 1000:
+                raise ValueError("too much")
+
+    ecotone = Ecotone(
+        [Bank],
+        channels=[database.channel("bonuses")],
+        plugins=[database, Failures(Backoff(retries=0))],
+    )
+    async with ecotone.running(consumers=False):
+        await ecotone.command_bus.send(Deposit(name="ada", amount=10))
+        with pytest.raises(ValueError, match="positive"):
+            await ecotone.command_bus.send(Deposit(name="ada", amount=-1))
+        await ecotone.command_bus.send(Deposit(name="ada", amount=2000))
+        assert await ecotone.query_bus.ask("ada", to="balance") == 2110
+
+        await ecotone.run("bonuses", Limits(until_empty=True))
+
+        assert await ecotone.query_bus.ask("ada", to="balance") == 2111
+        [parked] = await database.dead_letters.list()
+        assert parked.error_message == "too much"
+        assert parked.message.headers["type"].endswith("Deposited")

@@ -1,4 +1,4 @@
-"""The SQL channel against a hand-written SQLAlchemy Core loop that does the same work, with the bare driver beside it."""
+"""The SQL channel against a Core loop written by hand that does the same work, with the bare driver beside it."""
 
 import json
 import sqlite3
@@ -117,7 +117,9 @@ class CorePostgreSQL:
 
     async def settle_all(self, rows: Sequence[Any]) -> None:
         async with self.quick.connect() as connection:
-            await connection.execute(self._delete_all, {"ids": [row[0] for row in rows], "ts": [row[1] for row in rows]})
+            await connection.execute(
+                self._delete_all, {"ids": [row[0] for row in rows], "ts": [row[1] for row in rows]}
+            )
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -204,9 +206,7 @@ class CoreSQLite:
         cursor.close()
 
     async def enqueue(self, batch: int) -> None:
-        rows = [
-            {"m": str(uuid.uuid4()), "h": json.dumps(headers("transacted")), "b": BODY} for _ in range(batch)
-        ]
+        rows = [{"m": str(uuid.uuid4()), "h": json.dumps(headers("transacted")), "b": BODY} for _ in range(batch)]
         async with self.engine.begin() as connection:
             await connection.execute(self._insert, rows)
 

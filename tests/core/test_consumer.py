@@ -483,6 +483,18 @@ async def test_what_the_handler_has_settled_is_left_alone() -> None:
     assert [message.id for message in await channel.peek()] == ["b"]
 
 
+async def test_a_handler_that_fails_after_it_has_settled_its_message_does_not_bring_it_back() -> None:
+    channel = await channel_with("a")
+
+    async def handle(call: Call) -> None:
+        assert call.delivery is not None
+        await call.delivery.ack()
+        raise ValueError
+
+    assert await consumer_of(channel, handle).run(EMPTY) == 0
+    assert await channel.depth() == 0
+
+
 async def test_a_message_that_was_lost_before_its_ack_is_left_to_its_new_owner(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

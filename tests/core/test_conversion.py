@@ -112,7 +112,9 @@ class Plain:
     """A class that pydantic knows nothing about."""
 
 
-ORDER = Order(UUID(int=1), datetime(2026, 1, 31, 12, tzinfo=UTC), [Item("a"), Item("b", Decimal("0.30"))], tags=frozenset("x"))
+ORDER = Order(
+    UUID(int=1), datetime(2026, 1, 31, 12, tzinfo=UTC), [Item("a"), Item("b", Decimal("0.30"))], tags=frozenset("x")
+)
 
 
 # ----------------------------------------------------------------------------------------------------------------- JSON
@@ -186,7 +188,7 @@ def test_fields_are_written_by_their_aliases_and_what_is_computed_is_not_written
 
 
 def test_a_field_that_holds_something_else_than_it_says_fails_at_the_sender() -> None:
-    with pytest.raises(ConversionError, match="Item cannot be written as JSON.*") as raised:
+    with pytest.raises(ConversionError, match=r"Item cannot be written as JSON.*") as raised:
         Conversion().encode(Item(sku=5))  # type: ignore[arg-type]
 
     assert "Expected `str`" in str(raised.value)
@@ -220,7 +222,9 @@ def test_what_does_not_fit_says_where(data: bytes, type_: Any, what: str) -> Non
     assert isinstance(raised.value, ValueError)
 
 
-@pytest.mark.parametrize("content_type", [JSON, "application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.shop+json"])
+@pytest.mark.parametrize(
+    "content_type", [JSON, "application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.shop+json"]
+)
 def test_json_goes_by_several_names(content_type: str) -> None:
     assert Conversion().decode(b'{"sku":"a","price":"2"}', Item, content_type) == Item("a", Decimal(2))
 
@@ -282,7 +286,9 @@ def test_bytes_that_are_no_text_are_a_conversion_error() -> None:
         Conversion().decode(b"\xff", str, "text/plain")
 
 
-@pytest.mark.parametrize(("type_", "content_type"), [(Item, "text/csv"), (Item, BINARY), (int, "text/plain"), (Any, "image/png")])
+@pytest.mark.parametrize(
+    ("type_", "content_type"), [(Item, "text/csv"), (Item, BINARY), (int, "text/plain"), (Any, "image/png")]
+)
 def test_a_media_type_that_nobody_reads_is_a_conversion_error(type_: Any, content_type: str) -> None:
     with pytest.raises(ConversionError, match=f"nothing here reads {content_type} as .*\nTried: {JSON}"):
         Conversion().decode(b"a,1", type_, content_type)
@@ -342,7 +348,9 @@ def test_a_converter_of_the_user_leaves_other_types_and_media_types_to_json() ->
 
     assert conversion.encode(Camel(order_id=1)) == (b'{"orderId":1}', JSON)
     assert conversion.decode(b'{"sku":"a"}', Item, JSON) == Item("a")
-    with pytest.raises(ConversionError, match=f"nothing here reads text/csv as {__name__}.Camel.*\nTried: text/csv.*, {JSON}"):
+    with pytest.raises(
+        ConversionError, match=f"nothing here reads text/csv as {__name__}.Camel.*\nTried: text/csv.*, {JSON}"
+    ):
         conversion.decode(b"1", Camel, "text/csv")
 
 
@@ -358,9 +366,9 @@ def test_a_value_error_of_a_converter_is_a_conversion_error() -> None:
 def test_an_error_of_ours_that_a_converter_raises_is_left_as_it_is() -> None:
     conversion = Conversion([Secret()])
 
-    with pytest.raises(ConversionError, match="^a secret is not told$"):
+    with pytest.raises(ConversionError, match=r"^a secret is not told$"):
         conversion.encode(Plain())
-    with pytest.raises(ConversionError, match="^a secret is not read$"):
+    with pytest.raises(ConversionError, match=r"^a secret is not read$"):
         conversion.decode(b"{}", Plain, JSON)
 
 
@@ -381,7 +389,7 @@ def test_a_type_with_an_annotation_that_names_nothing_is_told_before_a_message_i
     class Broken:
         field: "NoSuchName"  # type: ignore[name-defined]  # noqa: F821
 
-    with pytest.raises(ConfigurationError, match="pydantic has no schema for .*Broken"):
+    with pytest.raises(ConfigurationError, match=r"pydantic has no schema for .*Broken"):
         Conversion().check(Broken)
 
 
@@ -465,7 +473,7 @@ def test_a_header_that_does_not_fit_its_parameter_says_so() -> None:
         HeaderReader(int)("count", "many")
     assert raised.value.details
 
-    with pytest.raises(HeaderError, match="the header 'count' is no .*greater than"):
+    with pytest.raises(HeaderError, match=r"the header 'count' is no .*greater than"):
         HeaderReader(Annotated[int, Field(gt=5)])("count", "5")
 
 

@@ -177,7 +177,7 @@ def test_the_names_of_all_functions_around_a_handler_are_known_the_nearest_first
     assert (names["Inner"], names["Shadowed"], names["Outer"]) == (2, 3, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------- on a class
+# ----------------------------------------------------------------------------------------------------------- on a class
 
 
 class Orders:
@@ -292,7 +292,7 @@ def test_one_function_may_handle_several_messages() -> None:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------- other sources
+# -------------------------------------------------------------------------------------------------------- other sources
 
 
 def test_an_instance_is_used_as_it_is() -> None:
@@ -352,7 +352,7 @@ def test_an_object_that_answers_everything_is_no_handler() -> None:
         discover([Anything()])
 
 
-# -------------------------------------------------------------------------------------------------- modules and packages
+# ------------------------------------------------------------------------------------------------- modules and packages
 
 
 @pytest.fixture

@@ -759,6 +759,26 @@ async def test_services_and_what_the_framework_offers_can_be_overridden_by_type(
     assert await ask(handler, services=services) == [False, True, False, False]
 
 
+async def test_what_lives_as_long_as_the_application_does_not_keep_an_override() -> None:
+    class Orders:
+        def __init__(self, mailer: Mailer) -> None:
+            self.mailer = mailer
+
+        @query_handler("mailer")
+        async def name_of_mailer(self) -> str:
+            return self.mailer.name()
+
+    app = FastAPI()
+    ecotone = Ecotone([Orders], services={Mailer: Smtp("real")})
+    ecotone.install(app)
+
+    assert await ecotone.query_bus.ask(to="mailer") == "smtp on real"
+    app.dependency_overrides[Mailer] = lambda: Smtp("test")
+    assert await ecotone.query_bus.ask(to="mailer") == "smtp on test"
+    app.dependency_overrides.clear()
+    assert await ecotone.query_bus.ask(to="mailer") == "smtp on real"
+
+
 async def test_an_override_of_a_bus_dependency_is_used_where_it_is_depended_on() -> None:
     async def handler(
         asked: Annotated[Any, Depends(get_command_bus)], offered: Annotated[Any, Depends(CommandBus)]

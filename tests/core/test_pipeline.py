@@ -133,7 +133,9 @@ def test_there_are_four_stages_and_the_named_orders_do_not_touch() -> None:
 class Left:
     """A context manager that notes with what it was left."""
 
-    def __init__(self, name: str, log: list[str], *, raises: BaseException | None = None, swallows: bool = False) -> None:
+    def __init__(
+        self, name: str, log: list[str], *, raises: BaseException | None = None, swallows: bool = False
+    ) -> None:
         self.name = name
         self.log = log
         self.raises = raises

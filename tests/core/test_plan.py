@@ -351,7 +351,10 @@ async def test_an_inline_function_runs_on_the_loop() -> None:
         def method(self) -> bool:
             return threading.current_thread() is threading.main_thread()
 
-    ecotone = Ecotone([function, Orders, Marked])
+    @query_handler("coroutine")
+    async def coroutine() -> None: ...
+
+    ecotone = Ecotone([function, Orders, Marked, coroutine])
 
     assert await ecotone.query_bus.ask(to="function") == [True, True]
     assert await ecotone.query_bus.ask(to="method") is True
@@ -360,6 +363,7 @@ async def test_an_inline_function_runs_on_the_loop() -> None:
         "def, on the event loop",
         "def, on the event loop",
         "def, in a worker thread",
+        "async def, on the event loop",
     ]
 
 

@@ -24,7 +24,7 @@ def assembly() -> Assembly:
     return Assembly(Gateway(Conversion(), SystemClock()))
 
 
-# -------------------------------------------------------------------------------------------- a plugin as users write it
+# ------------------------------------------------------------------------------------------- a plugin as users write it
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ async def test_a_plugin_of_a_user_guards_the_handlers_that_have_its_mark() -> No
         assert await flow.send("order-1", to="order.place") == "order-1 is placed"
 
 
-# --------------------------------------------------------------------------------------------------- all nine sockets
+# ----------------------------------------------------------------------------------------------------- all nine sockets
 
 
 @dataclass
@@ -210,7 +210,7 @@ def test_a_plugin_is_told_by_its_shape() -> None:
     assert not isinstance(plugin, HealthCheck)
 
 
-# -------------------------------------------------------------------------------------------------------------- mistakes
+# ------------------------------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize("stage", [Stage.DISPATCH, Stage.SEND, Stage.RECEIVE])

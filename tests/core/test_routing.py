@@ -237,7 +237,7 @@ def test_only_an_event_may_have_a_glob(kind: Kind) -> None:
         Routing([handler("place", Any, "order.*", kind=kind)])
 
 
-# -------------------------------------------------------------------------------------------------------- named messages
+# ------------------------------------------------------------------------------------------------------- named messages
 
 
 def test_a_named_class_and_its_name_reach_each_others_handlers() -> None:
@@ -271,7 +271,7 @@ def test_a_named_command_reaches_its_handler_by_class_and_by_name() -> None:
     assert reached(routing, {}, "order.shipped", kind=Kind.COMMAND) == ["ship"]
 
 
-# --------------------------------------------------------------------------------------------------------------- order
+# ---------------------------------------------------------------------------------------------------------------- order
 
 
 def test_handlers_of_one_event_run_by_priority_then_as_they_were_given() -> None:
@@ -295,7 +295,7 @@ def test_the_order_of_handlers_is_a_stable_sort_by_priority(priorities: list[int
     assert reached(routing, {}, "key") == [str(at) for at in expected]
 
 
-# ------------------------------------------------------------------------------------------------------ found at start
+# ------------------------------------------------------------------------------------------------------- found at start
 
 
 @pytest.mark.parametrize("kind", [Kind.COMMAND, Kind.QUERY, Kind.INTERNAL])
@@ -334,7 +334,7 @@ def test_two_classes_with_one_name_are_found_at_start() -> None:
     @message_name("order.shipped")
     class Other: ...
 
-    with pytest.raises(ConfigurationError, match="are both named 'order.shipped'"):
+    with pytest.raises(ConfigurationError, match=r"are both named 'order.shipped'"):
         Routing([handler("one", OrderWasShipped), handler("other", Other)])
 
 
@@ -371,7 +371,7 @@ def test_a_query_to_a_key_that_nobody_handles_says_so_each_time() -> None:
     routing = Routing([])
 
     for _ in range(2):
-        with pytest.raises(HandlerNotFoundError, match="no handler for the query 'order.count'\n.*there are none"):
+        with pytest.raises(HandlerNotFoundError, match=r"no handler for the query 'order.count'\n.*there are none"):
             routing.find(Kind.QUERY, {}, "order.count")
         with pytest.raises(HandlerNotFoundError, match="no handler for the query dict"):
             routing.find(Kind.QUERY, {}, None)

@@ -168,7 +168,7 @@ async def test_what_is_published_while_a_message_is_consumed_belongs_to_its_conv
     assert [message.headers.get("tenant") for message in seen] == ["acme", "acme", None, None]
 
 
-# ------------------------------------------------------------------------------------------------------------- on a class
+# ----------------------------------------------------------------------------------------------------------- on a class
 
 
 @asynchronous("orders")
@@ -224,7 +224,7 @@ def test_which_handlers_run_in_a_consumer() -> None:
     }
 
 
-# ---------------------------------------------------------------------------------------------------- several channels
+# ----------------------------------------------------------------------------------------------------- several channels
 
 
 class Recording(MemoryChannel):
@@ -358,7 +358,7 @@ def test_the_way_of_a_message() -> None:
     assert way.after("elsewhere") is None
 
 
-# ------------------------------------------------------------------------------------------------------------ partitions
+# ----------------------------------------------------------------------------------------------------------- partitions
 
 
 async def test_messages_with_one_key_are_handled_in_the_order_of_sending_whatever_the_concurrency() -> None:

@@ -175,7 +175,7 @@ async def test_three_retries_are_four_runs_and_then_the_message_is_parked() -> N
     assert parked.message.payload == sent[0].payload
     assert parked.message.headers == {**sent[0].headers, "attempt": "3"}
     assert (parked.error_type, parked.error_message) == ("builtins.ValueError", "no stock")
-    assert 'raise self.error' in parked.traceback
+    assert "raise self.error" in parked.traceback
     assert "while handling Orders.place, message my-id" in parked.traceback
     assert parked.parked_at == NOON + timedelta(hours=3)
     assert parked.id.startswith("my-id-")
@@ -221,7 +221,7 @@ def test_the_number_of_failed_runs_is_read_from_the_header(text: str | None, att
     assert failed_attempts(delivery) == attempts
 
 
-# ----------------------------------------------------------------------------------------------------------- hopeless
+# ------------------------------------------------------------------------------------------------------------- hopeless
 
 
 @pytest.mark.parametrize(
@@ -346,14 +346,21 @@ async def test_a_policy_sees_what_failed() -> None:
     assert seen[0].message.payload == b'{"order_id":"1"}'
 
 
-async def test_a_policy_that_cannot_decide_parks_the_message(caplog: pytest.LogCaptureFixture) -> None:
-    class Undecided:
-        def decide(self, failure: Failure) -> Retry:
-            raise ZeroDivisionError
+class Broken:
+    def decide(self, failure: Failure) -> Retry:
+        raise ZeroDivisionError
 
-    async with flow_test(
-        [Orders()], channels=[MemoryChannel("orders")], plugins=[Failures(Undecided())]
-    ) as flow:
+
+class Forgetful:
+    def decide(self, failure: Failure) -> Any:
+        """Decide nothing: somebody has forgotten the `return`."""
+
+
+@pytest.mark.parametrize("policy", [Broken(), Forgetful()])
+async def test_a_policy_that_cannot_decide_parks_the_message(
+    policy: ErrorPolicy, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with flow_test([Orders()], channels=[MemoryChannel("orders")], plugins=[Failures(policy)]) as flow:
         await flow.send(PlaceOrder("1"))
         await flow.run("orders", raises=False)
         [parked] = await flow.dead_letters()
@@ -362,7 +369,7 @@ async def test_a_policy_that_cannot_decide_parks_the_message(caplog: pytest.LogC
     assert "cannot decide about a failure; the message is parked" in caplog.text
 
 
-# ------------------------------------------------------------------------------------------------- leases and lost workers
+# ---------------------------------------------------------------------------------------------- leases and lost workers
 
 
 async def test_a_message_whose_lease_was_lost_is_nobodys_failure(caplog: pytest.LogCaptureFixture) -> None:
@@ -423,7 +430,7 @@ async def test_runs_that_failed_are_no_lost_workers() -> None:
     assert (len(orders.runs), parked.attempts, parked.error_message) == (8, 8, "no stock")
 
 
-# --------------------------------------------------------------------------------------------------- the dead letter
+# ------------------------------------------------------------------------------------------------------ the dead letter
 
 
 class FailingStore(MemoryDeadLetters):
@@ -543,3 +550,8 @@ async def test_parked_messages_are_listed_from_the_newest_to_the_oldest() -> Non
         parked: Sequence[ParkedMessage] = await flow.dead_letters()
 
     assert [one.message.payload for one in parked] == [b'{"order_id":"%d"}' % number for number in (2, 1, 0)]
+
+
+def test_the_plugin_tells_how_it_was_set_up() -> None:
+    assert repr(Failures(Always(Discard()))) == "Failures(Always(decision=Discard()), unsettled=5)"
+    assert "channels={'mail': Backoff(" in repr(Failures(channels={"mail": Backoff()}))

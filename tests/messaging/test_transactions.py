@@ -268,7 +268,7 @@ async def test_an_event_for_asynchronous_handlers_only_leaves_at_once_and_withou
     assert log == ["send 1 to memory", "send 1 to durable"]
 
 
-# --------------------------------------------------------------------------------------------------- outgoing messages
+# ---------------------------------------------------------------------------------------------------- outgoing messages
 
 
 async def test_what_is_sent_waits_until_the_handler_and_all_synchronous_handlers_have_succeeded() -> None:
@@ -458,7 +458,15 @@ async def test_a_message_that_is_only_passed_on_opens_no_transaction() -> None:
         await flow.run("durable")
         await flow.run("memory")
 
-    assert log == ["send 1 to durable", "send 1 to memory", "ack from durable", "begin", "chained", "commit", "ack from memory"]
+    assert log == [
+        "send 1 to durable",
+        "send 1 to memory",
+        "ack from durable",
+        "begin",
+        "chained",
+        "commit",
+        "ack from memory",
+    ]
 
 
 async def test_a_message_of_the_same_database_is_parked_and_acked_in_one_transaction() -> None:

@@ -88,7 +88,7 @@ async def test_the_customer_is_notified_later() -> None:
     assert notifier.sent == ["order-1"]
 
 
-# --------------------------------------------------------------------------------------------------- commands and queries
+# ------------------------------------------------------------------------------------------------- commands and queries
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ async def test_a_query_answers_what_a_command_has_changed() -> None:
         assert await flow.ask(GetOrder(1)) == "Milk"
 
 
-# -------------------------------------------------------------------------------------------------------------- an event
+# ------------------------------------------------------------------------------------------------------------- an event
 
 
 @dataclass(frozen=True)
@@ -130,20 +130,25 @@ class ProductWasBought:
     product: str
 
 
-class Printer:
+class Ledger:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
     @event_handler
-    def print_product(self, event: ProductWasBought) -> None:
-        print(f"{event.product} was bought")
+    def enter(self, event: ProductWasBought) -> None:
+        self.lines.append(f"{event.product} was bought")
 
 
-async def test_a_subscriber_hears_of_an_event_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    async with flow_test([Printer]) as flow:
+async def test_a_subscriber_hears_of_an_event_at_once() -> None:
+    ledger = Ledger()
+
+    async with flow_test([ledger]) as flow:
         await flow.publish(ProductWasBought("Milk"))
 
-    assert capsys.readouterr().out == "Milk was bought\n"
+    assert ledger.lines == ["Milk was bought"]
 
 
-# ---------------------------------------------------------------------------------------------------------- JSON as it came
+# ------------------------------------------------------------------------------------------------------ JSON as it came
 
 
 class PlaceManyProducts(BaseModel):

@@ -24,9 +24,18 @@ import httpx
 import pytest
 from fastapi import BackgroundTasks, Cookie, Depends, FastAPI, Header, Path, Query, Request, Response, Security
 from fastapi.exceptions import FastAPIError, RequestValidationError
-from fastapi.security import SecurityScopes
+from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 
-from ecotone_fastapi import CommandBus, Ecotone, QueryBusDep, command_bus, command_handler, query_handler
+from ecotone_fastapi import (
+    CommandBus,
+    Ecotone,
+    QueryBusDep,
+    asynchronous,
+    command_bus,
+    command_handler,
+    query_handler,
+)
+from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.core.errors import ConfigurationError, HeaderError, UnresolvableParameterError
 
 FASTAPI = tuple(int(part) for part in version("fastapi").split(".")[:2])
@@ -556,6 +565,44 @@ async def test_a_teardown_that_lasts_until_after_the_response_is_over_when_a_mes
     assert log == ["long closed", "short closed"]
 
 
+async def test_a_message_is_handled_when_all_is_torn_down(in_endpoint: Run, in_handler: Run) -> None:
+    """FastAPI commits after the response is sent, since 0.118; who sends a command wants to know whether it worked."""
+
+    def case(log: list[str]) -> Callable[..., Any]:
+        async def session() -> AsyncIterator[None]:
+            yield
+            log.append("committed")
+
+        async def target(value: Annotated[None, Depends(session)]) -> None: ...
+
+        return target
+
+    class Noted:
+        def __init__(self, app: Any, log: list[str]) -> None:
+            self.app = app
+            self.log = log
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def noting(message: Any) -> None:
+                self.log.append(message["type"])
+                await send(message)
+
+            await self.app(scope, receive, noting)
+
+    in_fastapi: list[str] = []
+    app = FastAPI()
+    app.add_middleware(Noted, log=in_fastapi)
+    app.get("/")(case(in_fastapi))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        await client.get("/")
+    answered = ["http.response.start", "http.response.body"]
+    assert in_fastapi == (["committed", *answered] if FASTAPI < (0, 118) else [*answered, "committed"])
+
+    here: list[str] = []
+    await in_handler(case(here))
+    assert here == ["committed"]
+
+
 async def test_a_dependency_may_say_that_it_ends_with_the_function(run: Run) -> None:
     if FASTAPI < (0, 121):
         pytest.skip("Depends(scope=) came with FastAPI 0.121")
@@ -778,6 +825,23 @@ async def test_a_result_may_be_of_any_class(run: Run) -> None:
     assert await run(target) == [1, 2, 3]
 
 
+class Parcel:
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+
+
+async def test_a_payload_may_be_of_any_class() -> None:
+    """FastAPI makes the payload of an endpoint from JSON, so pydantic must know it; a command is there already."""
+
+    @command_handler
+    async def send(parcel: Parcel) -> int:
+        return parcel.weight
+
+    with pytest.raises(FastAPIError):
+        FastAPI().post("/")(send)
+    assert await Ecotone([send]).command_bus.send(Parcel(5)) == 5
+
+
 # -------------------------------------------------------------------------------------------------------------- threads
 
 
@@ -936,6 +1000,21 @@ async def test_security_scopes_add_up_on_the_way(run: Run) -> None:
     assert await run(target) == [items, items, ["me", "me"], [""]]
 
 
+async def test_what_reads_no_security_scopes_is_shared_beyond_them(run: Run) -> None:
+    skip_endpoint_before((0, 135), run, "tells everything apart by its scopes")
+    counter = Counter()
+
+    async def user(number: Annotated[int, Depends(counter)], scopes: SecurityScopes) -> int:
+        return number
+
+    async def target(
+        user: Annotated[int, Security(user, scopes=["me"])], number: Annotated[int, Depends(counter)]
+    ) -> list[int]:
+        return [user, number]
+
+    assert await run(target) == [1, 1]
+
+
 async def test_what_reads_security_scopes_is_cached_for_each_set_of_them(run: Run) -> None:
     counter = Counter()
 
@@ -1000,6 +1079,32 @@ async def test_the_request_is_the_one_that_the_message_was_sent_from() -> None:
         assert (await client.get("/somewhere")).json() == ["/somewhere", "/somewhere"]
     with pytest.raises(UnresolvableParameterError, match="'request' is Request, but the message was not sent from one"):
         await ecotone.query_bus.ask(to="path")
+
+
+async def test_a_security_class_of_fastapi_reads_the_request_that_the_message_was_sent_from() -> None:
+    token = OAuth2PasswordBearer("token")
+
+    @query_handler("token")
+    async def tell(token: Annotated[str, Depends(token)]) -> str:
+        return token
+
+    app = FastAPI()
+    Ecotone([tell]).install(app)
+
+    @app.get("/")
+    async def endpoint(queries: QueryBusDep) -> Any:
+        return await queries.ask(to="token")
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert (await client.get("/", headers={"Authorization": "Bearer secret"})).json() == "secret"
+        assert (await client.get("/")).status_code == 401
+
+    @asynchronous("later")
+    @command_handler("later", id="later")
+    async def later(token: Annotated[str, Depends(token)]) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="runs in a consumer, where there is no HTTP request"):
+        Ecotone([later], channels=[MemoryChannel("later")]).prepare()
 
 
 async def test_what_an_endpoint_shares_is_what_its_handlers_get() -> None:

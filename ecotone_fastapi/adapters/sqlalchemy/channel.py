@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
+import anyio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ecotone_fastapi.adapters.sqlalchemy.queue import ClaimedRow, Lease, NewRow, Queue
@@ -112,24 +113,10 @@ class SqlChannel:
 
     async def close(self) -> None:
         """Give back what was lent and not settled, and end every `receive` that waits."""
-        if not self._open:
-            return
-        self._open = False
-        self._closings += 1
-        self._wakeup.ring_here(self.name)
-        if self._renewal is not None:
-            self._renewal.cancel()
-            await asyncio.gather(self._renewal, return_exceptions=True)
-            self._renewal = None
-        while self._under_way:  # what ends may be followed by giving back
-            await asyncio.wait(self._under_way)
-        leases = list(self._lent)
-        self._lent.clear()
-        try:
-            await self._restore(leases, unlent=False)
-        except ChannelError as error:
-            logger.warning("channel %r: %d messages come back when their leases end: %s", self.name, len(leases), error)
-        await self._wakeup.close()
+        if self._open:
+            self._open = False
+            with anyio.CancelScope(shield=True):
+                await self._let_go()
 
     async def send(self, messages: Sequence[Message[bytes]]) -> None:
         """Write these messages, all or none, in the unit of work that is open in the calling task's scope, if any.
@@ -285,6 +272,23 @@ class SqlChannel:
             tried=f"a lease of {self._lease} seconds, which has ended, or the channel was closed or purged",
             hint="give the channel a longer lease, or find out what keeps the event loop from renewing it",
         )
+
+    async def _let_go(self) -> None:
+        self._closings += 1
+        self._wakeup.ring_here(self.name)
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.gather(self._renewal, return_exceptions=True)
+            self._renewal = None
+        while self._under_way:  # what ends may be followed by giving back
+            await asyncio.wait(self._under_way)
+        leases = list(self._lent)
+        self._lent.clear()
+        try:
+            await self._restore(leases, unlent=False)
+        except ChannelError as error:
+            logger.warning("channel %r: %d messages come back when their leases end: %s", self.name, len(leases), error)
+        await self._wakeup.close()
 
     # ---------------------------------------------------------------------------------------------------- claiming
 

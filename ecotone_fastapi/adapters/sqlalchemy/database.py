@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+import anyio
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
@@ -153,10 +154,10 @@ class SqlAlchemy:
             yield
         finally:
             self._lifespans -= 1
-            await self._wakeup.close()
-            await self._transactions.finish()
-            if self._made_here:
-                await self.engine.dispose()
+            with anyio.CancelScope(shield=True):
+                async with self._letting_go():
+                    await self._wakeup.close()
+                    await self._transactions.finish()
 
     async def migrate(self) -> Sequence[str]:
         """Bring the tables up to date; return what was done, line by line. Safe to repeat and to do at once.

@@ -47,6 +47,9 @@ class Schema:
         preparer = transactions.engine.dialect.identifier_preparer
         self._tables = {table.name: preparer.format_table(table) for table in self.metadata.sorted_tables}
         known = self.table("ecotone_schema")
+        self._settings = text(
+            f"ALTER TABLE {self.table('ecotone_message')} SET ({', '.join(tables.POSTGRESQL_SETTINGS)})"
+        )
         self._read_version = text(f"SELECT version FROM {known} WHERE name = '{_NAME}'")
         self._forget_version = text(f"DELETE FROM {known} WHERE name = '{_NAME}'")
         self._write_version = text(f"INSERT INTO {known} (name, version) VALUES ('{_NAME}', {tables.SCHEMA_VERSION})")
@@ -61,11 +64,7 @@ class Schema:
         Raises:
             ChannelError: The database cannot be reached.
         """
-        with self._transactions.translated("bringing the tables up to date"):
-            async with self._alone() as connection:
-                done = await connection.run_sync(self._create)
-        self._current = True
-        return done
+        return await self._transactions.undisturbed(self._migrate())
 
     async def create(self) -> None:
         """Create and change what is needed. Done once; after that it costs nothing.
@@ -99,21 +98,29 @@ class Schema:
         Raises:
             ChannelError: The database cannot be reached.
         """
-        with self._transactions.translated("checking the tables"):
-            async with self._transactions.own_engine.connect() as connection:
-                return await connection.run_sync(self._missing)
+        return await self._transactions.read(lambda c: c.run_sync(self._missing), "checking the tables")
 
     def sql(self) -> str:
         """Return the statements that create everything in an empty database."""
         dialect = self._transactions.engine.dialect
-        statements = [CreateSchema(self._name, if_not_exists=True).compile(dialect=dialect)] if self._name else []
+        statements: list[object] = []
+        if self._name:
+            statements.append(CreateSchema(self._name, if_not_exists=True).compile(dialect=dialect))
         for table in self.metadata.sorted_tables:
             statements.append(CreateTable(table).compile(dialect=dialect))
-            statements += [
-                CreateIndex(index).compile(dialect=dialect)
-                for index in sorted(table.indexes, key=lambda i: str(i.name))
-            ]
-        return "".join(f"{str(statement).strip()};\n\n" for statement in [*statements, self._write_version])
+            indexes = sorted(table.indexes, key=lambda index: str(index.name))
+            statements += [CreateIndex(index).compile(dialect=dialect) for index in indexes]
+        if dialect.name == "postgresql":
+            statements.append(self._settings)
+        statements.append(self._write_version)
+        return "".join(f"{str(statement).strip()};\n\n" for statement in statements)
+
+    async def _migrate(self) -> Sequence[str]:
+        with self._transactions.translated("bringing the tables up to date"):
+            async with self._alone() as connection:
+                done = await connection.run_sync(self._create)
+        self._current = True
+        return done
 
     def _create(self, connection: Connection) -> Sequence[str]:
         if self._name and connection.dialect.name == "postgresql":
@@ -122,6 +129,8 @@ class Schema:
         new = [table for table in self.metadata.sorted_tables if table.name not in existing]
         done = [f"created the table {self.table(table.name)}" for table in new]
         self.metadata.create_all(connection, tables=new, checkfirst=False)
+        if connection.dialect.name == "postgresql" and "ecotone_message" not in existing:
+            connection.execute(self._settings)
         version = connection.execute(self._read_version).scalar()
         if version is not None:
             for step in range(version + 1, tables.SCHEMA_VERSION + 1):

@@ -80,18 +80,22 @@ message = Table(
     Column("headers", _long_text(), nullable=False),
     Column("body", _bytes(), nullable=False),
     Column("created_at", _moment(), nullable=False),
-    # Every message costs two dead rows. The server's own thresholds would let a busy table grow first.
-    postgresql_with={
-        "fillfactor": 70,
-        "autovacuum_vacuum_scale_factor": 0,
-        "autovacuum_vacuum_threshold": 1000,
-        "autovacuum_vacuum_cost_delay": 0,
-        "autovacuum_analyze_scale_factor": 0.02,
-    },
     **_MYSQL,
     **_MARIADB,
 )
 """The queue of all channels. What is delayed or lent lies to the right of now in the index and costs nothing."""
+
+POSTGRESQL_SETTINGS = (
+    "fillfactor = 70",
+    "autovacuum_vacuum_scale_factor = 0",
+    "autovacuum_vacuum_threshold = 1000",
+    "autovacuum_vacuum_cost_delay = 0",
+    "autovacuum_analyze_scale_factor = 0.02",
+)
+"""Storage of the messages: each costs two dead rows, and the server's own thresholds would let a busy table grow first.
+
+Alembic does not know of them: `op.execute("ALTER TABLE ecotone_message SET (fillfactor = 70, …)")`.
+"""
 
 Index("ecotone_message_claim", message.c.channel, message.c.priority.desc(), message.c.available_at, message.c.id)
 

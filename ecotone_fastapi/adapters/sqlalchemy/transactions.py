@@ -164,7 +164,7 @@ class Transactions:
         """
         unit = self.unit()
         if unit is None:
-            return await asyncio.shield(self._started(self._read(statements, doing)))
+            return await self.undisturbed(self._read(statements, doing))
         async with self._answered(doing):
             return await statements(await self._connection(unit.session))
 
@@ -177,7 +177,12 @@ class Transactions:
 
     async def finish(self) -> None:
         """Wait for the statements that were started."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # what ends may start something
+            await asyncio.wait(self._tasks)
+
+    async def undisturbed(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something in a task of its own, which goes on when the one that waits for it is cancelled."""
+        return await asyncio.shield(self._started(work))
 
     def _started(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -203,7 +208,7 @@ class Transactions:
             return await statements(connection)
 
     async def _connection(self, session: AsyncSession) -> AsyncConnection:
-        if session.bind is None:  # bound by mapped class, and none of ours is mapped
+        if session.sync_session.bind is None:  # bound by mapped class, and none of ours is mapped
             return await session.connection(bind_arguments={"bind": self.engine.sync_engine})
         return await session.connection()
 

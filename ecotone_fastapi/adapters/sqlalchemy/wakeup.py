@@ -6,7 +6,8 @@ therefore look for themselves as well, from time to time.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -41,6 +42,7 @@ class Wakeup:
         self._tasks: list[asyncio.Task[None]] = []
         self._pending: dict[str, None] = {}
         self._wanted = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._notify = text("SELECT pg_notify(:topic, heard) FROM unnest(CAST(:heard AS text[])) AS heard")
 
     def bell(self, channel: str) -> asyncio.Event:
@@ -67,6 +69,7 @@ class Wakeup:
             return
         self._bells.clear()  # they may be of another event loop
         if self._transactions.dialect.notifies:
+            self._stopping = asyncio.Event()
             self._wanted = asyncio.Event()
             if self._pending:
                 self._wanted.set()
@@ -79,16 +82,19 @@ class Wakeup:
         """Stop, when this undoes the last `open`."""
         self._users -= 1
         if self._users == 0:
-            tasks, self._tasks = self._tasks, []
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self._stopping.set()
+            self._wanted.set()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            self._tasks = []
 
     async def _notify_others(self) -> None:
         # NOTIFY in the transaction that sends would take a lock at commit that is global to the server.
-        while True:
+        while not self._stopping.is_set():
             await self._wanted.wait()
             self._wanted.clear()
+            if not self._pending:
+                continue
             parameters = {"topic": _TOPIC, "heard": [f"{self._id} {channel}" for channel in self._pending]}
             self._pending = {}
             try:
@@ -98,7 +104,7 @@ class Wakeup:
                 )
             except ChannelError as error:
                 logger.debug("other processes were not woken up and will find the messages by themselves: %s", error)
-            await asyncio.sleep(_PAUSE)
+            await self._unless_stopping(asyncio.sleep(_PAUSE))
 
     def _hear(self, notification: str) -> None:
         sender, _, channel = notification.partition(" ")
@@ -108,35 +114,44 @@ class Wakeup:
     async def _listen(self) -> None:
         listen = _listen_with_asyncpg if self._transactions.engine.dialect.driver == "asyncpg" else _listen_with_psycopg
         reported = False
-        while True:
+        while not self._stopping.is_set():
             try:
                 with self._transactions.translated("listening for messages"):
-                    async with Detached(self._transactions.own_engine) as driver:
+                    async with _detached(self._transactions.own_engine) as driver:
                         reported = False
-                        await listen(driver, self._hear)
+                        await self._unless_stopping(listen(driver, self._hear))
             except ChannelError as error:
                 if not reported:
                     logger.warning("no longer woken up by the database, looking for messages instead: %s", error)
                 reported = True
-            await asyncio.sleep(_RECONNECT)
+                await self._unless_stopping(asyncio.sleep(_RECONNECT))
+
+    async def _unless_stopping(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that can be cancelled at any time, and cancel it when it is time to stop."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        working = asyncio.create_task(work)
+        try:
+            await asyncio.wait((stopping, working), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.wait((working,))
+        if not working.cancelled():
+            working.result()
 
 
-class Detached:
-    """A connection of the driver's that is not counted among those of the pool, closed in the end."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._connection = engine.connect()
-
-    async def __aenter__(self) -> Any:
-        await self._connection
-        raw = await self._connection.get_raw_connection()
-        self._driver: Any = raw.driver_connection
+@asynccontextmanager
+async def _detached(engine: AsyncEngine) -> AsyncIterator[Any]:
+    """Open a connection of the driver's that is not counted among those of the pool."""
+    async with engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        driver: Any = raw.driver_connection
         raw.detach()
-        return self._driver
-
-    async def __aexit__(self, *failure: object) -> None:
-        await self._connection.close()
-        await self._driver.close()  # not every dialect closes what was detached
+        try:
+            yield driver
+        finally:
+            await driver.close()  # not every dialect closes what was detached
 
 
 async def _listen_with_asyncpg(driver: Any, ring: Callable[[str], None]) -> None:
