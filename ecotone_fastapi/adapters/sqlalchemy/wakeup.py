@@ -144,13 +144,15 @@ class Wakeup:
 @asynccontextmanager
 async def _detached(engine: AsyncEngine) -> AsyncIterator[Any]:
     """Open a connection of the driver's that is not counted among those of the pool."""
-    async with engine.connect() as connection:
-        raw = await connection.get_raw_connection()
-        driver: Any = raw.driver_connection
-        raw.detach()
-        try:
+    driver: Any = None
+    try:
+        async with engine.connect() as connection:
+            raw = await connection.get_raw_connection()
+            driver = raw.driver_connection
+            raw.detach()
             yield driver
-        finally:
+    finally:
+        if driver is not None:
             await driver.close()  # not every dialect closes what was detached
 
 
