@@ -13,23 +13,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
 from itertools import count
-from typing import TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from ecotone_fastapi.core.channel import Capabilities, Delivery
 from ecotone_fastapi.core.clock import Clock, SystemClock
-from ecotone_fastapi.core.errors import ConversionError, DeadLetterNotFoundError, LeaseLostError
-from ecotone_fastapi.core.message import HeaderName, Message
+from ecotone_fastapi.core.errors import DeadLetterNotFoundError, LeaseLostError
+from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
 from ecotone_fastapi.messaging.dead_letter import ParkedMessage
 
 __all__ = ["MemoryChannel", "MemoryDeadLetters"]
 
-_N = TypeVar("_N", int, float)
-
 _NEVER = datetime.max.replace(tzinfo=UTC)
-_LONGEST = 10_000_000_000.0  # seconds; some 300 years, which can still be added to a date
 
 
 class MemoryChannel:
@@ -293,14 +289,15 @@ class _Entry:
 
     @classmethod
     def of(cls, message: Message[bytes], number: int, now: datetime) -> "_Entry":
-        lifetime = _number(message, HeaderName.time_to_live, float, _LONGEST)
+        headers = message.headers
+        lifetime = number_header(headers, HeaderName.time_to_live, float, LONGEST_TIME)
         return cls(
             message=message.without_headers((HeaderName.delay, HeaderName.attempt)),
             number=number,
-            priority=_number(message, HeaderName.priority, int, 9) or 0,
-            ready_at=_later(now, _number(message, HeaderName.delay, float, _LONGEST) or 0.0),
+            priority=number_header(headers, HeaderName.priority, int, 9) or 0,
+            ready_at=_later(now, number_header(headers, HeaderName.delay, float, LONGEST_TIME) or 0.0),
             expires_at=_NEVER if lifetime is None else _later(now, lifetime),
-            attempts=_number(message, HeaderName.attempt, int, _LONGEST) or 0,
+            attempts=number_header(headers, HeaderName.attempt, int, LONGEST_TIME) or 0,
         )
 
     def as_received(self) -> Message[bytes]:
@@ -311,23 +308,7 @@ class _Entry:
 
 
 def _later(now: datetime, seconds: float) -> datetime:
-    return now + timedelta(seconds=min(seconds, _LONGEST))
-
-
-def _number(message: Message[bytes], name: str, kind: type[_N], largest: float) -> _N | None:
-    text = message.headers.get(name)
-    if text is None:
-        return None
-    try:
-        number = kind(text)
-    except ValueError:
-        number = kind(-1)
-    if not 0 <= number <= largest:
-        raise ConversionError(
-            f"header {name!r} of message {message.headers.get(HeaderName.id)} is {text!r}",
-            hint=f"it has to be a number from 0 to {largest:.0f}, of type {kind.__name__}",
-        )
-    return number
+    return now + timedelta(seconds=min(seconds, LONGEST_TIME))
 
 
 class MemoryDeadLetters:

@@ -17,6 +17,7 @@ EcotoneError
 ├── ChannelError (ConnectionError)      the broker refused or vanished; always worth a retry
 │   ├── SendError                       some messages of a batch were not accepted
 │   └── LeaseLostError                  the delivery belongs to another consumer by now
+├── HandlerCancelledError               a handler in a consumer awaited something that was cancelled
 ├── AggregateNotFoundError (LookupError)
 ├── DeadLetterNotFoundError (LookupError)
 ├── ConcurrencyError                    somebody else saved first
@@ -34,10 +35,15 @@ class EcotoneError(Exception):
         what: What happened, and where.
         tried: What was looked at or attempted before giving up.
         hint: What the reader can do about it.
+
+    Attributes:
+        nested: Whether it concerns a message that was sent while another one was handled. Then it is a fault of that
+            handler, and not of who sent the first message.
     """
 
     def __init__(self, what: str, *, tried: str = "", hint: str = "") -> None:
         super().__init__(what)
+        self.nested = False
         self.what = what
         self.tried = tried
         self.hint = hint
@@ -167,6 +173,10 @@ class SendError(ChannelError):
 
 class LeaseLostError(ChannelError):
     """A delivery was settled too late: its lease ended and somebody else has the message now."""
+
+
+class HandlerCancelledError(EcotoneError):
+    """A handler in a consumer awaited something that was cancelled, while nobody cancelled the handler itself."""
 
 
 class AggregateNotFoundError(EcotoneError, LookupError):

@@ -4,6 +4,7 @@ A unit of work (`Scope`) begins with a root message: one that is dispatched whil
 consumer received. Whatever is dispatched while it is handled joins it, one message after the other.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -19,9 +20,16 @@ from ecotone_fastapi.core.channel import Channel, Delivery
 from ecotone_fastapi.core.clock import Clock
 from ecotone_fastapi.core.conversion import Conversion, header_texts
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
-from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, UnknownChannelError, UnknownEndpointError
+from ecotone_fastapi.core.errors import (
+    ConfigurationError,
+    ConversionError,
+    EcotoneError,
+    HandlerCancelledError,
+    UnknownChannelError,
+    UnknownEndpointError,
+)
 from ecotone_fastapi.core.injection import Injector
-from ecotone_fastapi.core.message import FreshHeaders, HeaderName, Message, name_of, new_id
+from ecotone_fastapi.core.message import FreshHeaders, HeaderName, Message, check_given, name_of, new_id
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage, compose
 from ecotone_fastapi.core.plan import Plan
 from ecotone_fastapi.core.routing import Routing, is_typed_dict, members_of
@@ -257,9 +265,11 @@ class Gateway:
         """Make a message: caused by the one that is being handled, else the first of a conversation.
 
         Raises:
-            ConversionError: A header cannot be written as text.
+            ConversionError: A header cannot be written as text, or is not for the user to write.
         """
         texts = header_texts(headers) if headers else None
+        if texts:
+            check_given(texts)
         frame = _handled.get()
         cause = None if frame is None else frame.message
         return Message(payload, FreshHeaders(partial(_headers_of, cause, texts, self.clock.now())))
@@ -290,7 +300,7 @@ class Gateway:
             ConversionError: The payload is not what the handler wants.
         """
         outer = _handled.get()
-        if outer is not None and outer.gateway is self and not outer.scope.closed:
+        if outer is not None and outer.gateway is self and outer.scope.joinable:
             return await self._dispatch_joining(outer, kind, message, to)
         scope = Scope(connection, dict(shared) if shared else None)
         token = _handled.set(_Frame(self, message, scope))
@@ -299,25 +309,30 @@ class Gateway:
                 return await self._dispatch(Call(message, None, None, scope, None, None, kind, to))
             return await self._route_and_close(kind, message, to, scope)
         finally:
-            scope.closed = True
+            scope.end()
             _handled.reset(token)
 
     async def _dispatch_joining(self, outer: _Frame, kind: Kind, message: Message[Any], to: str | None) -> Any:
-        # One unit has one session: two messages of one handler, sent by `gather`, take turns.
-        if outer.turn is None:
-            outer.turn = anyio.Lock()
-        try:
-            outer.turn.acquire_nowait()
-        except anyio.WouldBlock:
-            await outer.turn.acquire()
-        token = _handled.set(_Frame(self, message, outer.scope))
-        try:
-            if self._dispatch_nested is not None:
-                return await self._dispatch_nested(Call(message, None, None, outer.scope, None, None, kind, to))
-            return await self._route(kind, message, to, outer.scope)
-        finally:
-            _handled.reset(token)
-            outer.turn.release()
+        scope = outer.scope
+        with scope.joining():
+            # One unit has one session: two messages of one handler, sent by `gather`, take turns.
+            if outer.turn is None:
+                outer.turn = anyio.Lock()
+            try:
+                outer.turn.acquire_nowait()
+            except anyio.WouldBlock:
+                await outer.turn.acquire()
+            token = _handled.set(_Frame(self, message, scope))
+            try:
+                if self._dispatch_nested is not None:
+                    return await self._dispatch_nested(Call(message, None, None, scope, None, None, kind, to))
+                return await self._route(kind, message, to, scope)
+            except EcotoneError as error:
+                error.nested = True
+                raise
+            finally:
+                _handled.reset(token)
+                outer.turn.release()
 
     def _dispatch_root(self, call: Call) -> Awaitable[Any]:
         assert call.kind is not None
@@ -333,7 +348,7 @@ class Gateway:
         except BaseException as error:
             await scope.close(error)
             raise
-        if scope.exits or scope.entered:
+        if scope.exits or scope.entered or scope.joined:
             await scope.close()
         return result
 
@@ -434,7 +449,18 @@ class Gateway:
 
         async def watched(call: Call) -> Any:
             nonlocal succeeded
-            result = await reach(call)
+            try:
+                result = await reach(call)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Nobody cancelled this task: the handler has awaited something that was. That is a failure like any
+                # other, and must not end the consumer.
+                raise HandlerCancelledError(
+                    f"the handler of {call.message.headers.get(HeaderName.endpoint)} awaited something that was cancelled",
+                    hint="catch asyncio.CancelledError of what you cancel yourself",
+                ) from error
             succeeded = True
             return result
 
@@ -450,7 +476,7 @@ class Gateway:
                     await delivery.nack(attempted=isinstance(error, Exception))
             raise
         finally:
-            scope.closed = True
+            scope.end()
             _handled.reset(token)
         return succeeded
 

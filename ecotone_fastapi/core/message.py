@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import Any, Generic, TypeVar, get_origin
 
-from ecotone_fastapi.core.errors import ConfigurationError
+from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, HeaderError
 
 P = TypeVar("P")
 Q = TypeVar("Q")
@@ -56,6 +56,8 @@ class HeaderName:
     partition_key = "partition_key"
     """Messages with the same key are handled in order."""
 
+
+_WRITTEN_BY_FRAMEWORK = (HeaderName.endpoint, HeaderName.attempt, HeaderName.causation_id)
 
 FRAMEWORK_HEADERS = frozenset(value for name, value in vars(HeaderName).items() if not name.startswith("_"))
 
@@ -166,6 +168,62 @@ class Message(Generic[P]):
 
 _NAME = "__ecotone_message_name__"
 _ALIASES = "__ecotone_message_aliases__"
+
+
+LONGEST_TIME = 10_000_000_000.0
+"""Seconds that a delay or a time to live may have at most: some 300 years, which can still be added to a date."""
+
+N = TypeVar("N", int, float)
+
+
+def number_header(headers: Mapping[str, str], name: str, kind: type[N], largest: float) -> N | None:
+    """Read a header that tells a number to channels; `None` when it is absent.
+
+    Args:
+        headers: The headers of a message.
+        name: Which one.
+        kind: `int` or `float`.
+        largest: The largest number that is allowed; the smallest is 0.
+
+    Raises:
+        ConversionError: It is no such number.
+
+    Example:
+        >>> number_header({"delay": "1.5"}, "delay", float, LONGEST_TIME)
+        1.5
+    """
+    text = headers.get(name)
+    if text is None:
+        return None
+    try:
+        number = kind(text)
+    except ValueError:
+        number = kind(-1)
+    if not 0 <= number <= largest:
+        raise ConversionError(
+            f"header {name!r} of message {headers.get(HeaderName.id, 'without id')} is {text!r}",
+            hint=f"it has to be a number from 0 to {largest:.0f}, of type {kind.__name__}",
+        )
+    return number
+
+
+def check_given(headers: Mapping[str, str]) -> None:
+    """Check the headers that somebody gives to a new message.
+
+    Raises:
+        HeaderError: One of them is written by the framework alone.
+        ConversionError: One that channels go by is not the number that it has to be.
+    """
+    for name in _WRITTEN_BY_FRAMEWORK:
+        if name in headers:
+            raise HeaderError(
+                f"the header {name!r} is written by the framework",
+                hint="give your own header another name; headers to send are the user's, "
+                "id, correlation_id, content_type, delay, time_to_live, priority and partition_key",
+            )
+    number_header(headers, HeaderName.delay, float, LONGEST_TIME)
+    number_header(headers, HeaderName.time_to_live, float, LONGEST_TIME)
+    number_header(headers, HeaderName.priority, int, 9)
 
 
 def message_name(name: str, *, aliases: Iterable[str] = ()) -> Callable[[C], C]:

@@ -8,8 +8,8 @@ There are four stages, and at each of them interceptors are nested by their `Ord
 - RECEIVE: bytes were taken from a channel.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from types import TracebackType
@@ -70,11 +70,25 @@ class Scope:
         state: What plugins keep for the unit, by a key of their own.
         connection: The HTTP request or WebSocket that the root message was sent from.
         shared: The keys of results that the caller has put into the cache.
+        joined: How many messages are being handled in the unit just now, besides the root.
+        joinable: Whether messages that are sent now belong to the unit.
         closed: Whether the unit is over.
         threads: How many handlers and dependencies of the unit are in worker threads just now.
     """
 
-    __slots__ = ("cache", "closed", "connection", "entered", "exits", "shared", "state", "threads")
+    __slots__ = (
+        "_alone",
+        "cache",
+        "closed",
+        "connection",
+        "entered",
+        "exits",
+        "joinable",
+        "joined",
+        "shared",
+        "state",
+        "threads",
+    )
 
     def __init__(self, connection: object = None, cache: dict[Any, Any] | None = None) -> None:
         self.cache: dict[Any, Any] = {} if cache is None else cache
@@ -82,8 +96,11 @@ class Scope:
         self.exits: list[tuple[Exit, str]] = []
         self.state: dict[Any, Any] = {}
         self.connection = connection
+        self.joinable = True
+        self.joined = 0
         self.closed = False
         self.threads = 0
+        self._alone: anyio.Event | None = None
         self.entered: list[tuple[Exit, str]] = []
 
     async def enter(self, manager: AbstractAsyncContextManager[T], *, outermost: bool = False) -> T:
@@ -109,12 +126,38 @@ class Scope:
         Raises:
             BaseException: A teardown failed. The given error itself is not raised, the caller has it in hand.
         """
-        if self.exits or self.entered:
-            failure = await unwind(self.entered, await unwind(self.exits, error))
-            self.closed = True
-            if failure is not None and failure is not error:
-                raise failure
+        await self._left_alone()
+        failure = await unwind(self.exits, error)
+        await self._left_alone()
+        self.joinable = False
+        failure = await unwind(self.entered, failure)
         self.closed = True
+        if failure is not None and failure is not error:
+            raise failure
+
+    def end(self) -> None:
+        """Take note that the unit is over: what is sent from now on is not part of it."""
+        self.joinable = False
+        self.closed = True
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """Handle another message in the unit; it does not end before that."""
+        self.joined += 1
+        try:
+            yield
+        finally:
+            self.joined -= 1
+            if self.joined == 0 and self._alone is not None:
+                self._alone.set()
+
+    async def _left_alone(self) -> None:
+        # A handler may have left tasks behind that send on its behalf: `gather` does when one of them fails.
+        if self.joined:
+            with anyio.CancelScope(shield=True):
+                while self.joined:
+                    self._alone = anyio.Event()
+                    await self._alone.wait()
 
 
 async def unwind(exits: list[tuple[Exit, str]], error: BaseException | None) -> BaseException | None:

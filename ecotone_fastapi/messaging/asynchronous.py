@@ -65,6 +65,11 @@ def asynchronous(*channels: str, partition_by: Callable[[Any], object] | None = 
         raise ConfigurationError(
             "@asynchronous names no channel", hint='write @asynchronous("notifications") above the handler'
         )
+    if len(set(channels)) < len(channels):
+        raise ConfigurationError(
+            f"@asynchronous names a channel twice: {', '.join(channels)}",
+            hint="a message goes through each channel once, in the order in which they are named",
+        )
     return mark(Asynchronous(channels, partition_by))
 
 
@@ -87,6 +92,14 @@ class ConsumerSettings:
 
     concurrency: int = 1
     batch: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that would never handle anything."""
+        if self.concurrency < 1 or self.batch < 1:
+            raise ConfigurationError(
+                f"a consumer with concurrency={self.concurrency} and batch={self.batch} handles nothing",
+                hint="both are at least 1",
+            )
 
 
 class AsynchronousHandlers:

@@ -3,7 +3,9 @@
 ecotone = Ecotone([...], plugins=[Failures(Backoff(retries=5, first=0.5))])
 """
 
+import hashlib
 import logging
+import math
 import traceback
 import zlib
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from ecotone_fastapi.core.channel import Delivery
 from ecotone_fastapi.core.errors import (
+    ConfigurationError,
     ConversionError,
     EcotoneError,
     LeaseLostError,
@@ -102,6 +105,12 @@ class Backoff:
     factor: float = 5.0
     longest: float = 300.0
     jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no policy."""
+        numbers = (self.retries, self.first, self.factor, self.longest, self.jitter)
+        if not all(0 <= number < math.inf for number in numbers):
+            raise ConfigurationError(f"{self!r} is no policy", hint="every number is finite and at least 0")
 
     def decide(self, failure: Failure) -> Retry | DeadLetter:
         """Retry with a longer and longer delay; park what is hopeless or has used up its retries."""
@@ -227,7 +236,7 @@ class _Judge:
         match decision:
             case Retry(delay):
                 # The traceback comes when the message is parked: three retries must not write it three times.
-                error = f"{type(failure.error).__name__}: {failure.error}".splitlines()[0]
+                error = f"{type(failure.error).__name__}: {_text_of(failure.error)}".splitlines()[0]
                 logger.warning("%s for the %s. time (%s), again in %.1f s", what, failure.attempt, error, delay)
                 await delivery.nack(delay)
             case DeadLetter():
@@ -247,7 +256,7 @@ class _Judge:
             channel=call.channel,
             endpoint=endpoint,
             error_type=f"{type(error).__module__}.{type(error).__qualname__}",
-            error_message=str(error),
+            error_message=_text_of(error),
             traceback="".join(traceback.format_exception(error)),
             attempts=attempts,
             deliveries=delivery.count,
@@ -273,4 +282,17 @@ _PARK_AGAIN = 10.0
 
 def parked_id(message: Message[Any], endpoint: str | None) -> str:
     """Return the id in the dead letter: one for each handler that a message failed in."""
-    return f"{message.headers.get(HeaderName.id, 'unknown')}-{zlib.crc32((endpoint or '').encode()):08x}"
+    message_id = message.headers.get(HeaderName.id, "unknown")
+    if len(message_id) > _LONGEST_ID:  # somebody's own, longer than a database can index
+        message_id = hashlib.sha256(message_id.encode(errors="replace")).hexdigest()
+    return f"{message_id}-{zlib.crc32((endpoint or '').encode()):08x}"
+
+
+_LONGEST_ID = 120
+
+
+def _text_of(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"(its text cannot be told: {type(failure).__name__})"

@@ -52,7 +52,13 @@ async def answer(connection: Any, error: Exception) -> Any:
     Args:
         connection: The `Request` or `WebSocket`.
         error: What was raised.
+
+    Raises:
+        EcotoneError: A handler has sent a message with a wrong payload or route. That is no fault of the caller, who
+            gets what every other bug gives: 500, and nothing of the message.
     """
+    if isinstance(error, ConversionError | HandlerNotFoundError) and error.nested:
+        raise error
     status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
     detail: Any = error.what if isinstance(error, EcotoneError) else str(error)
     if isinstance(connection, WebSocket):

@@ -714,7 +714,7 @@ if sys.version_info >= (3, 12):
 async def test_an_engine_of_the_application_is_used_as_it_is(
     url: str, kind: str, engine_of: Callable[[str], AsyncEngine]
 ) -> None:
-    if kind != "sqlite" and engine_of is ENGINES["with events"]:
+    if kind != "sqlite" and engine_of in {ENGINES.get("with events"), ENGINES.get("without autocommit")}:
         pytest.skip("SQLite only")
     engine = engine_of(url)
     sessions = async_sessionmaker(engine, expire_on_commit=False)
@@ -1099,3 +1099,15 @@ async def test_commands_events_and_failures_share_the_database(database: SqlAlch
         [parked] = await database.dead_letters.list()
         assert parked.error_message == "too much"
         assert parked.message.headers["type"].endswith("Deposited")
+
+
+@EVERY
+async def test_an_undisturbed_life_leaves_no_warning_in_the_log(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(SqlAlchemy(url, create_schema=True)) as database:
+        async with opened(database.channel("notes")) as channel:
+            await channel.send([letter()])
+            [delivery] = await channel.receive(1, 1)
+            await delivery.ack()
+            await idle(channel)
+
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

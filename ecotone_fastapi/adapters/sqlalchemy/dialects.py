@@ -254,7 +254,7 @@ _DRIVERS = {
 }
 
 _FAILURES = {
-    "asyncpg": (("asyncpg", "PostgresError"), ("asyncpg", "InterfaceError")),
+    "asyncpg": (("asyncpg", "PostgresError"), ("asyncpg", "InterfaceError"), ("asyncpg", "InternalClientError")),
     "psycopg": (("psycopg", "Error"),),
     "psycopg_async": (("psycopg", "Error"),),
     "asyncmy": (("asyncmy.errors", "MySQLError"),),
