@@ -87,9 +87,16 @@ class Ecotone:
         clock: Clock | None = None,
         overrides: Overrides | None = None,
     ) -> None:
+        _check_given(handlers, channels, plugins)
         self._handlers: tuple[object, ...] = tuple(handlers)
         self._channels: tuple[Channel, ...] = tuple(channels)
         self._plugins: tuple[Plugin, ...] = tuple(plugins)
+        for part in (*self._channels, *self._plugins):
+            if isinstance(part, type | str):
+                raise ConfigurationError(
+                    f"{part!r} is no channel and no plugin",
+                    hint="give an object: [MemoryChannel(...)], [SqlAlchemy(...)]",
+                )
         self._services: dict[Any, object] = dict(services or {})
         self._clock: Clock = clock or SystemClock()
         self._consumers: bool | Sequence[str] = consumers
@@ -418,6 +425,17 @@ class _InMemory:
     def install(self, assembly: Assembly) -> None:
         if not any(channel.capabilities.durable for channel in assembly.channels.values()):
             assembly.add_service(DeadLetterStore, MemoryDeadLetters())
+
+
+def _check_given(handlers: object, channels: object, plugins: object) -> None:
+    """Tell newcomers what they have mixed up before it fails in the middle of something."""
+    for name, given, what in (
+        ("handlers", handlers, "[OrderService]"),
+        ("channels", channels, '[MemoryChannel("orders")]'),
+        ("plugins", plugins, "[database]"),
+    ):
+        if isinstance(given, type | str | bytes) or not isinstance(given, Iterable):
+            raise ConfigurationError(f"{name}={given!r} is no list", hint=f"write {what}")
 
 
 def _with_payload_types(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ecotone_fastapi import Ecotone, HandlerNotFoundError, command_handler, query_handler
-from ecotone_fastapi.testing.flow import flow_test
+from ecotone_fastapi.testing import flow_test
 
 
 @dataclass(frozen=True)  # a pydantic model, a TypedDict or a str does as well

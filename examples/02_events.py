@@ -15,7 +15,7 @@ from typing import Annotated
 from fastapi import Depends
 
 from ecotone_fastapi import Ecotone, EventBus, MessageHeader, command_handler, event_handler
-from ecotone_fastapi.testing.flow import flow_test
+from ecotone_fastapi.testing import flow_test
 
 
 @dataclass(frozen=True)

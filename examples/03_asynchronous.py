@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from ecotone_fastapi import CommandBusDep, Ecotone, EventBus, asynchronous, command_handler, event_handler
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.testing.flow import flow_test
+from ecotone_fastapi.testing import flow_test
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fastapi import Depends
 from ecotone_fastapi import asynchronous, command_handler
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.messaging.dead_letter import ParkedMessage
-from ecotone_fastapi.testing.flow import Flow, flow_test
+from ecotone_fastapi.testing import Flow, flow_test
 
 
 class Bank:

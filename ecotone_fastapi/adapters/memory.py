@@ -212,9 +212,10 @@ class MemoryQueue:
         return deliveries
 
     def give_back(self, entry: "_Entry", delay: float, *, attempted: bool) -> None:
-        """Make a lent message available again."""
+        """Make a lent message available again; what was not attempted was not delivered either."""
         entry.holder = None
         entry.attempts += attempted
+        entry.deliveries -= not attempted
         if attempted or delay > 0:
             entry.ready_at = _later(self.clock.now(), delay)
         self._place(entry, entry.ready_at)

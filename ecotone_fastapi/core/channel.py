@@ -48,7 +48,10 @@ class Delivery(Protocol):
 
     @property
     def count(self) -> int:
-        """How often the message was lent, this time included: it grows even when a consumer dies with it."""
+        """How often the message was lent, this time included.
+
+        It grows even when a consumer dies with it, but not for a delivery that was given back unhandled.
+        """
         ...
 
     @property
@@ -76,7 +79,7 @@ class Delivery(Protocol):
         Args:
             delay: Seconds to wait before that.
             attempted: Whether a handler ran and failed, which counts as an attempt. A consumer that stops gives back
-                what it has not finished with `False`.
+                what it has not finished with `False`: then the message keeps its place, and the delivery does not count.
 
         Raises:
             ChannelError: The broker could not be reached; the message will come back by itself.
@@ -107,7 +110,7 @@ class Channel(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of everything, deliveries that were not settled included. May be called again."""
+        """Let go of everything; give back deliveries that were not settled, as unhandled. May be called again."""
         ...
 
     async def send(self, messages: Sequence[Message[bytes]]) -> None:

@@ -177,11 +177,12 @@ class _Run:
         return len(self.waiting) + len(self.running)
 
     def _room(self) -> int:
-        """How many messages to ask for: the next batch when half of the last one is done."""
+        """How many messages to ask for: the next batch when half of the last one is done, or a place is free."""
         lent = self._lent()
         if self.limits.messages is not None:
             return min(self.consumer.batch, self.limits.messages - self.handled) - lent
-        return self.consumer.batch - lent if lent <= self.consumer.batch // 2 else 0
+        is_idle = not self.waiting and len(self.running) < self.consumer.concurrency
+        return self.consumer.batch - lent if is_idle or lent <= self.consumer.batch // 2 else 0
 
     def _time_left(self) -> float | None:
         return None if self.ends_at is None else max(0.0, self.ends_at - time.monotonic())
@@ -204,6 +205,8 @@ class _Run:
                 if self._ending():
                     return  # it is given back at the end of the run
                 self.running[id(delivery)] = self.waiting.pop(id(delivery))
+                if not self.waiting:
+                    self.one_less.set()  # there may be a free place, and nothing for it
                 try:
                     await self._run_handler(delivery)
                 finally:

@@ -458,7 +458,7 @@ class Gateway:
                 # Nobody cancelled this task: the handler has awaited something that was. That is a failure like any
                 # other, and must not end the consumer.
                 raise HandlerCancelledError(
-                    f"the handler of {call.message.headers.get(HeaderName.endpoint)} awaited something that was cancelled",
+                    f"{call.message.headers.get(HeaderName.endpoint)} awaited something that was cancelled",
                     hint="catch asyncio.CancelledError of what you cancel yourself",
                 ) from error
             succeeded = True

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ecotone_fastapi.core.consumer import Consumer
-from ecotone_fastapi.core.endpoint import Endpoint, Kind, mark
+from ecotone_fastapi.core.endpoint import Endpoint, Kind, mark, marks_of
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.gateway import unknown_channel
 from ecotone_fastapi.core.message import HeaderName
@@ -139,7 +139,15 @@ class AsynchronousHandlers:
             return None
 
         assembly.add_interceptor(cross, stage=Stage.HANDLE, order=Order.ASYNCHRONOUS, when=runs_in_consumer)
-        problems: list[ConfigurationError] = []
+        problems: list[ConfigurationError] = [
+            ConfigurationError(
+                f"{endpoint.label} answers a query and is marked @asynchronous",
+                hint="an answer cannot wait: take one away",
+            )
+            for endpoint in assembly.endpoints
+            if endpoint.kind is Kind.QUERY
+            and any(isinstance(value, Asynchronous) for value in marks_of(endpoint.function))
+        ]
         for name, users in self._channels(assembly.endpoints).items():
             if name not in assembly.channels:
                 problem = unknown_channel(name, assembly.channels)

@@ -285,7 +285,9 @@ def parked_id(message: Message[Any], endpoint: str | None) -> str:
     message_id = message.headers.get(HeaderName.id, "unknown")
     if len(message_id) > _LONGEST_ID:  # somebody's own, longer than a database can index
         message_id = hashlib.sha256(message_id.encode(errors="replace")).hexdigest()
-    return f"{message_id}-{zlib.crc32((endpoint or '').encode()):08x}"
+    # Senders may give several messages one id: what these say tells them apart.
+    told_apart_by = (endpoint or "").encode(errors="replace") + b"\0" + bytes(message.payload)
+    return f"{message_id}-{zlib.crc32(told_apart_by):08x}"
 
 
 _LONGEST_ID = 120

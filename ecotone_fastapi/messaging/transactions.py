@@ -63,6 +63,10 @@ class UnitOfWork(Protocol):
         """
         ...
 
+    def savepoint(self, scope: Scope) -> AbstractAsyncContextManager[None]:
+        """Mark a place in the scope's open transaction; roll back to it when left with a failure, and only to it."""
+        ...
+
     def covers(self, channel: Channel) -> bool:
         """Whether `send` and `ack` on this channel commit or vanish with the transaction."""
         ...
@@ -75,9 +79,10 @@ _NOTHING_YET = object()
 class Transactions:
     """The plugin that puts a unit of work around commands, events and asynchronous handlers; installed by default.
 
-    The first handler of a root message opens it, nested messages join it, and queries open none. When that handler is
-    `untransacted`, the first nested one that is not opens it. It ends with the root message. Without a database it
-    still holds messages back until the handler has succeeded.
+    The first handler of a root message opens it and its end closes it; nested messages join it, a nested command behind
+    a savepoint: when it fails and its sender goes on, nothing of it is left. Queries open none. Of a root handler that
+    is `untransacted`, the first nested one that is not opens it. Without a database it still holds messages back until
+    the handler has succeeded.
     """
 
     def install(self, assembly: Assembly) -> None:
@@ -88,6 +93,7 @@ class Transactions:
         async def transact(call: Call, proceed: Proceed) -> Any:
             """Open a transaction unless one is open; ack in it where possible."""
             state = call.scope.state
+            nested = call.scope.joined > 0
             if UnitOfWork not in state:
                 # What an untransacted handler around this one has sent so far keeps its own place to wait.
                 state[UnitOfWork] = state[Outgoing] = _NOTHING_YET
@@ -95,7 +101,24 @@ class Transactions:
                     await call.scope.enter(unit.begin(call.scope))
                     if call.delivery is not None and unit.covers(gateway.channels[call.channel or ""]):
                         await call.scope.enter(_acked(call.delivery))
+            if nested and call.endpoint is not None and call.endpoint.kind is Kind.COMMAND:
+                return await all_or_nothing(call, proceed)
             return await proceed(call)
+
+        async def all_or_nothing(call: Call, proceed: Proceed) -> Any:
+            # Whoever has sent this command may catch its failure and go on: then nothing of it may be left.
+            outgoing = call.scope.state.get(Outgoing)
+            before = len(outgoing) if isinstance(outgoing, Outgoing) else 0
+            try:
+                if unit is None:
+                    return await proceed(call)
+                async with unit.savepoint(call.scope):
+                    return await proceed(call)
+            except BaseException:
+                outgoing = call.scope.state.get(Outgoing)
+                if isinstance(outgoing, Outgoing):
+                    outgoing.forget_after(before)
+                raise
 
         async def leave_untransacted(call: Call, proceed: Proceed) -> Any:
             """Open no transaction; hold messages back unless the handler wants them to leave at once."""
@@ -144,22 +167,34 @@ class Outgoing:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._before: dict[str, list[Message[bytes]]] = {}
-        self._after: dict[str, list[Message[bytes]]] = {}
+        self._held: list[tuple[bool, str, Message[bytes]]] = []
+        self._leaving: set[bool] = set()
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     async def hold(self, channel: str, message: Message[bytes], scope: Scope) -> None:
         """Keep a message until the unit ends."""
         target = self._gateway.channels.get(channel)
         durable = target is None or target.capabilities.durable
-        waiting = self._before if durable else self._after
-        if not waiting:
-            await scope.enter(self._left(waiting), outermost=not durable)
-        waiting.setdefault(channel, []).append(message)
+        if durable not in self._leaving:
+            self._leaving.add(durable)
+            await scope.enter(self._left(durable), outermost=not durable)
+        self._held.append((durable, channel, message))
+
+    def forget_after(self, count: int) -> None:
+        """Forget what was sent by somebody who has failed: everything but the first so many messages."""
+        del self._held[count:]
 
     @asynccontextmanager
-    async def _left(self, waiting: dict[str, list[Message[bytes]]]) -> AsyncIterator[None]:
+    async def _left(self, durable: bool) -> AsyncIterator[None]:
         yield
         # In the order of their first messages, each channel with all of its messages at once.
-        while waiting:
-            channel = next(iter(waiting))
-            await self._gateway.transmit(channel, waiting.pop(channel))
+        leaving: dict[str, list[Message[bytes]]] = {}
+        for held_durable, channel, message in self._held:
+            if held_durable is durable:
+                leaving.setdefault(channel, []).append(message)
+        self._held = [held for held in self._held if held[0] is not durable]
+        self._leaving.discard(durable)
+        for channel, messages in leaving.items():
+            await self._gateway.transmit(channel, messages)

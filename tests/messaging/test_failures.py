@@ -384,20 +384,20 @@ async def test_a_message_whose_lease_was_lost_is_nobodys_failure(caplog: pytest.
     assert "lost the lease" in caplog.text
 
 
-async def lend_and_lose(channel: MemoryChannel, times: int) -> None:
+async def lend_and_lose(flow: Flow, channel: MemoryChannel, times: int) -> None:
     """Let consumers die with the message in hand."""
     for _ in range(times):
         [_] = await channel.receive(1, 0)
-        await channel.close()
+        await flow.advance(timedelta(minutes=2))
 
 
 async def test_a_message_that_kills_its_worker_is_parked_without_being_run_again() -> None:
     orders = Orders(fails=0)
-    channel = MemoryChannel("orders")
+    channel = MemoryChannel("orders", lease=60.0)
 
     async with flow_test([orders], channels=[channel], plugins=[Failures(unsettled=3)]) as flow:
         await flow.send(PlaceOrder("1"))
-        await lend_and_lose(channel, 4)
+        await lend_and_lose(flow, channel, 4)
         await flow.run("orders", raises=False)
         [parked] = await flow.dead_letters()
 
@@ -409,11 +409,11 @@ async def test_a_message_that_kills_its_worker_is_parked_without_being_run_again
 
 async def test_a_message_that_was_lost_less_often_is_run() -> None:
     orders = Orders(fails=0)
-    channel = MemoryChannel("orders")
+    channel = MemoryChannel("orders", lease=60.0)
 
     async with flow_test([orders], channels=[channel], plugins=[Failures(unsettled=3)]) as flow:
         await flow.send(PlaceOrder("1"))
-        await lend_and_lose(channel, 3)
+        await lend_and_lose(flow, channel, 3)
         assert await flow.run("orders") == 1
 
 

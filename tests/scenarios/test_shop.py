@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from ecotone_fastapi import event_handler
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.testing.flow import Flow, flow_test
+from ecotone_fastapi.testing import Flow, flow_test
 from examples.shop.database import Base
 from examples.shop.database import database as database_of_the_shop
 from examples.shop.mail import get_sender

@@ -317,6 +317,10 @@ class Database:
             raise
         self.log.append("commit")
 
+    @asynccontextmanager
+    async def savepoint(self, scope: Scope) -> Any:
+        yield
+
     def covers(self, channel: object) -> bool:
         return False
 

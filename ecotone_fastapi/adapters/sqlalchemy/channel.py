@@ -24,17 +24,16 @@ from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions, Unit
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.channel import Capabilities, Delivery
 from ecotone_fastapi.core.clock import Clock, SystemClock
-from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError
-from ecotone_fastapi.core.message import HeaderName, Message
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, LeaseLostError
+from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
 
 T = TypeVar("T")
-N = TypeVar("N", int, float)
 
 logger = logging.getLogger(__name__)
 
 _SHORTEST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
-_LONGEST_TIME = 3_000_000_000.0  # seconds, some hundred years
+_UNREADABLE = "unreadable_headers"
 _BATCH = 1000  # rows that one statement sends or settles
 
 
@@ -182,8 +181,11 @@ class SqlChannel:
             LeaseLostError: Some were lost to other consumers; all others are removed.
             ChannelError: The database could not be reached; what was not removed will come back.
         """
-        unsettled = [delivery for delivery in deliveries if isinstance(delivery, SqlDelivery) and not delivery.settled]
+        unsettled: list[SqlDelivery] = []
         lost: list[SqlDelivery] = []
+        for delivery in deliveries:
+            if isinstance(delivery, SqlDelivery) and not delivery.settled:
+                (unsettled if self._has_lent(delivery) else lost).append(delivery)
         for start in range(0, len(unsettled), _BATCH):
             chunk = unsettled[start : start + _BATCH]
             leases = [delivery.lease for delivery in chunk]
@@ -227,6 +229,8 @@ class SqlChannel:
 
     async def remove(self, delivery: "SqlDelivery") -> None:
         """Ack one delivery, in the unit of work that is open in the calling task's scope, if any."""
+        if not self._has_lent(delivery):
+            raise self._lease_lost([delivery])
         unit = self._transactions.unit()
         removed = await self._transactions.join(
             lambda connection: self._queue.delete_one(connection, delivery.lease), f"acking on channel {self.name!r}"
@@ -243,8 +247,10 @@ class SqlChannel:
             if attempted or delay > 0:
                 await self._queue.give_back(connection, delivery.lease, delay, attempted=attempted, offset=self._offset)
             else:
-                await self._queue.restore(connection, [delivery.lease], unlent=False)
+                await self._queue.restore(connection, [delivery.lease], unlent=True)
 
+        if not self._has_lent(delivery):
+            return
         unit = self._transactions.unit()
         await self._transactions.join(statements, f"giving back to channel {self.name!r}")
         self._settle(delivery, unit)
@@ -256,6 +262,10 @@ class SqlChannel:
     def forget(self, lease: Lease) -> None:
         """Renew this lease no longer."""
         self._lent.pop(lease, None)
+
+    def _has_lent(self, delivery: "SqlDelivery") -> bool:
+        """Whether a delivery was lent since the channel was closed last: to close is to give back."""
+        return delivery.closings == self._closings
 
     def _settle(self, delivery: "SqlDelivery", unit: Unit | None) -> None:
         if unit is None:
@@ -285,7 +295,7 @@ class SqlChannel:
         leases = list(self._lent)
         self._lent.clear()
         try:
-            await self._restore(leases, unlent=False)
+            await self._restore(leases, unlent=True)
         except ChannelError as error:
             logger.warning("channel %r: %d messages come back when their leases end: %s", self.name, len(leases), error)
         await self._wakeup.close()
@@ -293,6 +303,7 @@ class SqlChannel:
     # ---------------------------------------------------------------------------------------------------- claiming
 
     async def _claim(self, limit: int) -> Sequence["SqlDelivery"]:
+        closings = self._closings  # as it was before: what is claimed while the channel closes is given back
         while True:
             token = uuid4()
             claiming = self._transactions.start(
@@ -316,7 +327,7 @@ class SqlChannel:
             expired = [row for row in rows if row.expired]
             if expired:
                 self._in_background(self._drop(expired, token))
-            deliveries = [SqlDelivery(self, row, token) for row in rows if not row.expired]
+            deliveries = [SqlDelivery(self, row, token, closings) for row in rows if not row.expired]
             if deliveries or not expired:
                 break
         for delivery in deliveries:
@@ -407,14 +418,16 @@ class SqlDelivery:
         count: How often it was lent, this time included.
         lease: The right to settle it.
         unit: The unit of work in which it was settled last.
+        closings: How often the channel had been closed when it was lent.
     """
 
-    __slots__ = ("__weakref__", "_channel", "_settled", "count", "lease", "message", "unit")
+    __slots__ = ("__weakref__", "_channel", "_settled", "closings", "count", "lease", "message", "unit")
 
-    def __init__(self, channel: SqlChannel, row: ClaimedRow, token: UUID) -> None:
+    def __init__(self, channel: SqlChannel, row: ClaimedRow, token: UUID, closings: int) -> None:
         self.message = _message(row)
         self.count = row.deliveries
         self.lease = Lease(row.id, token)
+        self.closings = closings
         self.unit: Unit | None = None
         self._channel = channel
         self._settled = False
@@ -444,7 +457,8 @@ class SqlDelivery:
 
         Args:
             delay: Seconds to wait before it is delivered again.
-            attempted: Whether a handler ran and failed. If none did, the message keeps its place.
+            attempted: Whether a handler ran and failed. If none did, the message keeps its place and the delivery
+                does not count.
 
         Raises:
             ChannelError: The database could not be reached; the message will come back by itself.
@@ -461,10 +475,10 @@ def _row(message: Message[bytes]) -> NewRow:
     kept = message.without_headers((HeaderName.delay, HeaderName.attempt))
     return NewRow(
         message_id=_short(message.headers.get(HeaderName.id)),
-        priority=_number(message, HeaderName.priority, int, 9) or 0,
-        delay=_number(message, HeaderName.delay, float, _LONGEST_TIME) or 0.0,
-        time_to_live=_number(message, HeaderName.time_to_live, float, _LONGEST_TIME),
-        attempts=_number(message, HeaderName.attempt, int, 2**31 - 1) or 0,
+        priority=number_header(message.headers, HeaderName.priority, int, 9) or 0,
+        delay=number_header(message.headers, HeaderName.delay, float, LONGEST_TIME) or 0.0,
+        time_to_live=number_header(message.headers, HeaderName.time_to_live, float, LONGEST_TIME),
+        attempts=number_header(message.headers, HeaderName.attempt, int, 2**31 - 1) or 0,
         partition_key=_short(message.headers.get(HeaderName.partition_key)),
         headers=json.dumps(dict(kept.headers)),
         body=bytes(message.payload),
@@ -472,10 +486,29 @@ def _row(message: Message[bytes]) -> NewRow:
 
 
 def _message(row: ClaimedRow) -> Message[bytes]:
-    headers: dict[str, str] = json.loads(row.headers)
+    headers = _headers(row)
     if row.attempts:
         headers[HeaderName.attempt] = str(row.attempts)
     return Message(row.body, headers)
+
+
+def _headers(row: ClaimedRow) -> dict[str, str]:
+    """Read headers; of those that somebody else has written in another form, save what can be saved.
+
+    What names no endpoint finds no handler, and is parked at once instead of stopping the channel.
+    """
+    try:
+        headers: object = json.loads(row.headers)
+    except (ValueError, RecursionError):
+        headers = None
+    known = headers if isinstance(headers, dict) else {}
+    texts = {name: value for name, value in known.items() if isinstance(value, str)}
+    if known is headers and len(texts) == len(known):
+        return texts
+    texts.pop(HeaderName.endpoint, None)
+    texts.setdefault(HeaderName.id, row.message_id or str(row.id))
+    texts[_UNREADABLE] = row.headers
+    return texts
 
 
 def _short(value: str | None) -> str | None:
@@ -483,19 +516,3 @@ def _short(value: str | None) -> str | None:
     if value is None:
         return None
     return value.replace("\x00", "").encode(errors="replace").decode()[:LONGEST_NAME]
-
-
-def _number(message: Message[bytes], name: str, kind: type[N], largest: float) -> N | None:
-    value = message.headers.get(name)
-    if value is None:
-        return None
-    try:
-        number = kind(value)
-    except ValueError:
-        number = kind(-1)
-    if not 0 <= number <= largest:
-        raise ConversionError(
-            f"header {name!r} of message {message.headers.get(HeaderName.id)} is {value!r}",
-            hint=f"it has to be a number from 0 to {largest:.0f}, of type {kind.__name__}",
-        )
-    return number

@@ -1,6 +1,7 @@
 """A database as one plugin: transactions, sessions, channels and the dead letter."""
 
 import logging
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
-from ecotone_fastapi.adapters.sqlalchemy.dialects import dialect_for
+from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
@@ -20,6 +21,7 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
 from ecotone_fastapi.core.gateway import current_scope
+from ecotone_fastapi.core.injection import cache_key
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
@@ -75,22 +77,26 @@ class SqlAlchemy:
             dialect = dialect_for(database, driver, url)
             self.engine = dialect.engine(url)
         self.sessionmaker = sessionmaker or async_sessionmaker(self.engine, expire_on_commit=False)
+        self._check_bind()
         self.name = name or self.engine.dialect.name
         self._made_here = made_here
         self._create_schema = create_schema
         self._lifespans = 0
         self._clock: Clock = SystemClock()
         self._transactions = Transactions(self.engine, self.sessionmaker, dialect, made_here=made_here)
+        self._transactions.shared_key = cache_key(self.session)
+        self._together = made_here
         self._schema = Schema(self._transactions, schema)
         self._queue = queue_for(self._schema.table("ecotone_message"), dialect)
         self._wakeup = Wakeup(self._transactions)
         self.dead_letters = SqlDeadLetters(self._schema.table("ecotone_dead_letter"), self._transactions, self._prepare)
 
     def install(self, assembly: Assembly) -> None:
-        """Offer transactions, the dead letter and itself as services."""
+        """Offer transactions, sessions, the dead letter and itself as services."""
         assembly.add_service(UnitOfWork, self)
         assembly.add_service(DeadLetterStore, self.dead_letters)
         assembly.add_service(SqlAlchemy, self)
+        assembly.add_service(AsyncSession, self.session)
         assembly.add_lifespan(self.lifespan)
 
     def use_clock(self, clock: Clock) -> None:
@@ -124,11 +130,16 @@ class SqlAlchemy:
         """Open a transaction that everything in the scope shares; commit it when left well, else roll it back."""
         return self._transactions.begin(scope)
 
+    def savepoint(self, scope: Scope) -> AbstractAsyncContextManager[None]:
+        """Mark a place in the scope's open transaction; roll back to it when left with a failure, and only to it."""
+        return self._transactions.savepoint(scope)
+
     async def session(self) -> AsyncIterator[AsyncSession]:
         """Give the session of the present unit of work; where there is none, one of its own that is closed afterwards.
 
         A dependency for handlers and for endpoints. In a handler of a command or an asynchronous event the session is
-        in the transaction that the framework commits: do not commit it yourself.
+        in the transaction that the framework commits: do not commit it yourself. A handler may as well ask for it by
+        its type, `session: AsyncSession`.
 
         Example:
             >>> SessionDep = Annotated[AsyncSession, Depends(database.session)]
@@ -137,7 +148,7 @@ class SqlAlchemy:
         if scope is not None:
             yield await self._transactions.session(scope)
         else:
-            async with self.sessionmaker() as session:
+            async with self._transactions.lone_session() as session:
                 yield session
 
     @asynccontextmanager
@@ -146,11 +157,10 @@ class SqlAlchemy:
         self._wakeup.open()
         self._lifespans += 1
         try:
-            if self._create_schema:
-                try:
-                    await self._prepare()
-                except ChannelError as error:
-                    logger.warning("the tables will be created when the database answers: %s", error)
+            try:
+                await (self._prepare() if self._create_schema else self._check_engine())
+            except ChannelError as error:
+                logger.warning("what is done at start will be done when the database answers: %s", error)
             yield
         finally:
             self._lifespans -= 1
@@ -202,7 +212,24 @@ class SqlAlchemy:
             if self._made_here and not self._lifespans:
                 await self.engine.dispose()
 
+    def _check_bind(self) -> None:
+        bind = self.sessionmaker.kw.get("bind")
+        bound_to = bind.engine if isinstance(bind, AsyncConnection) else bind
+        # With other options it is another engine, but on the same pool.
+        if isinstance(bound_to, AsyncEngine) and bound_to.sync_engine.pool is not self.engine.sync_engine.pool:
+            raise ConfigurationError(
+                "the sessionmaker makes sessions of another engine than the one given",
+                tried=f"{address(bound_to.url)} instead of {address(self.engine.url)}",
+                hint="give both the same: SqlAlchemy(engine, sessionmaker=async_sessionmaker(engine))",
+            )
+
+    async def _check_engine(self) -> None:
+        if not self._together:
+            await self._transactions.check_together()
+            self._together = True
+
     async def _prepare(self) -> None:
+        await self._check_engine()
         if self._create_schema:
             await self._schema.create()
         else:
@@ -212,7 +239,12 @@ class SqlAlchemy:
 def _address(url: str | URL) -> URL:
     try:
         return make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError(
-            f"{url!r} is not the address of a database", hint="write postgresql+asyncpg://user:password@host/database"
-        ) from error
+    except (ArgumentError, ValueError):
+        pass
+    # Nothing is chained: SQLAlchemy may quote the address, and there may be a password in it.
+    scheme = re.match(r"[\w+]*", str(url))
+    _, at, rest = str(url).partition("?")[0].rpartition("@")
+    raise ConfigurationError(
+        f"'{scheme[0] if scheme else ''}…{at}{rest if at else ''}' is not the address of a database",
+        hint="write postgresql+asyncpg://user:password@host/database",
+    )

@@ -123,7 +123,7 @@ class SqlDeadLetters:
     def _unknown(self, parked_id: str) -> DeadLetterNotFoundError:
         return DeadLetterNotFoundError(
             f"no dead letter has the id {parked_id!r}",
-            tried=f"the database {self._transactions.engine.url.render_as_string()}",
+            tried=f"the database {self._transactions.address}",
             hint="it may have been replayed or deleted; list() tells what is there",
         )
 

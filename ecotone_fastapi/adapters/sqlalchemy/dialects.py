@@ -12,9 +12,9 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL, event, text
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ecotone_fastapi.core.errors import ConfigurationError, MissingExtraError
 
@@ -83,6 +83,27 @@ class Dialect:
         """Tell whether the same statements can be expected to succeed when they are tried again at once."""
         return getattr(error.orig, "sqlstate", None) in ("40001", "40P01")
 
+    def lacks_table(self, error: DBAPIError) -> bool:
+        """Tell whether a statement named a table that is not there."""
+        return getattr(error.orig, "sqlstate", None) == "42P01"
+
+    def may_abort(self, error: DBAPIError) -> bool:
+        """Tell whether a transaction may be unable to commit after this error, although the server will not say so."""
+        return True
+
+    async def is_aborted(self, connection: AsyncConnection) -> bool:
+        """Ask whether the transaction can no longer commit: PostgreSQL answers COMMIT with success all the same."""
+        try:
+            await connection.execute(text("SELECT 1"))
+        except DBAPIError:
+            return True
+        return False
+
+    async def keeps_together(self, connection: AsyncConnection) -> bool:
+        """Tell whether the statements on a connection are one transaction, in which this is the first statement."""
+        await connection.execute(text("SELECT set_config('ecotone.together', 'yes', true)"))
+        return bool((await connection.execute(text("SELECT current_setting('ecotone.together', true)"))).scalar())
+
     def connect_timeout(self, url: URL) -> str:
         """Return what the driver calls the seconds in which a connection has to be made."""
         return "timeout" if url.drivername.endswith("asyncpg") else "connect_timeout"
@@ -139,7 +160,23 @@ class MariaDB(Dialect):
 
     def is_passing(self, error: DBAPIError) -> bool:
         """Tell whether a deadlock or the wait for a lock ended the transaction."""
-        return bool(error.orig and error.orig.args and error.orig.args[0] in (1205, 1213))
+        return _number_of(error) in (1205, 1213)
+
+    def lacks_table(self, error: DBAPIError) -> bool:
+        """Tell whether a statement named a table that is not there."""
+        return _number_of(error) == 1146
+
+    def may_abort(self, error: DBAPIError) -> bool:
+        """Tell whether a deadlock has rolled the whole transaction back; what follows would be in another one."""
+        return _number_of(error) == 1213
+
+    async def is_aborted(self, connection: AsyncConnection) -> bool:
+        """Return that it is: a deadlock leaves nothing, savepoints included."""
+        return True
+
+    async def keeps_together(self, connection: AsyncConnection) -> bool:
+        """Tell whether the statements on a connection are one transaction."""
+        return not (await connection.execute(text("SELECT @@autocommit"))).scalar()
 
     def own_engine(self, engine: AsyncEngine, *, made_here: bool) -> AsyncEngine:
         """Return an engine that reads what is committed; to switch to autocommit and back costs more than a commit."""
@@ -187,6 +224,19 @@ class SQLite(Dialect):
         # The low byte is the plain code, of SQLITE_BUSY_SNAPSHOT for example: 5 is busy, 6 is locked.
         return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (5, 6)
 
+    def lacks_table(self, error: DBAPIError) -> bool:
+        """Tell whether a statement named a table that is not there."""
+        return str(error.orig).startswith("no such table")
+
+    def may_abort(self, error: DBAPIError) -> bool:
+        """Return that it goes on: a statement that fails is undone by itself."""
+        return False
+
+    async def keeps_together(self, connection: AsyncConnection) -> bool:
+        """Tell whether somebody begins transactions: an event has done so, or the driver will."""
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        return bool(driver.in_transaction or driver.isolation_level is not None)
+
     def engine(self, url: URL) -> AsyncEngine:
         """Make an engine that begins its transactions itself and waits for other writers."""
         engine = create_async_engine(url, pool_size=10, max_overflow=10)
@@ -197,6 +247,16 @@ class SQLite(Dialect):
     def own_engine(self, engine: AsyncEngine, *, made_here: bool) -> AsyncEngine:
         """Return the engine on which each statement is a transaction, when the engine is one of ours."""
         return engine.execution_options(**{BEGIN: ""}) if made_here else engine
+
+
+def address(url: URL) -> str:
+    """Return an address as errors and logs may tell it: without who uses it and how, passwords included."""
+    host = url.host.rpartition("@")[2] if url.host else None  # a password with an @ in it ends where it should not
+    return URL.create(url.drivername, host=host, port=url.port, database=url.database).render_as_string()
+
+
+def _number_of(error: DBAPIError) -> object:
+    return error.orig.args[0] if error.orig and error.orig.args else None
 
 
 def _ping_when_idle(engine: AsyncEngine) -> None:

@@ -52,6 +52,7 @@ class ClaimedRow:
     due_at: Any
     deliveries: int
     attempts: int
+    message_id: str | None
     headers: str
     body: bytes
     expired: bool
@@ -90,7 +91,8 @@ class Queue:
         self._delete_one = text(f"DELETE FROM {table} WHERE id = :id AND lease_token = :token")
         self._give_back = text(
             f"UPDATE {table} SET available_at = {later(':delay')}, due_at = {later(':delay')}, lease_token = NULL,"
-            " attempts = attempts + :attempted WHERE id = :id AND lease_token = :token"
+            " attempts = attempts + :attempted, deliveries = deliveries - :unlent"
+            " WHERE id = :id AND lease_token = :token"
         )
         self._restore = text(
             f"UPDATE {table} SET available_at = due_at, lease_token = NULL, deliveries = deliveries - :unlent"
@@ -100,7 +102,7 @@ class Queue:
         self._depth = text(f"SELECT count(*) FROM {table} WHERE channel = :channel AND ({alive} OR NOT {not_lent})")
         self._oldest = text(f"SELECT -({dialect.seconds_until('min(available_at)')}) FROM {table} WHERE {ready}")
         self._peek = text(
-            f"SELECT id, priority, due_at, deliveries, attempts, headers, body, 0 AS expired FROM {table}"
+            f"SELECT id, priority, due_at, deliveries, attempts, message_id, headers, body, 0 AS expired FROM {table}"
             f" WHERE channel = :channel AND {alive} AND {not_lent}"
             f" ORDER BY CASE WHEN available_at <= {now} THEN 0 ELSE 1 END,"
             f" CASE WHEN available_at <= {now} THEN NULL ELSE available_at END, priority DESC, available_at, id"
@@ -135,7 +137,7 @@ class Queue:
             ") AS first LIMIT :limit)"
             f" UPDATE {table} AS m SET available_at = {later(':lease')}, lease_token = :token,"
             " deliveries = m.deliveries + 1 FROM due WHERE m.id = due.id"
-            " RETURNING m.id, m.priority, m.due_at, m.deliveries, m.attempts, m.headers, m.body,"
+            " RETURNING m.id, m.priority, m.due_at, m.deliveries, m.attempts, m.message_id, m.headers, m.body,"
             f" coalesce(m.expires_at <= {now}, false)"
         )
         held = "unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[])) AS held (id, token)"
@@ -196,7 +198,10 @@ class Queue:
     async def give_back(
         self, connection: AsyncConnection, lease: Lease, delay: float, *, attempted: bool, offset: float
     ) -> bool:
-        """End a lease; the message is due again after the delay, behind those that wait already."""
+        """End a lease; the message is due again after the delay, behind those that wait already.
+
+        What was not attempted was not delivered either.
+        """
         result = await connection.execute(
             self._give_back,
             {
@@ -204,6 +209,7 @@ class Queue:
                 "token": self.dialect.token(lease.token),
                 "delay": self.dialect.delay(delay),
                 "attempted": int(attempted),
+                "unlent": int(not attempted),
                 "offset": self.dialect.span(offset),
             },
         )
@@ -215,7 +221,7 @@ class Queue:
         Args:
             connection: Where.
             leases: Which.
-            unlent: Whether the messages never reached a consumer, so that the delivery does not count either.
+            unlent: Whether the delivery does not count either: nobody has run the handler, or it was told to stop.
         """
         await connection.execute(
             self._restore,
@@ -330,7 +336,7 @@ class SQLiteQueue(PlainQueue):
         self._claim = text(
             f"UPDATE {table} SET available_at = {later(':lease')}, lease_token = :token, deliveries = deliveries + 1"
             f" WHERE id IN (SELECT id FROM ({due}) LIMIT :limit)"
-            " RETURNING id, priority, due_at, deliveries, attempts, headers, body,"
+            " RETURNING id, priority, due_at, deliveries, attempts, message_id, headers, body,"
             f" coalesce(expires_at <= {now}, 0)"
         )
 
@@ -351,7 +357,7 @@ class MariaDBQueue(PlainQueue):
         priorities = ", ".join(str(priority) for priority in PRIORITIES)
         # There is no UPDATE … RETURNING. The index is in this very order, so that no more rows are locked than wanted.
         self._claim = text(
-            "SELECT id, priority, due_at, deliveries + 1, attempts, headers, body,"
+            "SELECT id, priority, due_at, deliveries + 1, attempts, message_id, headers, body,"
             f" coalesce(expires_at <= {now}, 0) FROM {table} FORCE INDEX (ecotone_message_claim)"
             f" WHERE channel = :channel AND priority IN ({priorities}) AND available_at <= {now}"
             " ORDER BY priority DESC, available_at, id LIMIT :limit FOR UPDATE SKIP LOCKED"

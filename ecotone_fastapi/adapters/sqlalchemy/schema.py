@@ -86,7 +86,7 @@ class Schema:
             missing = await self.missing()
             if missing:
                 raise ConfigurationError(
-                    f"the database {self._transactions.engine.url.render_as_string()} lacks {', '.join(missing)}",
+                    f"the database {self._transactions.address} lacks {', '.join(missing)}",
                     hint="run `ecotone migrate`, or give SqlAlchemy(..., create_schema=True), or give Alembic "
                     "the metadata of ecotone_fastapi.adapters.sqlalchemy",
                 )

@@ -11,15 +11,16 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import anyio
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
-from ecotone_fastapi.adapters.sqlalchemy.dialects import Dialect
-from ecotone_fastapi.core.errors import ChannelError
+from ecotone_fastapi.adapters.sqlalchemy.dialects import Dialect, address
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.pipeline import Scope
 
@@ -33,6 +34,11 @@ logger = logging.getLogger(__name__)
 _TRIES = 5
 _PATIENCE = 30.0  # seconds in which the database has to answer statements of ours
 _COURTESY = 5.0  # seconds that a writer queues in this process before SQLite itself decides
+_SCOPED = "ecotone_scoped"
+
+
+class TransactionAbortedError(EcotoneError):
+    """A transaction could not be committed, because a statement had failed in it and the handler went on."""
 
 
 class Unit:
@@ -41,12 +47,14 @@ class Unit:
     Attributes:
         open: Whether it can still be joined.
         committed: Whether it has come to a good end.
+        broken: Why it cannot be committed any more.
     """
 
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
         self.open = True
         self.committed = False
+        self.broken: str | None = None
         self._consequences: list[Callable[[], None]] = []
 
     def after_commit(self, act: Callable[[], None]) -> None:
@@ -68,6 +76,10 @@ class Transactions:
         sessionmaker: Makes the sessions that users work with.
         dialect: What is particular about the database.
         made_here: Whether the engine has the settings that `dialect` gives.
+
+    Attributes:
+        address: The address of the database as errors tell it.
+        shared_key: Under which key a scope has the session that its caller shares.
     """
 
     def __init__(
@@ -83,7 +95,14 @@ class Transactions:
         self.dialect = dialect
         self.own_engine = dialect.own_engine(engine, made_here=made_here)
         self.turn = Turn() if dialect.one_writer else None
+        self.address = address(engine.url)
+        self.shared_key: object = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        # What failed on a connection that may be unable to commit now. As text: an error would keep its connection.
+        self._errors: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
+        bind = sessionmaker.kw.get("bind")
+        self._bind: AsyncEngine = bind if isinstance(bind, AsyncEngine) else engine
+        event.listen(self._bind.sync_engine, "handle_error", self._note_error)
         self._failures: tuple[type[Exception], ...] = (SQLAlchemyError, OSError, *dialect.failures)
 
     # ------------------------------------------------------------------------------------------- the session of a scope
@@ -106,10 +125,11 @@ class Transactions:
         try:
             await scoped.adopt()
             yield
+            await self._make_sure(unit)
             await unit.session.commit()
         except BaseException:
             unit.open = False
-            await _forget(unit.session)
+            await _forget(unit.session, shared=scoped.shared)
             raise
         finally:
             unit.open = False
@@ -117,12 +137,94 @@ class Transactions:
             scoped.give_up_turn()
         unit.conclude()
 
+    @asynccontextmanager
+    async def savepoint(self, scope: Scope) -> AsyncIterator[None]:
+        """Mark a place in the open unit of work of a scope; roll back to it when left with a failure."""
+        scoped = await self._scoped(scope)
+        unit = scoped.unit
+        if unit is None:
+            yield
+            return
+        nested = await unit.session.begin_nested()
+        try:
+            yield
+            await nested.commit()
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                try:
+                    await nested.rollback()
+                except Exception:
+                    # What is left of the transaction must not be committed, whatever becomes of this error.
+                    unit.broken = f"{type(error).__name__}: {error}"
+                    logger.warning("a transaction could not go back to a savepoint", exc_info=True)
+            raise
+
+    @asynccontextmanager
+    async def lone_session(self) -> AsyncIterator[AsyncSession]:
+        """Make a session for somebody outside of any scope, who may share it with one."""
+        async with self.sessionmaker() as session:
+            self._shared(session)
+            yield session
+
+    async def check_together(self) -> None:
+        """Make sure that the application's engine has transactions.
+
+        Raises:
+            ConfigurationError: It commits each statement by itself.
+            ChannelError: The database cannot be reached.
+        """
+        await self.undisturbed(self._check_together())
+
+    async def _check_together(self) -> None:
+        async with self._answered("checking the engine"), self._bind.begin() as connection:
+            together = await self.dialect.keeps_together(connection)
+        if not together:
+            raise ConfigurationError(
+                f"the engine of {self.address} is in AUTOCOMMIT mode",
+                tried="without transactions a handler that fails leaves its writes behind, and messages come and go "
+                "without the writes of their handlers",
+                hint="make the engine without isolation_level='AUTOCOMMIT'; "
+                "engine.execution_options(isolation_level='AUTOCOMMIT') gives another one for what needs it",
+            )
+
     async def _scoped(self, scope: Scope) -> "_ScopedSession":
         scoped: _ScopedSession | None = scope.state.get(self)
-        if scoped is None:
-            scoped = scope.state[self] = _ScopedSession(self.sessionmaker(), self.turn)
-            await scope.enter(_closing(scoped.session))
+        if scoped is not None:
+            return scoped
+        if self.shared_key in scope.shared:
+            session = scope.cache[self.shared_key]
+            if isinstance(session, AsyncSession):  # a test may have replaced it
+                scoped = scope.state[self] = self._shared(session)
+                return scoped
+        scoped = scope.state[self] = _ScopedSession(self.sessionmaker(), self.turn, shared=False)
+        await scope.enter(_closing(scoped.session))
         return scoped
+
+    def _shared(self, session: AsyncSession) -> "_ScopedSession":
+        known: _ScopedSession | None = session.info.get(_SCOPED)
+        if known is None:
+            known = session.info[_SCOPED] = _ScopedSession(session, self.turn, shared=True)
+        return known
+
+    def _note_error(self, context: ExceptionContext) -> None:
+        error, connection = context.sqlalchemy_exception, context.connection
+        if connection is not None and isinstance(error, DBAPIError) and self.dialect.may_abort(error):
+            self._errors.setdefault(connection, f"{type(error.orig).__name__}: {error.orig}")
+
+    async def _make_sure(self, unit: Unit) -> None:
+        """Ask before the commit whether there is something to commit; without an error there is."""
+        broken = unit.broken
+        if broken is None and self._errors and unit.session.in_transaction():
+            connection = await self._connection(unit.session)
+            earlier = self._errors.pop(connection.sync_connection, None) if connection.sync_connection else None
+            if earlier is not None and await self.dialect.is_aborted(connection):
+                broken = earlier
+        if broken is not None:
+            raise TransactionAbortedError(
+                "nothing was committed: the transaction was aborted by an earlier error, which the handler caught",
+                tried=broken,
+                hint="put what may fail into a savepoint: async with session.begin_nested(): ...",
+            )
 
     # ------------------------------------------------------------------------------------------ statements of our own
 
@@ -225,10 +327,16 @@ class Transactions:
             yield
         except self._failures as error:
             reason = error.orig if isinstance(error, DBAPIError) and error.orig else error
+            hint = "check that the server runs and that the address is right; trying again later is worth it"
+            if isinstance(error, DBAPIError) and self.dialect.lacks_table(error):
+                hint = (
+                    "start the application, which checks the tables; "
+                    "SqlAlchemy(..., create_schema=True) creates them, and so does `ecotone migrate`"
+                )
             raise ChannelError(
                 f"{doing}: the database refused or could not be reached",
-                tried=f"{self.engine.url.render_as_string()}: {type(reason).__name__}: {reason}",
-                hint="check that the server runs and that the address is right; trying again later is worth it",
+                tried=f"{self.address}: {type(reason).__name__}: {reason}",
+                hint=hint,
             ) from error
 
 
@@ -267,14 +375,21 @@ async def taking(turn: Turn | None) -> AsyncIterator[None]:
 
 
 class _ScopedSession:
-    """The session of a scope, and the unit of work that is open on it."""
+    """The session of a scope, and the unit of work that is open on it.
 
-    def __init__(self, session: AsyncSession, turn: Turn | None) -> None:
+    Attributes:
+        session: The session.
+        shared: Whether somebody else made it, and will close it.
+        unit: The unit of work.
+    """
+
+    def __init__(self, session: AsyncSession, turn: Turn | None, *, shared: bool) -> None:
         self.session = session
+        self.shared = shared
         self.unit: Unit | None = None
         self._turn = turn
         self._lock: asyncio.Lock | None = None
-        self._changes = 0
+        self._changes: int | None = None  # of a transaction that was begun by somebody else
         if turn is not None:
             event.listen(session.sync_session, "after_begin", self._after_begin)
 
@@ -322,10 +437,10 @@ async def _closing(session: AsyncSession) -> AsyncIterator[None]:
         await _forget(session)
 
 
-async def _forget(session: AsyncSession) -> None:
+async def _forget(session: AsyncSession, *, shared: bool = False) -> None:
     # The failure that led here must not be replaced by that of a lost connection.
     with anyio.CancelScope(shield=True):
         try:
-            await session.close()
+            await (session.rollback() if shared else session.close())
         except Exception:
             logger.warning("a session could not be closed; the server rolls its transaction back", exc_info=True)

@@ -311,25 +311,43 @@ class Settlement(ChannelHooks):
             assert set(ids(await self._take(consumers[0], 50))) == set(ids(sent))
 
     async def test_the_failed_runs_and_the_deliveries_are_counted(self) -> None:
-        """T20: `attempt` counts the runs that failed, `count` also those that never began."""
+        """T20: `attempt` counts the runs that failed, `count` the deliveries, but not those that were given back."""
         async with self.channel(unique()) as channel:
             await channel.send([letter()])
 
             [first] = await self._receive(channel, 1)
             assert (first.count, first.message.headers.get(HeaderName.attempt)) == (1, None)
-            await first.nack(attempted=False)
+            await first.nack()
 
             [second] = await self._receive(channel, 1)
-            assert (second.count, second.message.headers.get(HeaderName.attempt)) == (2, None)
-            await second.nack()
+            assert (second.count, second.message.headers.get(HeaderName.attempt)) == (2, "1")
+            await second.nack(attempted=False)
 
             [third] = await self._receive(channel, 1)
-            assert (third.count, third.message.headers.get(HeaderName.attempt)) == (3, "1")
+            assert (third.count, third.message.headers.get(HeaderName.attempt)) == (2, "1")
             await third.nack()
 
             [fourth] = await self._receive(channel, 1)
-            assert (fourth.count, fourth.message.headers.get(HeaderName.attempt)) == (4, "2")
+            assert (fourth.count, fourth.message.headers.get(HeaderName.attempt)) == (3, "2")
             await fourth.ack()
+
+    async def test_giving_back_unhandled_does_not_count(self) -> None:
+        """T20: a message is not suspected of killing its consumers because those were stopped, however often."""
+        name = unique()
+
+        async with self.channel(name) as publisher:
+            await publisher.send([letter()])
+            for _ in range(3):
+                async with self.channel(name) as channel:
+                    [delivery] = await self._receive(channel, 1)
+                    assert delivery.count == 1
+                    await delivery.nack(attempted=False)
+                    [delivery] = await self._receive(channel, 1)
+                    assert delivery.count == 1
+
+            [delivery] = await self._receive(publisher, 1)
+            assert (delivery.count, delivery.message.headers.get(HeaderName.attempt)) == (1, None)
+            await delivery.ack()
 
     async def test_what_is_not_settled_is_neither_lost_nor_repeated(self) -> None:
         """T5, T32: a lent message is its consumer's until that closes; then it comes again at once, and once only."""
