@@ -50,10 +50,10 @@ class MemoryChannel:
         queue: "MemoryQueue | None" = None,
     ) -> None:
         self.name = name
-        self.capabilities = Capabilities(
+        self.capabilities: Capabilities = Capabilities(
             delay=True, ordered=True, competing=True, priority=True, time_to_live=True, leased=lease is not None
         )
-        self.queue = queue or MemoryQueue(clock)
+        self.queue: MemoryQueue = queue or MemoryQueue(clock)
         self._lease = lease
         self._closings = 0
 
@@ -131,10 +131,10 @@ class MemoryDelivery:
     """A message of a `MemoryQueue`, lent to one channel. It is also its own proof of the lease."""
 
     def __init__(self, entry: "_Entry", queue: "MemoryQueue", owner: MemoryChannel) -> None:
-        self.message = entry.as_received()
-        self.count = entry.deliveries
+        self.message: Message[bytes] = entry.as_received()
+        self.count: int = entry.deliveries
         self.owner = owner
-        self.settled = False
+        self.settled: bool = False
         self._entry = entry
         self._queue = queue
 

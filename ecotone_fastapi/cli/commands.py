@@ -26,7 +26,7 @@ class ReportingGroup(TyperGroup):
             raise typer.Exit(2 if isinstance(error, ConfigurationError) else 1) from None
 
 
-commands = typer.Typer(
+commands: typer.Typer = typer.Typer(
     name="ecotone",
     cls=ReportingGroup,
     no_args_is_help=True,

@@ -22,7 +22,7 @@ from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.plugin import Limits
 
-logger = logging.getLogger("ecotone_fastapi.run")
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.run")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

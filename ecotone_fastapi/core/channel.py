@@ -79,7 +79,7 @@ class Delivery(Protocol):
         Args:
             delay: Seconds to wait before that.
             attempted: Whether a handler ran and failed, which counts as an attempt. A consumer that stops gives back
-                what it has not finished with `False`: then the message keeps its place, and the delivery does not count.
+                what it has not finished with `False`: the message keeps its place, and the delivery does not count.
 
         Raises:
             ChannelError: The broker could not be reached; the message will come back by itself.

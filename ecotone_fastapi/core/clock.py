@@ -32,7 +32,7 @@ class TellsTime(Protocol):
 class SystemClock:
     """The machine's clock."""
 
-    offset = timedelta(0)
+    offset: timedelta = timedelta(0)
 
     def now(self) -> datetime:
         """Return the present time, aware and in UTC."""

@@ -27,7 +27,7 @@ try:
 except ImportError:  # Windows has none; there the memory limit has no effect
     resource = None  # type: ignore[assignment]
 
-logger = logging.getLogger("ecotone_fastapi.consumer")
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.consumer")
 
 # How long one `receive` waits; a channel wakes up earlier when something arrives.
 _PATIENCE = 5.0
@@ -58,7 +58,7 @@ class Consumer:
     ) -> None:
         self.channel = channel
         self.concurrency = concurrency
-        self.batch = max(batch, concurrency)
+        self.batch: int = max(batch, concurrency)
         self.handled = 0
         self._gateway = gateway
         self._target = target

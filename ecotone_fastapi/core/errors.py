@@ -147,7 +147,7 @@ class ConversionError(EcotoneError, ValueError):
         self, what: str, *, details: Sequence[Mapping[str, Any]] = (), tried: str = "", hint: str = ""
     ) -> None:
         super().__init__(what, tried=tried, hint=hint)
-        self.details = tuple(details)
+        self.details: tuple[Mapping[str, Any], ...] = tuple(details)
 
 
 class HeaderError(ConversionError):
@@ -168,7 +168,7 @@ class SendError(ChannelError):
 
     def __init__(self, what: str, *, failed: Sequence[str], tried: str = "", hint: str = "") -> None:
         super().__init__(what, tried=tried, hint=hint)
-        self.failed = tuple(failed)
+        self.failed: tuple[str, ...] = tuple(failed)
 
 
 class LeaseLostError(ChannelError):

@@ -179,11 +179,11 @@ class Injector:
         services: Mapping[Any, Any] | None = None,
         instances: Mapping[type, object] | None = None,
     ) -> None:
-        self.resolvers = tuple(resolvers)
+        self.resolvers: tuple[ParameterResolver, ...] = tuple(resolvers)
         self.offers: Mapping[object, object] = offers or {}
         self.services: Mapping[Any, Any] = services or {}
         self.instances: Mapping[type, object] = instances or {}
-        self.lasting = Lasting()
+        self.lasting: Lasting = Lasting()
 
     def plan(
         self, endpoint: Endpoint, *, asynchronous: bool, overrides: Mapping[Callable[..., Any], Callable[..., Any]]

@@ -92,14 +92,14 @@ class Scope:
 
     def __init__(self, connection: object = None, cache: dict[Any, Any] | None = None) -> None:
         self.cache: dict[Any, Any] = {} if cache is None else cache
-        self.shared = frozenset(self.cache)
+        self.shared: frozenset[Any] = frozenset(self.cache)
         self.exits: list[tuple[Exit, str]] = []
         self.state: dict[Any, Any] = {}
-        self.connection = connection
-        self.joinable = True
-        self.joined = 0
-        self.closed = False
-        self.threads = 0
+        self.connection: object = connection
+        self.joinable: bool = True
+        self.joined: int = 0
+        self.closed: bool = False
+        self.threads: int = 0
         self._alone: anyio.Event | None = None
         self.entered: list[tuple[Exit, str]] = []
 

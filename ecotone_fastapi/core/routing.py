@@ -29,7 +29,7 @@ class Routing:
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self.endpoints: dict[str, Endpoint] = {}
-        self.types = MessageTypes()
+        self.types: MessageTypes = MessageTypes()
         self._by_type: dict[tuple[Kind, type], list[Endpoint]] = defaultdict(list)
         self._by_key: dict[tuple[Kind, str], list[Endpoint]] = defaultdict(list)
         self._globs: list[tuple[re.Pattern[str], Endpoint]] = []

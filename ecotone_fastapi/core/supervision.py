@@ -20,7 +20,7 @@ from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Runnable
 
-logger = logging.getLogger("ecotone_fastapi.supervision")
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.supervision")
 
 # Seconds that servers have to let all channels be opened at start, to answer how they are, and to be left.
 _OPENING, _ANSWERING, _CLOSING = 10.0, 5.0, 5.0
@@ -178,7 +178,7 @@ class Supervisor:
 
     def __init__(self, assembly: Assembly, plugins: Iterable[object]) -> None:
         self.assembly = assembly
-        self.running = False
+        self.running: bool = False
         self.runnables: dict[str, RunnableHealth] = {}
         self._plugins = tuple(plugins)
         self._opened_later: dict[str, RunnableHealth] = {}

@@ -28,7 +28,7 @@ from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 
-logger = logging.getLogger("ecotone_fastapi.failures")
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.failures")
 
 
 @dataclass(frozen=True, kw_only=True)

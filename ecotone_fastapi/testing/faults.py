@@ -29,9 +29,9 @@ class FailingChannel:
 
     def __init__(self, channel: Channel, *, opens: int = 0, sends: int = 0, receives: int = 0) -> None:
         self.channel = channel
-        self.opens = opens
-        self.sends = sends
-        self.receives = receives
+        self.opens: int = opens
+        self.sends: int = sends
+        self.receives: int = receives
 
     @property
     def name(self) -> str:

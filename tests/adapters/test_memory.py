@@ -345,6 +345,7 @@ class QueueModel(RuleBasedStateMachine):
             if entry := self.held(delivery):
                 entry.holder = None
                 entry.attempts += attempted
+                entry.deliveries -= not attempted
                 if attempted or delay:
                     entry.ready_at = self.now + delay
                 entry.available_at = entry.ready_at
@@ -355,6 +356,7 @@ class QueueModel(RuleBasedStateMachine):
         for entry in self.expected:
             if entry.holder is not None and entry.holder.owner is self.channels[consumer]:
                 entry.holder = None
+                entry.deliveries -= 1
                 entry.available_at = entry.ready_at
 
     @invariant()

@@ -29,7 +29,7 @@ from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, numb
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _SHORTEST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
@@ -70,7 +70,7 @@ class SqlChannel:
         if not lease > 0:
             raise ConfigurationError(f"channel {name!r} cannot lend messages for {lease} seconds", hint="use 60.0")
         self.name = name
-        self.capabilities = Capabilities(
+        self.capabilities: Capabilities = Capabilities(
             delay=True,
             ordered=True,
             durable=True,
@@ -424,10 +424,10 @@ class SqlDelivery:
     __slots__ = ("__weakref__", "_channel", "_settled", "closings", "count", "lease", "message", "unit")
 
     def __init__(self, channel: SqlChannel, row: ClaimedRow, token: UUID, closings: int) -> None:
-        self.message = _message(row)
-        self.count = row.deliveries
-        self.lease = Lease(row.id, token)
-        self.closings = closings
+        self.message: Message[bytes] = _message(row)
+        self.count: int = row.deliveries
+        self.lease: Lease = Lease(row.id, token)
+        self.closings: int = closings
         self.unit: Unit | None = None
         self._channel = channel
         self._settled = False

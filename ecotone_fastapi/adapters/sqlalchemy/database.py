@@ -27,7 +27,7 @@ from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class SqlAlchemy:
@@ -69,16 +69,18 @@ class SqlAlchemy:
     ) -> None:
         made_here = not isinstance(url_or_engine, AsyncEngine)
         if isinstance(url_or_engine, AsyncEngine):
-            self.engine = url_or_engine
+            self.engine: AsyncEngine = url_or_engine
             dialect = dialect_for(self.engine.dialect.name, self.engine.dialect.driver, self.engine.url)
         else:
             url = _address(url_or_engine)
             database, _, driver = url.drivername.partition("+")
             dialect = dialect_for(database, driver, url)
             self.engine = dialect.engine(url)
-        self.sessionmaker = sessionmaker or async_sessionmaker(self.engine, expire_on_commit=False)
+        self.sessionmaker: async_sessionmaker[AsyncSession] = sessionmaker or async_sessionmaker(
+            self.engine, expire_on_commit=False
+        )
         self._check_bind()
-        self.name = name or self.engine.dialect.name
+        self.name: str = name or self.engine.dialect.name
         self._made_here = made_here
         self._create_schema = create_schema
         self._lifespans = 0
@@ -89,7 +91,9 @@ class SqlAlchemy:
         self._schema = Schema(self._transactions, schema)
         self._queue = queue_for(self._schema.table("ecotone_message"), dialect)
         self._wakeup = Wakeup(self._transactions)
-        self.dead_letters = SqlDeadLetters(self._schema.table("ecotone_dead_letter"), self._transactions, self._prepare)
+        self.dead_letters: SqlDeadLetters = SqlDeadLetters(
+            self._schema.table("ecotone_dead_letter"), self._transactions, self._prepare
+        )
 
     def install(self, assembly: Assembly) -> None:
         """Offer transactions, sessions, the dead letter and itself as services."""
@@ -160,7 +164,8 @@ class SqlAlchemy:
             try:
                 await (self._prepare() if self._create_schema else self._check_engine())
             except ChannelError as error:
-                logger.warning("what is done at start will be done when the database answers: %s", error)
+                what = "the tables will be created" if self._create_schema else "the engine will be checked"
+                logger.warning("%s when the database answers: %s", what, error)
             yield
         finally:
             self._lifespans -= 1

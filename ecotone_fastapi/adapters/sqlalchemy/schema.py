@@ -39,7 +39,7 @@ class Schema:
         self._name = name
         self._current = False
         if name is None:
-            self.metadata = tables.metadata
+            self.metadata: MetaData = tables.metadata
         else:
             self.metadata = MetaData(schema=name)
             for table in tables.metadata.sorted_tables:

@@ -59,10 +59,10 @@ def _bytes() -> TypeEngine[bytes]:
     return LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 
 
-metadata = MetaData()
+metadata: MetaData = MetaData()
 """All tables of ours, for Alembic: `target_metadata = [Base.metadata, metadata]`."""
 
-message = Table(
+message: Table = Table(
     "ecotone_message",
     metadata,
     Column("id", _number(), Identity(always=True), primary_key=True),
@@ -99,7 +99,7 @@ Alembic does not know of them: `op.execute("ALTER TABLE ecotone_message SET (fil
 
 Index("ecotone_message_claim", message.c.channel, message.c.priority.desc(), message.c.available_at, message.c.id)
 
-dead_letter = Table(
+dead_letter: Table = Table(
     "ecotone_dead_letter",
     metadata,
     Column("id", Text().with_variant(String(700), "mysql", "mariadb"), primary_key=True),
@@ -121,7 +121,7 @@ dead_letter = Table(
 
 Index("ecotone_dead_letter_newest", dead_letter.c.parked_at)
 
-schema = Table(
+schema: Table = Table(
     "ecotone_schema",
     metadata,
     Column("name", String(LONGEST_NAME), primary_key=True),

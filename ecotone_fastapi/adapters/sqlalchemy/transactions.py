@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
-from ecotone_fastapi.adapters.sqlalchemy.dialects import Dialect, address
+from ecotone_fastapi.adapters.sqlalchemy.dialects import BEGIN, Dialect, address
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.pipeline import Scope
@@ -29,12 +29,13 @@ T = TypeVar("T")
 Statements = Callable[[AsyncConnection], Awaitable[T]]
 """What is run on a connection."""
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _TRIES = 5
 _PATIENCE = 30.0  # seconds in which the database has to answer statements of ours
 _COURTESY = 5.0  # seconds that a writer queues in this process before SQLite itself decides
 _SCOPED = "ecotone_scoped"
+_WRITER = "BEGIN IMMEDIATE"
 
 
 class TransactionAbortedError(EcotoneError):
@@ -53,7 +54,7 @@ class Unit:
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
         self.open = True
-        self.committed = False
+        self.committed: bool = False
         self.broken: str | None = None
         self._consequences: list[Callable[[], None]] = []
 
@@ -93,10 +94,12 @@ class Transactions:
         self.engine = engine
         self.sessionmaker = sessionmaker
         self.dialect = dialect
-        self.own_engine = dialect.own_engine(engine, made_here=made_here)
-        self.turn = Turn() if dialect.one_writer else None
-        self.address = address(engine.url)
+        self.own_engine: AsyncEngine = dialect.own_engine(engine, made_here=made_here)
+        self.turn: Turn | None = Turn() if dialect.one_writer else None
+        self.address: str = address(engine.url)
         self.shared_key: object = None
+        own_sessions = made_here and sessionmaker.kw.get("bind") is engine
+        self._writer_options = {BEGIN: _WRITER} if dialect.one_writer and own_sessions else None
         self._tasks: set[asyncio.Task[Any]] = set()
         # What failed on a connection that may be unable to commit now. As text: an error would keep its connection.
         self._errors: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
@@ -243,7 +246,7 @@ class Transactions:
         if unit is None:
             return await self.run(statements, doing, several=several)
         async with self._answered(doing):
-            return await statements(await self._connection(unit.session))
+            return await statements(await self._writing(unit.session))
 
     async def run(self, statements: Statements[T], doing: str, *, several: bool = False) -> T:
         """Run statements in a short transaction of their own, again if it fell victim to a deadlock.
@@ -308,6 +311,12 @@ class Transactions:
     async def _read(self, statements: Statements[T], doing: str) -> T:
         async with self._answered(doing), self.own_engine.connect() as connection:
             return await statements(connection)
+
+    async def _writing(self, session: AsyncSession) -> AsyncConnection:
+        """Return the connection of a session, which begins as a writer if it has not begun yet."""
+        if self._writer_options is None or session.in_transaction():
+            return await self._connection(session)
+        return await session.connection(execution_options=self._writer_options)
 
     async def _connection(self, session: AsyncSession) -> AsyncConnection:
         if session.sync_session.bind is None:  # bound by mapped class, and none of ours is mapped
@@ -417,8 +426,10 @@ class _ScopedSession:
         driver: Any = connection.connection.driver_connection
         self._changes = driver.total_changes
         if self.unit is not None and self.unit.open:
-            adapted.run_async(lambda _: self._take_turn())
-            self._begin_immediate(connection)
+            if self._lock is None:
+                adapted.run_async(lambda _: self._take_turn())
+            if connection.get_execution_options().get(BEGIN) != _WRITER:
+                self._begin_immediate(connection)
 
     def _begin_immediate(self, connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
@@ -426,7 +437,7 @@ class _ScopedSession:
             if driver.total_changes != self._changes:
                 return  # it has written, so it is the one writer already
             connection.exec_driver_sql("COMMIT")
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql(_WRITER)
 
 
 @asynccontextmanager

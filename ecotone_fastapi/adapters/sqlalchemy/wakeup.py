@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.core.errors import ChannelError
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _TOPIC = "ecotone_message"
 _PAUSE = 0.05  # seconds between two notifications of one process

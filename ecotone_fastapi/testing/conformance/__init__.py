@@ -7,10 +7,10 @@ from ecotone_fastapi.core.errors import ConfigurationError
 
 try:
     import pytest
-except ImportError as error:
+except ImportError as _error:
     raise ConfigurationError(
         "the conformance suites are pytest classes, and pytest is not installed", hint="pip install pytest"
-    ) from error
+    ) from _error
 
 # Before the suites are imported: a failing assert shall show both of its sides.
 pytest.register_assert_rewrite(__name__)
