@@ -179,10 +179,11 @@ class _Run:
     def _room(self) -> int:
         """How many messages to ask for: the next batch when half of the last one is done, or a place is free."""
         lent = self._lent()
-        if self.limits.messages is not None:
-            return min(self.consumer.batch, self.limits.messages - self.handled) - lent
         is_idle = not self.waiting and len(self.running) < self.consumer.concurrency
-        return self.consumer.batch - lent if is_idle or lent <= self.consumer.batch // 2 else 0
+        room = self.consumer.batch - lent if is_idle or lent <= self.consumer.batch // 2 else 0
+        if self.limits.messages is not None:
+            room = min(room, self.limits.messages - self.handled - lent)
+        return room
 
     def _time_left(self) -> float | None:
         return None if self.ends_at is None else max(0.0, self.ends_at - time.monotonic())

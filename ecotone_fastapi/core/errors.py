@@ -21,6 +21,7 @@ EcotoneError
 ├── AggregateNotFoundError (LookupError)
 ├── DeadLetterNotFoundError (LookupError)
 ├── ConcurrencyError                    somebody else saved first
+├── TransactionAbortedError             a statement failed in it, and the handler went on
 └── ProjectionError                     a projection stopped; carries position and event
 """
 
@@ -189,6 +190,10 @@ class DeadLetterNotFoundError(EcotoneError, LookupError):
 
 class ConcurrencyError(EcotoneError):
     """Somebody else saved first."""
+
+
+class TransactionAbortedError(EcotoneError):
+    """A transaction could not be committed, because a statement had failed in it and the handler went on."""
 
 
 class ProjectionError(EcotoneError):

@@ -309,7 +309,7 @@ class Gateway:
                 return await self._dispatch(Call(message, None, None, scope, None, None, kind, to))
             return await self._route_and_close(kind, message, to, scope)
         finally:
-            scope.end()
+            scope.joinable, scope.closed = False, True
             _handled.reset(token)
 
     async def _dispatch_joining(self, outer: _Frame, kind: Kind, message: Message[Any], to: str | None) -> Any:
@@ -476,7 +476,7 @@ class Gateway:
                     await delivery.nack(attempted=isinstance(error, Exception))
             raise
         finally:
-            scope.end()
+            scope.joinable, scope.closed = False, True
             _handled.reset(token)
         return succeeded
 

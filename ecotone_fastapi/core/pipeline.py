@@ -135,11 +135,6 @@ class Scope:
         if failure is not None and failure is not error:
             raise failure
 
-    def end(self) -> None:
-        """Take note that the unit is over: what is sent from now on is not part of it."""
-        self.joinable = False
-        self.closed = True
-
     @contextmanager
     def joining(self) -> Iterator[None]:
         """Handle another message in the unit; it does not end before that."""

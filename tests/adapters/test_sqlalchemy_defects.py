@@ -18,11 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from ecotone_fastapi import CommandBus, Ecotone, EventBus, asynchronous, command_bus, command_handler, event_handler
 from ecotone_fastapi.adapters.memory import MemoryChannel
-from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy, TransactionAbortedError
+from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.conversion import Conversion
-from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, LeaseLostError
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, LeaseLostError, TransactionAbortedError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message, new_id
 from ecotone_fastapi.core.pipeline import Scope
@@ -251,9 +251,23 @@ async def test_a_unit_without_errors_costs_no_statement_more(database: SqlAlchem
         async with unit(database) as (_, session):
             await add(session, "order")
 
-    assert [statement for statement in statements if "BEGIN" not in statement] == [
-        statement for statement in statements if "INSERT" in statement
-    ]
+    wanted = [statement for statement in statements if statement not in ("BEGIN", "COMMIT", "BEGIN IMMEDIATE")]
+    assert len(wanted) == 1
+
+
+@pytest.mark.parametrize("kind", [SQLITE])
+async def test_a_unit_that_begins_with_an_ack_begins_as_a_writer(database: SqlAlchemy) -> None:
+    async with opened(database.channel("mails")) as channel:
+        await channel.send([letter(id="gone")])
+        [delivery] = await channel.receive(1, 1)
+        with counted(database) as statements:
+            async with unit(database):
+                await delivery.ack()
+                await channel.send([letter(id="new")])
+
+        assert [statement.split()[0] for statement in statements] == ["BEGIN", "DELETE", "INSERT"]
+        assert statements[0] == "BEGIN IMMEDIATE"
+        assert [message.id for message in await channel.peek()] == ["new"]
 
 
 @pytest.mark.parametrize("kind", [MARIADB])

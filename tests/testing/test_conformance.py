@@ -210,10 +210,7 @@ class IsAlwaysYoung(MemoryChannel):
 
 class PeeksByReceiving(MemoryChannel):
     async def peek(self, limit: int = 100) -> Sequence[Message[bytes]]:
-        deliveries = await self.receive(limit, 0)
-        for delivery in deliveries:
-            await delivery.nack(attempted=False)
-        return [delivery.message for delivery in deliveries]
+        return [delivery.message for delivery in await self.receive(limit, 0)]
 
 
 class PurgesOnlyWhatIsReady(MemoryChannel):

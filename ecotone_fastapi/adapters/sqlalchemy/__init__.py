@@ -2,6 +2,5 @@
 
 from ecotone_fastapi.adapters.sqlalchemy.database import SqlAlchemy
 from ecotone_fastapi.adapters.sqlalchemy.tables import metadata
-from ecotone_fastapi.adapters.sqlalchemy.transactions import TransactionAbortedError
 
-__all__ = ["SqlAlchemy", "TransactionAbortedError", "metadata"]
+__all__ = ["SqlAlchemy", "metadata"]

@@ -15,7 +15,7 @@ from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
 from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.adapters.sqlalchemy.transactions import HeardSession, Transactions
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.clock import Clock, SystemClock
@@ -77,7 +77,7 @@ class SqlAlchemy:
             dialect = dialect_for(database, driver, url)
             self.engine = dialect.engine(url)
         self.sessionmaker: async_sessionmaker[AsyncSession] = sessionmaker or async_sessionmaker(
-            self.engine, expire_on_commit=False
+            self.engine, expire_on_commit=False, sync_session_class=HeardSession
         )
         self._check_bind()
         self.name: str = name or self.engine.dialect.name

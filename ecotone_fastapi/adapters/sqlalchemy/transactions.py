@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ecotone_fastapi.adapters.sqlalchemy.dialects import BEGIN, Dialect, address
-from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, TransactionAbortedError
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.pipeline import Scope
 
@@ -36,10 +36,6 @@ _PATIENCE = 30.0  # seconds in which the database has to answer statements of ou
 _COURTESY = 5.0  # seconds that a writer queues in this process before SQLite itself decides
 _SCOPED = "ecotone_scoped"
 _WRITER = "BEGIN IMMEDIATE"
-
-
-class TransactionAbortedError(EcotoneError):
-    """A transaction could not be committed, because a statement had failed in it and the handler went on."""
 
 
 class Unit:
@@ -116,9 +112,12 @@ class Transactions:
 
     def unit(self) -> Unit | None:
         """Return the unit of work that is open in the calling task's scope."""
-        scope = current_scope()
-        scoped: _ScopedSession | None = scope.state.get(self) if scope is not None else None
+        scoped = self._present()
         return scoped.unit if scoped is not None else None
+
+    def _present(self) -> "_ScopedSession | None":
+        scope = current_scope()
+        return scope.state.get(self) if scope is not None else None
 
     @asynccontextmanager
     async def begin(self, scope: Scope) -> AsyncIterator[None]:
@@ -206,7 +205,7 @@ class Transactions:
     def _shared(self, session: AsyncSession) -> "_ScopedSession":
         known: _ScopedSession | None = session.info.get(_SCOPED)
         if known is None:
-            known = session.info[_SCOPED] = _ScopedSession(session, self.turn, shared=True)
+            known = _ScopedSession(session, self.turn, shared=True)
         return known
 
     def _note_error(self, context: ExceptionContext) -> None:
@@ -242,11 +241,11 @@ class Transactions:
         Raises:
             ChannelError: The database refused or could not be reached.
         """
-        unit = self.unit()
-        if unit is None:
+        scoped = self._present()
+        if scoped is None or scoped.unit is None:
             return await self.run(statements, doing, several=several)
         async with self._answered(doing):
-            return await statements(await self._writing(unit.session))
+            return await statements(await self._writing(scoped))
 
     async def run(self, statements: Statements[T], doing: str, *, several: bool = False) -> T:
         """Run statements in a short transaction of their own, again if it fell victim to a deadlock.
@@ -312,11 +311,12 @@ class Transactions:
         async with self._answered(doing), self.own_engine.connect() as connection:
             return await statements(connection)
 
-    async def _writing(self, session: AsyncSession) -> AsyncConnection:
+    async def _writing(self, scoped: "_ScopedSession") -> AsyncConnection:
         """Return the connection of a session, which begins as a writer if it has not begun yet."""
-        if self._writer_options is None or session.in_transaction():
-            return await self._connection(session)
-        return await session.connection(execution_options=self._writer_options)
+        if self._writer_options is None or scoped.session.in_transaction():
+            return await self._connection(scoped.session)
+        await scoped.take_turn()
+        return await scoped.session.connection(execution_options=self._writer_options)
 
     async def _connection(self, session: AsyncSession) -> AsyncConnection:
         if session.sync_session.bind is None:  # bound by mapped class, and none of ours is mapped
@@ -399,14 +399,15 @@ class _ScopedSession:
         self._turn = turn
         self._lock: asyncio.Lock | None = None
         self._changes: int | None = None  # of a transaction that was begun by somebody else
-        if turn is not None:
-            event.listen(session.sync_session, "after_begin", self._after_begin)
+        session.info[_SCOPED] = self
+        if turn is not None and not isinstance(session.sync_session, HeardSession):
+            event.listen(session.sync_session, "after_begin", _tell_scoped)
 
     async def adopt(self) -> None:
         """Make a transaction that the session is in already part of the unit."""
         if self._turn is not None and self.session.in_transaction():
             connection = await self.session.connection()
-            await self._take_turn()
+            await self.take_turn()
             await connection.run_sync(self._begin_immediate)
 
     def give_up_turn(self) -> None:
@@ -415,19 +416,21 @@ class _ScopedSession:
             self._lock.release()
             self._lock = None
 
-    async def _take_turn(self) -> None:
+    async def take_turn(self) -> None:
+        """Wait for the turn to write, unless it has been taken already."""
         if self._turn is not None and self._lock is None:
             self._lock = await self._turn.take()
 
-    def _after_begin(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-        if transaction.nested:
+    def after_begin(self, connection: Connection) -> None:
+        """Make the transaction that has begun on SQLite a writer's, if a unit is open."""
+        if self._turn is None:
             return
         adapted: Any = connection.connection.dbapi_connection
         driver: Any = connection.connection.driver_connection
         self._changes = driver.total_changes
         if self.unit is not None and self.unit.open:
             if self._lock is None:
-                adapted.run_async(lambda _: self._take_turn())
+                adapted.run_async(lambda _: self.take_turn())
             if connection.get_execution_options().get(BEGIN) != _WRITER:
                 self._begin_immediate(connection)
 
@@ -438,6 +441,19 @@ class _ScopedSession:
                 return  # it has written, so it is the one writer already
             connection.exec_driver_sql("COMMIT")
         connection.exec_driver_sql(_WRITER)
+
+
+class HeardSession(Session):
+    """A session whose class is listened to, which is cheaper than to listen to each session."""
+
+
+def _tell_scoped(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    scoped: _ScopedSession | None = session.info.get(_SCOPED)
+    if scoped is not None and not transaction.nested:
+        scoped.after_begin(connection)
+
+
+event.listen(HeardSession, "after_begin", _tell_scoped)
 
 
 @asynccontextmanager
