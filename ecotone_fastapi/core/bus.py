@@ -8,6 +8,9 @@ from ecotone_fastapi.core.gateway import Gateway
 
 R = TypeVar("R")
 
+# To look up a member of an enum takes as long as a call.
+_COMMAND, _QUERY, _EVENT = Kind.COMMAND, Kind.QUERY, Kind.EVENT
+
 
 class Bus:
     """What the three buses have in common: the way in, and where they are used from.
@@ -52,7 +55,7 @@ class CommandBus(Bus):
             >>> await commands.send(PlaceOrder("order-1"), headers={"tenant": "acme"})
         """
         message = self._gateway.message(command, headers)
-        return await self._gateway.dispatch(Kind.COMMAND, message, to, connection=self._connection, shared=self._shared)
+        return await self._gateway.dispatch(_COMMAND, message, to, connection=self._connection, shared=self._shared)
 
 
 class QueryBus(Bus):
@@ -89,11 +92,11 @@ class QueryBus(Bus):
             'placed'
         """
         message = self._gateway.message(query, headers)
-        answer = await self._gateway.dispatch(Kind.QUERY, message, to, connection=self._connection, shared=self._shared)
+        answer = await self._gateway.dispatch(_QUERY, message, to, connection=self._connection, shared=self._shared)
         if returns is None or (isinstance(returns, type) and isinstance(answer, returns)):
             return answer
         if returns is bytes:
-            return self._gateway.conversion.encode(answer)[0]
+            return self._gateway.conversion.answer(answer)
         return self._gateway.conversion.convert(answer, returns)
 
 
@@ -115,4 +118,4 @@ class EventBus(Bus):
             >>> await events.publish(OrderWasPlaced("order-1"))
         """
         message = self._gateway.message(event, headers)
-        await self._gateway.dispatch(Kind.EVENT, message, to, connection=self._connection, shared=self._shared)
+        await self._gateway.dispatch(_EVENT, message, to, connection=self._connection, shared=self._shared)

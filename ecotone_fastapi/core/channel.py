@@ -63,7 +63,8 @@ class Delivery(Protocol):
         """Remove the message from the channel.
 
         On a transactional channel this joins the unit of work that is open in the calling task's scope: the removal
-        commits or vanishes with it. Acking what is settled already does nothing.
+        commits or vanishes with it, and its failure may be raised by the commit. Acking what is settled already does
+        nothing.
 
         Raises:
             LeaseLostError: The lease has ended and the message is no longer this consumer's to remove.

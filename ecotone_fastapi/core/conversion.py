@@ -7,15 +7,18 @@
 [1, 2]
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from math import isfinite
+from types import UnionType
+from typing import Annotated, Any, Protocol, Union, get_args, get_origin
 
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, EcotoneError, HeaderError
 from ecotone_fastapi.core.message import name_of
+from ecotone_fastapi.core.round_trip import Loss, losses_of, may_hold_floats
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -53,6 +56,7 @@ class PydanticConverter:
 
     def __init__(self) -> None:
         self._adapters: dict[Any, TypeAdapter[Any]] = {}
+        self._floats: dict[type, bool] = {}
 
     def handles(self, type_: Any) -> bool:
         """Whether pydantic can make a schema for the type."""
@@ -65,20 +69,35 @@ class PydanticConverter:
     def encode(self, value: Any) -> bytes:
         """Return the value as JSON that `decode` can read again.
 
+        NaN and infinity are written as `NaN`, `Infinity` and `-Infinity`, which strict readers of JSON refuse.
+
         Raises:
             ConversionError: It has no JSON form, or a field holds what its annotation does not allow.
         """
         try:
             if type(value).__module__ == "builtins":
                 # The elements of a plain container decide for themselves how they are written.
-                return to_json(value, by_alias=True)
+                data = to_json(value, by_alias=True, round_trip=True)
+                if b"null" not in data:
+                    return data
+                return to_json(to_jsonable_python(value, by_alias=True, round_trip=True, inf_nan_mode="constants"))
+            adapter = self.adapter(type(value))
             # What does not fit its own type would be refused by every receiver: better by the sender, at once.
-            return self.adapter(type(value)).dump_json(value, by_alias=True, round_trip=True, warnings="error")
+            data = adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error")
+            if b"null" not in data or not self._may_hold_floats(type(value), adapter):
+                return data
+            return _with_all_floats(data, value, adapter)
         except (PydanticSerializationError, ConfigurationError) as error:
-            raise ConversionError(
-                f"a {name_of(type(value))} cannot be written as JSON: {error}",
-                hint="use a dataclass or a pydantic model, or give Ecotone(converters=[...]) one for this type",
-            ) from error
+            raise _unwritable(value, error) from error
+
+    def answer(self, value: Any) -> bytes:
+        """Return the value as JSON for readers who want to know rather than to have it again: with computed fields."""
+        try:
+            if type(value).__module__ == "builtins":
+                return to_json(value, by_alias=True)
+            return self.adapter(type(value)).dump_json(value, by_alias=True)
+        except (PydanticSerializationError, ConfigurationError) as error:
+            raise _unwritable(value, error) from error
 
     def decode(self, data: bytes, type_: Any) -> Any:
         """Return the JSON as a value of the type."""
@@ -93,6 +112,12 @@ class PydanticConverter:
             return self.adapter(type_).validate_python(value)
         except ValidationError as error:
             raise _refused(error, type_) from error
+
+    def _may_hold_floats(self, type_: type, adapter: TypeAdapter[Any]) -> bool:
+        known = self._floats.get(type_)
+        if known is None:
+            known = self._floats[type_] = may_hold_floats(adapter)
+        return known
 
     def adapter(self, type_: Any) -> TypeAdapter[Any]:
         """Return the one `TypeAdapter` of the type.
@@ -117,6 +142,42 @@ class PydanticConverter:
         with suppress(TypeError):  # an annotation with unhashable metadata is built anew each time
             self._adapters[type_] = adapter
         return adapter
+
+
+def _with_all_floats(data: bytes, value: Any, adapter: TypeAdapter[Any]) -> bytes:
+    """Return JSON in which NaN and infinity, which models and dataclasses write as null, are told.
+
+    Raises:
+        ConversionError: The type allows no such numbers.
+    """
+    plain = adapter.dump_python(value, mode="json", by_alias=True, round_trip=True, warnings="error")
+    python = adapter.dump_python(value, by_alias=True, round_trip=True, warnings=False)
+    told = to_json(_with_floats_of(python, plain), inf_nan_mode="constants")
+    if told != data:
+        try:
+            adapter.validate_json(told)
+        except ValidationError as error:
+            raise _refused(error, type(value)) from error
+    return told
+
+
+def _with_floats_of(python: Any, plain: Any) -> Any:
+    """Put back what is no number in JSON and was lost where no type says that there is one."""
+    if plain is None and isinstance(python, float) and not isfinite(python):
+        return python
+    if isinstance(plain, dict) and isinstance(python, dict) and len(plain) == len(python):
+        pairs = zip(plain.items(), python.values(), strict=True)
+        return {key: _with_floats_of(inner, one) for (key, one), inner in pairs}
+    if isinstance(plain, list) and isinstance(python, list | tuple) and len(plain) == len(python):
+        return [_with_floats_of(inner, one) for inner, one in zip(python, plain, strict=True)]
+    return plain
+
+
+def _unwritable(value: Any, error: Exception) -> ConversionError:
+    return ConversionError(
+        f"a {name_of(type(value))} cannot be written as JSON: {error}",
+        hint="use a dataclass or a pydantic model, or give Ecotone(converters=[...]) one for this type",
+    )
 
 
 def _refused(error: ValidationError, type_: Any) -> ConversionError:
@@ -145,6 +206,7 @@ class Conversion:
     def __init__(self, converters: Iterable[Converter] = ()) -> None:
         self._pydantic = PydanticConverter()
         self._converters: tuple[Converter, ...] = tuple(converters)
+        self._losses: dict[Any, Sequence[Loss]] = {}
 
     def encode(self, payload: Any, content_type: str | None = None) -> tuple[bytes, str]:
         """Return a payload as bytes, and the media type of these.
@@ -211,6 +273,17 @@ class Conversion:
                 hint=error.hint,
             ) from error
 
+    def answer(self, value: Any) -> bytes:
+        """Return an answer as bytes: by the converter of its type, else as JSON with computed fields.
+
+        Raises:
+            ConversionError: It has no form as bytes.
+        """
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value)
+        converter = self._for(type(value))
+        return self._pydantic.answer(value) if converter is self._pydantic else self.encode(value)[0]
+
     def validates(self, type_: Any) -> bool:
         """Whether values can be made to fit the type, beyond being told by `isinstance`."""
         return self._pydantic.handles(type_)
@@ -219,10 +292,45 @@ class Conversion:
         """Make sure that values of the type can cross a channel.
 
         Raises:
-            ConfigurationError: No converter is responsible for it.
+            ConfigurationError: No converter is responsible for it, or it does not come back as it was sent.
         """
-        if not any(converter.handles(type_) for converter in self._converters):
+        if not self._converts(type_):
             self._pydantic.adapter(type_)
+        losses = self.problems_of_round_trip(type_)
+        if losses:
+            told = "; ".join([f"{loss.where}: {loss.what}" for loss in losses])
+            remedies = [*dict.fromkeys(loss.remedy for loss in losses), "or give Ecotone(converters=[...]) a converter"]
+            raise ConfigurationError(
+                f"{_shown(type_)} does not come back from a channel as it was sent: {told}", hint="; ".join(remedies)
+            )
+
+    def problems_of_round_trip(self, type_: Any) -> Sequence[Loss]:
+        """Return what values of the type lose on a channel; a type is looked through once.
+
+        What a converter of the user is responsible for, and what pydantic has no schema for, loses nothing.
+        """
+        try:
+            known = self._losses.get(type_)
+        except TypeError:  # an annotation with unhashable metadata
+            return self._find_losses(type_)
+        if known is None:
+            known = self._losses[type_] = self._find_losses(type_)
+        return known
+
+    def _find_losses(self, type_: Any) -> Sequence[Loss]:
+        if self._converts(type_):
+            return ()
+        if self._converters and get_origin(type_) in (Annotated, Union, UnionType):
+            # Converters are asked for what is sent: one member of a union.
+            members = get_args(type_)[:1] if get_origin(type_) is Annotated else get_args(type_)
+            return tuple(dict.fromkeys(loss for member in members for loss in self._find_losses(member)))
+        if not self._pydantic.handles(type_):
+            return ()
+        return losses_of(self._pydantic.adapter(type_), _shown(type_))
+
+    def _converts(self, type_: Any) -> bool:
+        """Whether a converter of the user is responsible for a type."""
+        return any(converter.handles(type_) for converter in self._converters)
 
     def _for(self, type_: Any) -> Converter:
         return next((one for one in self._converters if one.handles(type_)), self._pydantic)

@@ -30,6 +30,9 @@ class Kind(StrEnum):
     EVENT = "event"
     INTERNAL = "internal"
 
+    # An enum's own hash is a Python function; routes are looked up by kind for every message.
+    __hash__ = str.__hash__
+
 
 _MARKS = "__ecotone_marks__"
 

@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from datetime import datetime
-from functools import partial
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -29,10 +27,13 @@ from ecotone_fastapi.core.errors import (
     UnknownEndpointError,
 )
 from ecotone_fastapi.core.injection import Injector
-from ecotone_fastapi.core.message import FreshHeaders, HeaderName, Message, check_given, name_of, new_id
+from ecotone_fastapi.core.message import FreshHeaders, HeaderName, Message, check_given, name_of
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage, compose
 from ecotone_fastapi.core.plan import Plan
 from ecotone_fastapi.core.routing import Routing, is_typed_dict, members_of
+
+_RAW = (bytes, str)  # what may be the payload in the form of a wire
+_EVENT = Kind.EVENT  # to look up a member of an enum takes as long as a call
 
 Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
 
@@ -111,6 +112,8 @@ class _Handler:
         if _is_plain(self._wanted) or not conversion.validates(self._wanted):
             classes = [member for member in members_of(self._wanted) if isinstance(member, type)]
             self._classes = tuple(dict if is_typed_dict(cls) else cls for cls in classes)
+        # Types of payloads that were let through as they are; `isinstance` need not be asked again.
+        self._accepted: set[type] = set()
         outer = [around.interceptor for around in arounds if around.order <= Order.ASYNCHRONOUS]
         inner = [around.interceptor for around in arounds if around.order > Order.ASYNCHRONOUS]
         self.handle = compose([*outer, *inner], self._run)
@@ -120,14 +123,10 @@ class _Handler:
     def _reading(self, proceed: Proceed) -> Proceed:
         return lambda call: proceed(replace(call, message=self.accept(call.message)))
 
-    async def _run(self, call: Call) -> Any:
+    def _run(self, call: Call) -> Awaitable[Any]:
         overrides = self._overrides()
         plan = self.plan if not overrides and not self._first_overrides else self._plan_under(overrides)
-        try:
-            return await plan.run(call)
-        except Exception as error:
-            error.add_note(f"while handling {self.endpoint.label}, message {call.message.headers.get(HeaderName.id)}")
-            raise
+        return plan.run(call)
 
     def _plan_under(self, overrides: Overrides) -> Plan:
         key = tuple(overrides.items())
@@ -142,16 +141,18 @@ class _Handler:
             ConversionError: They do not fit.
         """
         payload, wanted = message.payload, self._wanted
-        if wanted is None:
+        if wanted is None or type(payload) in self._accepted:
             return message
         try:
-            if isinstance(payload, bytes | str):
+            if isinstance(payload, _RAW):
                 content_type = message.headers.get(HeaderName.content_type)
                 if content_type is not None:
                     data = payload.encode() if isinstance(payload, str) else payload
                     value = self._conversion.decode(data, self._concrete(message), content_type)
                     return message.without_headers([HeaderName.content_type]).with_payload(value)
             if wanted is Any or (self._classes is not None and isinstance(payload, self._classes)):
+                if not isinstance(payload, _RAW):
+                    self._accepted.add(type(payload))
                 return message
             return message.with_payload(self._conversion.convert(payload, wanted))
         except ConversionError as error:
@@ -272,7 +273,7 @@ class Gateway:
             check_given(texts)
         frame = _handled.get()
         cause = None if frame is None else frame.message
-        return Message(payload, FreshHeaders(partial(_headers_of, cause, texts, self.clock.now())))
+        return Message(payload, FreshHeaders(cause, texts, self.clock.now()))
 
     async def dispatch(
         self,
@@ -307,7 +308,14 @@ class Gateway:
         try:
             if self._dispatch is not None:
                 return await self._dispatch(Call(message, None, None, scope, None, None, kind, to))
-            return await self._route_and_close(kind, message, to, scope)
+            try:
+                result = await self._route(kind, message, to, scope)
+            except BaseException as error:
+                await scope.close(error)
+                raise
+            if scope.exits or scope.entered or scope.joined:
+                await scope.close()
+            return result
         finally:
             scope.joinable, scope.closed = False, True
             _handled.reset(token)
@@ -334,27 +342,23 @@ class Gateway:
                 _handled.reset(token)
                 outer.turn.release()
 
-    def _dispatch_root(self, call: Call) -> Awaitable[Any]:
+    async def _dispatch_root(self, call: Call) -> Any:
         assert call.kind is not None
-        return self._route_and_close(call.kind, call.message, call.key, call.scope)
+        try:
+            result = await self._route(call.kind, call.message, call.key, call.scope)
+        except BaseException as error:
+            await call.scope.close(error)
+            raise
+        await call.scope.close()
+        return result
 
     def _dispatch_joined(self, call: Call) -> Awaitable[Any]:
         assert call.kind is not None
         return self._route(call.kind, call.message, call.key, call.scope)
 
-    async def _route_and_close(self, kind: Kind, message: Message[Any], to: str | None, scope: Scope) -> Any:
-        try:
-            result = await self._route(kind, message, to, scope)
-        except BaseException as error:
-            await scope.close(error)
-            raise
-        if scope.exits or scope.entered or scope.joined:
-            await scope.close()
-        return result
-
     def _route(self, kind: Kind, message: Message[Any], to: str | None, scope: Scope) -> Awaitable[Any]:
         endpoints = self._routing.find(kind, message.payload, to)
-        if kind is Kind.EVENT:
+        if kind is _EVENT:
             return self._fan_out(endpoints, message, scope)
         handler = self._handlers[endpoints[0].id]
         return handler.handle(Call(handler.accept(message), handler.endpoint, None, scope))
@@ -494,17 +498,6 @@ class Gateway:
             await scope.close()
         finally:
             _handled.reset(token)
-
-
-def _headers_of(cause: Message[Any] | None, texts: dict[str, str] | None, now: datetime) -> dict[str, str]:
-    """Write the headers of a message that was made at this time, because of another one or as the first."""
-    headers = texts or {}
-    headers.setdefault(HeaderName.timestamp, now.isoformat())
-    if cause is not None:
-        return dict(cause.caused(None, headers).headers)
-    headers.setdefault(HeaderName.id, new_id())
-    headers.setdefault(HeaderName.correlation_id, headers[HeaderName.id])
-    return headers
 
 
 def unknown_channel(name: str, known: Iterable[str]) -> UnknownChannelError:

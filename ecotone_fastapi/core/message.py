@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from threading import RLock
 from typing import Any, Generic, TypeVar, get_origin
 
@@ -82,13 +83,17 @@ class FreshHeaders(Mapping[str, str]):
     would be a third of what a dispatch costs.
 
     Args:
-        write: Returns the headers; called once.
+        cause: The message that is being handled; `None` for the first one of a conversation.
+        given: What the sender says about the message.
+        made_at: When it was made.
     """
 
-    __slots__ = ("_write", "_written")
+    __slots__ = ("__weakref__", "_cause", "_given", "_made_at", "_written")
 
-    def __init__(self, write: Callable[[], dict[str, str]]) -> None:
-        self._write = write
+    def __init__(self, cause: "Message[Any] | None", given: Mapping[str, str] | None, made_at: datetime) -> None:
+        self._cause = cause
+        self._given = given
+        self._made_at = made_at
         self._written: dict[str, str] | None = None
 
     def _read(self) -> dict[str, str]:
@@ -96,7 +101,16 @@ class FreshHeaders(Mapping[str, str]):
             with _writing:  # a handler in a thread may look at the same time: a message has one id
                 if self._written is None:
                     self._written = self._write()
+                    self._cause = None  # a long conversation must not be kept in memory by its last message
         return self._written
+
+    def _write(self) -> dict[str, str]:
+        headers = {HeaderName.timestamp: self._made_at.isoformat(), **(self._given or {})}
+        if self._cause is not None:
+            return dict(self._cause.caused(None, headers).headers)
+        headers.setdefault(HeaderName.id, new_id())
+        headers.setdefault(HeaderName.correlation_id, headers[HeaderName.id])
+        return headers
 
     def __getitem__(self, name: str) -> str:
         return self._read()[name]
@@ -114,7 +128,7 @@ class FreshHeaders(Mapping[str, str]):
 _writing = RLock()  # headers are written by reading those of their cause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Message(Generic[P]):
     """A payload and the headers that travel with it.
 
@@ -125,6 +139,11 @@ class Message(Generic[P]):
 
     payload: P
     headers: Mapping[str, str]
+
+    def __init__(self, payload: P, headers: Mapping[str, str]) -> None:
+        # What a frozen dataclass does for itself takes twice as long, and every dispatch makes a message.
+        _set_payload(self, payload)
+        _set_headers(self, headers)
 
     @property
     def id(self) -> str:
@@ -165,6 +184,9 @@ class Message(Generic[P]):
             inherited[HeaderName.causation_id] = own_id
         return Message(payload, inherited)
 
+
+_set_payload = vars(Message)["payload"].__set__
+_set_headers = vars(Message)["headers"].__set__
 
 _NAME = "__ecotone_message_name__"
 _ALIASES = "__ecotone_message_aliases__"

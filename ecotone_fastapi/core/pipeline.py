@@ -27,6 +27,9 @@ Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType
 """The second half of an asynchronous context manager."""
 
 
+_NOTHING: frozenset[Any] = frozenset()
+
+
 class Stage(StrEnum):
     """Where an interceptor stands."""
 
@@ -92,7 +95,7 @@ class Scope:
 
     def __init__(self, connection: object = None, cache: dict[Any, Any] | None = None) -> None:
         self.cache: dict[Any, Any] = {} if cache is None else cache
-        self.shared: frozenset[Any] = frozenset(self.cache)
+        self.shared: frozenset[Any] = frozenset(cache) if cache else _NOTHING
         self.exits: list[tuple[Exit, str]] = []
         self.state: dict[Any, Any] = {}
         self.connection: object = connection

@@ -18,7 +18,7 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 from ecotone_fastapi.core.endpoint import Endpoint
-from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Exit, Scope, unwind
 from ecotone_fastapi.core.signatures import Way
 
@@ -151,31 +151,45 @@ class Plan:
         return self._resolve_and_call(call, [])
 
     async def _run_and_tear_down(self, call: Call) -> Any:
-        if self.once:
-            await self.lasting.complete(self, call.scope)
         exits: Exits = []
         failure: BaseException | None = None
+        result: Any = None
         try:
+            if self.once:
+                await self.lasting.complete(self, call.scope)
             result = await self._resolve_and_call(call, exits)
         except BaseException as error:
-            if not exits:
-                raise
-            result, failure = None, error
-        if exits:
-            failure = await unwind(exits, failure)
-            if failure is not None:
-                try:
-                    raise failure
-                finally:
-                    del failure  # it refers to this frame
+            failure = error
+        failure = await unwind(exits, failure)
+        if failure is not None:
+            try:
+                self._tell(failure, call)
+                raise failure
+            finally:
+                del failure  # it refers to this frame
         return result
 
     async def _resolve_and_call(self, call: Call, exits: Exits) -> Any:
         message, scope = call.message, call.scope
-        cache = scope.cache
         values = self.template.copy()
         values[PAYLOAD] = message.payload
         values[WHOLE_MESSAGE] = message
+        try:
+            if self.steps:
+                await self._resolve(values, message, scope, exits)
+            if call.instance is not None and self.instance is not None:
+                values[self.instance] = call.instance
+            if self.way is _COROUTINE:
+                return await self.invoke(values)
+            if self.way is _INLINE:
+                return self.invoke(values)
+            return await _in_thread(partial(self.invoke, values), scope)
+        except Exception as error:
+            self._tell(error, call)
+            raise
+
+    async def _resolve(self, values: list[Any], message: Message[Any], scope: Scope, exits: Exits) -> None:
+        cache = scope.cache
         for step in self.steps if not scope.shared else self._steps_beside(scope.shared):
             key = step.key
             if key is not None:
@@ -197,13 +211,12 @@ class Plan:
             values[step.slot] = value
             if key is not None:
                 cache[key] = value
-        if call.instance is not None and self.instance is not None:
-            values[self.instance] = call.instance
-        if self.way is _COROUTINE:
-            return await self.invoke(values)
-        if self.way is _INLINE:
-            return self.invoke(values)
-        return await _in_thread(partial(self.invoke, values), scope)
+
+    def _tell(self, error: BaseException, call: Call) -> None:
+        """Note on an error in whose hands it was raised."""
+        note = f"while handling {self.endpoint.label}, message {call.message.headers.get(HeaderName.id)}"
+        if isinstance(error, Exception) and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
     def _steps_beside(self, shared: Collection[object]) -> tuple[Step, ...]:
         """The steps without those that only lead to what the caller has shared."""

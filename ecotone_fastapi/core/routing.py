@@ -8,9 +8,9 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import ConfigurationError, DuplicateHandlerError, HandlerNotFoundError
@@ -40,7 +40,7 @@ class Routing:
                 self._add(endpoint)
             except ConfigurationError as problem:
                 problems.append(problem)
-        ConfigurationError.raise_all(problems)
+        ConfigurationError.raise_all([*problems, *_untold(self._by_type)])
 
     def find(self, kind: Kind, payload: Any, key: str | None) -> tuple[Endpoint, ...]:
         """Return the endpoints of a message: one for a command or query, any number for an event.
@@ -60,9 +60,9 @@ class Routing:
             if found or key is None:
                 # Keys are the caller's text: remembering those that nobody handles would fill the memory.
                 self._found[wanted] = found
-        if not found and kind is not Kind.EVENT:
-            raise self._not_found(kind, wanted[1])
-        return found
+        if found or kind is Kind.EVENT:
+            return found
+        raise self._not_found(kind, wanted[1])
 
     def _add(self, endpoint: Endpoint) -> None:
         known = self.endpoints.setdefault(endpoint.id, endpoint)
@@ -84,7 +84,7 @@ class Routing:
                 )
             for member in members:
                 _check_tellable(member, endpoint)
-                self._claim(self._by_type[endpoint.kind, member], endpoint, member.__qualname__)
+                self._claim(self._by_type[endpoint.kind, member], endpoint, member.__qualname__, member)
                 if explicit_name_of(member):
                     self._claim(self._by_key[endpoint.kind, name_of(member)], endpoint, name_of(member))
         elif "*" not in endpoint.route:
@@ -99,11 +99,14 @@ class Routing:
             )
 
     @staticmethod
-    def _claim(claims: list[Endpoint], endpoint: Endpoint, what: str) -> None:
+    def _claim(claims: list[Endpoint], endpoint: Endpoint, what: str, cls: type | None = None) -> None:
         if claims and endpoint.kind is not Kind.EVENT:
+            of_one_generic = cls and _forms_of(claims[0].payload_type, cls) != _forms_of(endpoint.payload_type, cls)
             raise DuplicateHandlerError(
                 f"{claims[0].label} and {endpoint.label} both handle the {endpoint.kind} {what}",
-                hint="a command or query has exactly one handler; make it an event, or take one away",
+                hint=f"an object does not know its type parameters: {_GENERIC_HINT}"
+                if of_one_generic
+                else "a command or query has exactly one handler; make it an event, or take one away",
             )
         claims.append(endpoint)
 
@@ -166,6 +169,38 @@ def members_of(payload_type: Any) -> Sequence[Any]:
 def is_typed_dict(type_: type) -> bool:
     """Whether a class is a TypedDict, whose values are plain dicts; also one of `typing_extensions`."""
     return issubclass(type_, dict) and hasattr(type_, "__total__")
+
+
+def _untold(by_type: Mapping[tuple[Kind, type], Sequence[Endpoint]]) -> Iterator[ConfigurationError]:
+    """Find handlers whose events differ in type parameters alone, which no object knows of: each would get all."""
+    for (_, cls), endpoints in by_type.items():
+        told_by: dict[frozenset[Any], Endpoint] = {}
+        for endpoint in endpoints:
+            forms = _forms_of(endpoint.payload_type, cls)
+            if forms:
+                told_by.setdefault(forms, endpoint)
+        if len(told_by) > 1:
+            several = " and ".join(
+                f"{endpoint.label} ({' | '.join(sorted(map(str, forms)))})" for forms, endpoint in told_by.items()
+            )
+            yield ConfigurationError(
+                f"{several} would each be called for every {cls.__qualname__}: an object does not know its parameters",
+                hint=_GENERIC_HINT,
+            )
+
+
+_GENERIC_HINT = "make it a pydantic.BaseModel, whose forms are classes, or a subclass for each, or name a key for each"
+
+
+def _forms_of(payload_type: Any, cls: type) -> frozenset[Any]:
+    """The forms of a generic class in an annotation: those with parameters that narrow it."""
+    origin, arguments = get_origin(payload_type), get_args(payload_type)
+    if origin is Annotated:
+        return _forms_of(arguments[0], cls)
+    if origin is Union or origin is UnionType:
+        return frozenset(form for one in arguments for form in _forms_of(one, cls))
+    narrows = any(one is not Any and not isinstance(one, TypeVar) for one in arguments)
+    return frozenset({payload_type} if origin is cls and narrows else ())
 
 
 def _check_tellable(base: type, endpoint: Endpoint) -> None:

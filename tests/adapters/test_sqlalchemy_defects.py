@@ -256,7 +256,7 @@ async def test_a_unit_without_errors_costs_no_statement_more(database: SqlAlchem
 
 
 @pytest.mark.parametrize("kind", [SQLITE])
-async def test_a_unit_that_begins_with_an_ack_begins_as_a_writer(database: SqlAlchemy) -> None:
+async def test_an_ack_comes_last_in_a_unit_that_begins_as_a_writer(database: SqlAlchemy) -> None:
     async with opened(database.channel("mails")) as channel:
         await channel.send([letter(id="gone")])
         [delivery] = await channel.receive(1, 1)
@@ -265,7 +265,7 @@ async def test_a_unit_that_begins_with_an_ack_begins_as_a_writer(database: SqlAl
                 await delivery.ack()
                 await channel.send([letter(id="new")])
 
-        assert [statement.split()[0] for statement in statements] == ["BEGIN", "DELETE", "INSERT"]
+        assert [statement.split()[0] for statement in statements] == ["BEGIN", "INSERT", "DELETE"]
         assert statements[0] == "BEGIN IMMEDIATE"
         assert [message.id for message in await channel.peek()] == ["new"]
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import asyncpg
 from rich.console import Console
 from sqlalchemy import event as engine_event
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from ecotone_fastapi import (
     AsynchronousHandlers,
@@ -52,6 +53,18 @@ class Untransacted:
     async def work(self, command: Work) -> None: ...
 
 
+EFFECT = "INSERT INTO bench_effect (number) VALUES (1)"
+
+
+class Writing:
+    @asynchronous("work")
+    @command_handler("writing", id="writing")
+    async def work(self, command: Work, session: AsyncSession) -> None:
+        await session.execute(_effect)
+
+
+_effect = text(EFFECT)
+
 BODY = b'{"number":1}'
 
 
@@ -70,7 +83,7 @@ class Limit(Protocol):
 
     async def enqueue(self, batch: int) -> None: ...
     async def claim(self, batch: int) -> Sequence[Any]: ...
-    async def settle_one(self, row: Any) -> None: ...
+    async def settle_one(self, row: Any, effect: bool) -> None: ...
     async def settle_all(self, rows: Sequence[Any]) -> None: ...
 
 
@@ -110,8 +123,10 @@ class CorePostgreSQL:
             result = await connection.execute(self._claim, {"n": batch, "t": uuid.uuid4()})
             return [(row[0], row[1], json.loads(row[2]), json.loads(row[3])) for row in result]
 
-    async def settle_one(self, row: Any) -> None:
+    async def settle_one(self, row: Any, effect: bool) -> None:
         async with self.engine.begin() as connection:
+            if effect:
+                await connection.execute(_effect)
             result = await connection.execute(self._delete, {"id": row[0], "t": row[1]})
             assert result.rowcount == 1
 
@@ -154,8 +169,10 @@ class BarePostgreSQL:
         )
         return [(row[0], row[1], json.loads(row[2]), json.loads(row[3])) for row in rows]
 
-    async def settle_one(self, row: Any) -> None:
+    async def settle_one(self, row: Any, effect: bool) -> None:
         async with self.connection.transaction():
+            if effect:
+                await self.connection.execute(EFFECT)
             await self.connection.execute(
                 "DELETE FROM ecotone_message WHERE id = $1 AND lease_token = $2", row[0], row[1]
             )
@@ -215,8 +232,10 @@ class CoreSQLite:
             result = await connection.execute(self._claim, {"n": batch, "t": uuid.uuid4().bytes})
             return [(row[0], row[1], json.loads(row[2]), json.loads(row[3])) for row in result]
 
-    async def settle_one(self, row: Any) -> None:
+    async def settle_one(self, row: Any, effect: bool) -> None:
         async with self.engine.begin() as connection:
+            if effect:
+                await connection.execute(_effect)
             await connection.execute(self._delete, {"id": row[0], "t": row[1]})
 
     async def settle_all(self, rows: Sequence[Any]) -> None:
@@ -251,8 +270,10 @@ class BareSQLite:
         rows = self.connection.execute(_SQLITE_CLAIM, {"n": batch, "t": uuid.uuid4().bytes}).fetchall()
         return [(row[0], row[1], json.loads(row[2]), json.loads(row[3])) for row in rows]
 
-    async def settle_one(self, row: Any) -> None:
+    async def settle_one(self, row: Any, effect: bool) -> None:
         async with self._transaction():
+            if effect:
+                self.connection.execute(EFFECT)
             self.connection.execute(_SQLITE_DELETE, {"id": row[0], "t": row[1]})
 
     async def settle_all(self, rows: Sequence[Any]) -> None:
@@ -263,7 +284,7 @@ class BareSQLite:
 async def handler(payload: object) -> None: ...
 
 
-def one_by_one(limit: Limit, batch: int) -> Callable[[int], Awaitable[None]]:
+def one_by_one(limit: Limit, batch: int, *, effect: bool = False) -> Callable[[int], Awaitable[None]]:
     """Claim a batch, handle and settle each message in a transaction of its own."""
 
     async def run(times: int) -> None:
@@ -271,7 +292,7 @@ def one_by_one(limit: Limit, batch: int) -> Callable[[int], Awaitable[None]]:
         while done < times:
             for row in await limit.claim(min(batch, times - done)):
                 await handler(row[3])
-                await limit.settle_one(row)
+                await limit.settle_one(row, effect)
                 done += 1
 
     return run
@@ -308,7 +329,7 @@ class Ours:
         self.channel = self.database.channel("work")
         settings = ConsumerSettings(batch=batch)
         self.ecotone = Ecotone(
-            [Transacted, Untransacted],
+            [Transacted, Untransacted, Writing],
             channels=[self.channel],
             plugins=[self.database, AsynchronousHandlers(consumers={"work": settings})],
         )
@@ -332,6 +353,8 @@ async def compare(console: Console, database: str, url: str, core: Limit, bare: 
     for batch in BATCHES:
         ours = Ours(url, batch)
         async with ours.ecotone.running(consumers=False):
+            async with ours.database.engine.begin() as connection:
+                await connection.execute(text("CREATE TABLE IF NOT EXISTS bench_effect (number INTEGER)"))
             limits = {"core": core, "bare": bare}
             took = await take_turns(
                 {"ours": ours.enqueue, **{name: inserting(one, batch) for name, one in limits.items()}},
@@ -341,12 +364,13 @@ async def compare(console: Console, database: str, url: str, core: Limit, bare: 
             rows += _rows(f"enqueue, batch {batch}", took)
             for way, endpoint, loop in (
                 ("a transaction per message", "transacted", one_by_one),
+                ("a transaction per message with a row written", "writing", partial(one_by_one, effect=True)),
                 ("acks in batches", "untransacted", together),
             ):
                 rows += _rows(
                     f"claim, handle, ack, batch {batch}, {way}",
                     await _consuming(ours, endpoint, {name: loop(one, batch) for name, one in limits.items()}),
-                    ratio=0.7 if way.startswith("a") and endpoint == "transacted" else None,
+                    ratio=None if endpoint == "untransacted" else 0.7,
                     rate=5_000 if (database, batch, endpoint) == ("PostgreSQL", 100, "untransacted") else None,
                 )
     reached &= show(console, f"SQL queue on {database}", rows)

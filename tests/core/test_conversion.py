@@ -2,16 +2,37 @@ import csv
 import enum
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from math import inf, isnan, nan
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainSerializer,
+    PrivateAttr,
+    RootModel,
+    Secret,
+    SecretBytes,
+    SecretStr,
+    computed_field,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic import dataclasses as pydantic_dataclasses
 from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
@@ -182,6 +203,91 @@ def test_money_and_text_lose_nothing(sku: str, price: Decimal) -> None:
     assert conversion.decode(data, Item, content_type) == Item(sku, price)
 
 
+class Reading(BaseModel):
+    value: float
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    values: list[float]
+    best: Any
+    reading: Reading | None = None
+
+
+class Untyped(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    values: dict[str, list]  # type: ignore[type-arg]  # one that says nothing of its elements
+    pair: tuple[Any, ...] = ()
+
+
+class Readings(TypedDict):
+    values: list[float]
+
+
+@pytest.mark.parametrize(
+    ("value", "type_"),
+    [
+        (nan, float),
+        (Reading(value=nan), Reading),
+        (Reading(value=-inf, note="null"), Reading),
+        (Series([1.5, inf, -inf, nan], nan, Reading(value=inf)), Series),
+        (Readings(values=[nan, inf]), Readings),
+        (Untyped(values={"a": [nan, None, [1, inf]]}, pair=(1, nan), more={"b": nan}), Untyped),  # type: ignore[call-arg]
+        ({"reading": nan, "nothing": None}, Any),
+        ([Reading(value=nan), Reading(value=1, note="finite")], list[Reading]),
+        ([Series([inf], nan)], list[Series]),
+    ],
+)
+def test_a_number_that_is_not_finite_is_written_and_read_again(value: Any, type_: Any) -> None:
+    conversion = Conversion()
+
+    data, content_type = conversion.encode(value)
+
+    assert repr(conversion.decode(data, type_, content_type)) == repr(value)  # NaN is not equal to itself
+
+
+@given(value=st.floats(), note=st.none() | st.text())
+def test_every_float_comes_back(value: float, note: str | None) -> None:
+    data, content_type = Conversion().encode(Reading(value=value, note=note))
+
+    found = Conversion().decode(data, Reading, content_type)
+    assert found.note == note
+    assert isnan(found.value) if isnan(value) else found.value == value
+
+
+def test_a_number_that_its_type_does_not_allow_fails_at_the_sender() -> None:
+    @dataclass
+    class Exact:
+        value: FiniteFloat
+
+    with pytest.raises(ConversionError, match=r"Exact: value: Input should be a finite number"):
+        Conversion().encode(Exact(nan))
+
+
+def test_null_that_a_serializer_of_the_user_writes_stays_null() -> None:
+    class Cautious(BaseModel):
+        value: float | None
+
+        @field_serializer("value")
+        def write(self, _: float | None) -> float | None:
+            return None
+
+    conversion = Conversion()
+
+    assert [conversion.encode(Cautious(value=one))[0] for one in (nan, None)] == [b'{"value":null}'] * 2
+
+
+def test_a_list_of_models_is_written_like_the_models() -> None:
+    conversion = Conversion()
+
+    data, _ = conversion.encode([Strict(order_id=1)])
+
+    assert data == b'[{"orderId":1}]'
+    assert conversion.decode(data, list[Strict], JSON) == [Strict(order_id=1)]
+
+
 def test_fields_are_written_by_their_aliases_and_what_is_computed_is_not_written() -> None:
     assert Conversion().encode(Camel(order_id=1))[0] == b'{"orderId":1}'
     assert Conversion().encode([Camel(order_id=1)])[0].startswith(b'[{"orderId":1')
@@ -317,7 +423,7 @@ class Csv:
         return type_(sku, Decimal(price))
 
 
-class Secret:
+class Refusing:
     """Writes one class of the user as reversed text, and refuses everything on its own account."""
 
     content_type = JSON
@@ -364,7 +470,7 @@ def test_a_value_error_of_a_converter_is_a_conversion_error() -> None:
 
 
 def test_an_error_of_ours_that_a_converter_raises_is_left_as_it_is() -> None:
-    conversion = Conversion([Secret()])
+    conversion = Conversion([Refusing()])
 
     with pytest.raises(ConversionError, match=r"^a secret is not told$"):
         conversion.encode(Plain())
@@ -377,7 +483,7 @@ def test_an_error_of_ours_that_a_converter_raises_is_left_as_it_is() -> None:
 
 def test_a_type_that_no_converter_knows_is_told_before_a_message_is_sent() -> None:
     Conversion().check(Order)
-    Conversion([Secret()]).check(Plain)
+    Conversion([Refusing()]).check(Plain)
 
     with pytest.raises(ConfigurationError, match=f"pydantic has no schema for {__name__}.Plain") as raised:
         Conversion().check(Plain)
@@ -410,6 +516,341 @@ def test_an_annotation_that_cannot_be_hashed_is_converted_all_the_same() -> None
 
     assert Conversion().decode(b"1", annotation, JSON) == 1
     assert Conversion().convert("1", annotation) == 1
+
+
+# ------------------------------------------------------------------------------------ what does not survive a channel
+
+
+class Login(BaseModel):
+    user: str
+    password: SecretStr
+
+
+@dataclass(frozen=True)
+class Pin:
+    digits: SecretBytes
+
+
+class Birthday(BaseModel):
+    day: Secret[date]
+
+
+class LoginDict(TypedDict):
+    password: SecretStr
+
+
+class LoginTuple(NamedTuple):
+    password: SecretStr
+
+
+class Nested(BaseModel):
+    logins: list[Login | None] = []
+
+
+class Tree(BaseModel):
+    login: Login | None = None
+    pins: dict[str, Pin] | None = None
+    children: "list[Tree]" = []
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    chip: SecretStr
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+
+
+class Pets(BaseModel):
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+
+
+class Secrets(RootModel[list[SecretStr]]): ...
+
+
+class LeftOut(BaseModel):
+    needed: int = Field(exclude=True)
+    lost: str = Field(default="default", exclude=True)
+
+
+@dataclass
+class LeftOutOfDataclass:
+    lost: Annotated[str, Field(exclude=True)] = "default"
+
+
+class Renamed(BaseModel):
+    needed: int = Field(serialization_alias="written")
+    lost: int = Field(default=1, serialization_alias="other")
+
+
+class Moved(BaseModel):
+    first: int = Field(validation_alias=AliasPath("numbers", 0))
+
+
+class ByAliasOnly(BaseModel):
+    field: int = Field(alias="read", serialization_alias="field")
+
+
+@dataclass
+class Seeded:
+    number: int
+    seed: InitVar[int]
+
+
+class RenamedDict(TypedDict):
+    count: Annotated[int, Field(alias="number")]
+
+
+MASKED = "a secret is written as asterisks, and the receiver gets these"
+REFUSED = "the receiver refuses the message without it"
+LOST = "the receiver gets its default"
+
+
+@pytest.mark.parametrize(
+    ("type_", "losses"),
+    [
+        (SecretStr, {"pydantic.types.SecretStr": MASKED}),
+        (Login, {"Login.password": MASKED}),
+        (Pin, {"Pin.digits": MASKED}),
+        (Birthday, {"Birthday.day": MASKED}),
+        (LoginDict, {"LoginDict.password": MASKED}),
+        (Secrets, {"Secrets": MASKED}),
+        (Nested, {"Login.password": MASKED}),
+        (Tree, {"Login.password": MASKED, "Pin.digits": MASKED}),
+        (Pets, {"Cat.chip": MASKED}),
+        (Login | Pin | None, {"Login.password": MASKED, "Pin.digits": MASKED}),
+        (Annotated[Cat | Dog, Field(discriminator="kind")], {"Cat.chip": MASKED}),
+        (list[Login], {"Login.password": MASKED}),
+        (tuple[int, dict[str, Pin]], {"Pin.digits": MASKED}),
+        (Box[Login], {"Login.password": MASKED}),
+        (GenericBox[SecretStr], {"GenericBox[SecretStr].content": MASKED}),
+        (
+            LeftOut,
+            {
+                "LeftOut.needed": f"it is not written (exclude=True), and {REFUSED}",
+                "LeftOut.lost": f"it is not written (exclude=True), and {LOST}",
+            },
+        ),
+        (LeftOutOfDataclass, {"LeftOutOfDataclass.lost": f"it is not written (exclude=True), and {LOST}"}),
+        (
+            Renamed,
+            {
+                "Renamed.needed": f"it is written as 'written' and read as 'needed'; {REFUSED}",
+                "Renamed.lost": f"it is written as 'other' and read as 'lost'; {LOST}",
+            },
+        ),
+        (Moved, {"Moved.first": f"it is written as 'first' and read as parts of others only; {REFUSED}"}),
+        (ByAliasOnly, {"ByAliasOnly.field": f"it is written as 'field' and read as 'read'; {REFUSED}"}),
+        (Seeded, {"Seeded.seed": f"an InitVar is not written, and {REFUSED}"}),
+        # The sender holds a dict, whose keys are the names.
+        (RenamedDict, {"RenamedDict.count": f"it is written as 'count' and read as 'number'; {REFUSED}"}),
+    ],
+)
+def test_what_a_type_loses_on_a_channel_is_told_field_by_field(type_: Any, losses: dict[str, str]) -> None:
+    found = Conversion().problems_of_round_trip(type_)
+
+    assert {loss.where.removeprefix(f"{__name__}."): loss.what for loss in found} == losses
+    assert all(loss.remedy for loss in found)
+
+
+def test_what_a_named_tuple_loses_is_told_as_far_as_this_version_of_pydantic_knows_its_fields() -> None:
+    [loss] = Conversion().problems_of_round_trip(LoginTuple)
+
+    assert loss.where.rpartition(".")[0].endswith("LoginTuple") or loss.where.endswith(".LoginTuple")
+    assert loss.what == MASKED
+
+
+class Revealed(BaseModel):
+    secrets: list[SecretStr]
+    annotated: Annotated[SecretStr, PlainSerializer(lambda secret: secret.get_secret_value())]
+
+    @field_serializer("secrets", when_used="json")
+    def reveal(self, secrets: list[SecretStr]) -> Any:
+        return [secret.get_secret_value() for secret in secrets]
+
+
+class RevealedAsAWhole(BaseModel):
+    secret: SecretStr
+
+    @model_serializer
+    def reveal(self) -> Any:
+        return {"secret": self.secret.get_secret_value()}
+
+
+class ManyNames(BaseModel):
+    count: int = Field(serialization_alias="number", validation_alias=AliasChoices("n", AliasPath("x", 0), "number"))
+
+
+class ByName(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    count: int = Field(validation_alias="number")
+
+
+class OneValue(BaseModel):
+    kind: Literal["one"] = Field(default="one", exclude=True)
+
+
+class KeptForItself(BaseModel):
+    number: int
+    _cache: dict[str, int] = PrivateAttr(default_factory=dict)
+
+
+class Rekeyed(BaseModel):
+    count: int = Field(serialization_alias="number")
+    double: int = Field(exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def read(cls, data: Any) -> Any:
+        return {"count": data["number"], "double": 2 * data["number"]} if "number" in data else data
+
+
+class Refilled(BaseModel):
+    count: int
+    double: int = Field(default=0, exclude=True)
+
+    @model_validator(mode="after")
+    def fill(self) -> "Refilled":
+        self.double = 2 * self.count
+        return self
+
+
+class Derived(BaseModel):
+    count: int
+    double: int = Field(default=0, exclude=True, validate_default=True)
+
+    @field_validator("double")
+    @classmethod
+    def fill(cls, _: int, info: Any) -> int:
+        return 2 * int(info.data["count"])
+
+
+class OwnInit(BaseModel):
+    count: int = Field(serialization_alias="number")
+
+    def __init__(self, number: int = 0, **data: Any) -> None:
+        super().__init__(**{"count": number, **data})
+
+
+@dataclass
+class Computing:
+    count: int
+    double: int = field(init=False, default=0)
+    triple: Annotated[int, Field(exclude=True)] = 0
+    seed: InitVar[int] = 0
+
+    def __post_init__(self, seed: int) -> None:
+        self.double, self.triple = 2 * self.count, 3 * self.count
+
+
+@pydantic_dataclasses.dataclass
+class Aliased:
+    count: int = Field(alias="number")
+
+
+@dataclass
+class AliasedByAnnotation:
+    count: Annotated[int, Field(alias="number")]
+
+
+REVEALED = Revealed(secrets=[SecretStr("a")], annotated=SecretStr("b"))
+
+
+@pytest.mark.parametrize(
+    ("value", "type_"),
+    [
+        (REVEALED, Revealed),
+        ([REVEALED], list[Revealed]),
+        (RevealedAsAWhole(secret=SecretStr("a")), RevealedAsAWhole),
+        (Camel(order_id=1), Camel),
+        (Strict(order_id=1), Strict),
+        (ManyNames.model_validate({"number": 1}), ManyNames),
+        (ByName(count=1), ByName),
+        (OneValue(), OneValue),
+        (KeptForItself(number=1), KeptForItself),
+        (Rekeyed(count=1, double=2), Rekeyed),
+        (Refilled(count=1), Refilled),
+        (Derived(count=1), Derived),
+        (OwnInit(number=1), OwnInit),
+        (Computing(1), Computing),
+        (Aliased(number=1), Aliased),
+        ([Aliased(number=1)], list[Aliased]),
+        (AliasedByAnnotation(1), AliasedByAnnotation),
+        (ORDER, Order),
+        (Payment(way=Card(number="1")), Payment),
+        ({"a": [1, None]}, dict[str, Any]),
+    ],
+)
+def test_what_comes_back_as_it_was_is_no_false_alarm(value: Any, type_: Any) -> None:
+    conversion = Conversion()
+
+    conversion.check(type_)
+
+    assert conversion.decode(conversion.encode(value)[0], type_, JSON) == value
+
+
+def test_a_dataclass_in_a_plain_list_is_written_by_the_names_of_its_fields() -> None:
+    data, _ = Conversion().encode([AliasedByAnnotation(1)])
+
+    assert data == b'[{"count":1}]'
+    [loss] = Conversion().problems_of_round_trip(list[AliasedByAnnotation])
+    assert loss.what == f"it is written as 'count' and read as 'number'; {REFUSED}"
+
+
+def test_a_validator_around_a_field_reads_what_it_likes_but_reveals_no_secret() -> None:
+    def rekey(value: Any) -> Any:
+        return {"count": value["number"]} if "number" in value else value
+
+    class Outer(BaseModel):
+        entry: Annotated[AliasedByAnnotation, BeforeValidator(rekey)]
+        login: Annotated[Login, BeforeValidator(lambda value: value)]
+
+    assert [loss.where for loss in Conversion().problems_of_round_trip(Outer)] == ["Login.password"]
+
+
+def test_a_type_that_loses_something_is_told_at_start_with_all_its_fields_and_what_to_do() -> None:
+    class Payload(BaseModel):
+        login: Login
+        left_out: LeftOut
+
+    with pytest.raises(ConfigurationError) as raised:
+        Conversion().check(Payload)
+
+    assert "Payload does not come back from a channel as it was sent: Login.password: a secret" in raised.value.what
+    assert "LeftOut.needed: " in raised.value.what
+    assert "LeftOut.lost: " in raised.value.what
+    assert raised.value.hint == (
+        "let a @field_serializer reveal the secret, or send what the receiver can find it by; "
+        "take exclude=True away; "
+        "take exclude=True away, or make it a PrivateAttr if the receiver does not need it; "
+        "or give Ecotone(converters=[...]) a converter"
+    )
+
+
+def test_what_a_converter_of_the_user_is_responsible_for_loses_nothing() -> None:
+    class Vault(Refusing):
+        def handles(self, type_: Any) -> bool:
+            return type_ is Login
+
+    conversion = Conversion([Vault()])
+
+    conversion.check(Login)
+    conversion.check(Annotated[Login | Order, "either"])
+    assert [loss.where for loss in conversion.problems_of_round_trip(Login | Pin | None)] == ["Pin.digits"]
+
+
+def test_what_pydantic_has_no_schema_for_loses_nothing() -> None:
+    assert Conversion().problems_of_round_trip(Plain) == ()
+
+
+def test_a_type_is_looked_through_once() -> None:
+    conversion = Conversion()
+    unhashable = Annotated[Login, ["unhashable"]]
+
+    assert conversion.problems_of_round_trip(Login) is conversion.problems_of_round_trip(Login)
+    assert conversion.problems_of_round_trip(unhashable) == conversion.problems_of_round_trip(unhashable)
 
 
 # -------------------------------------------------------------------------------------------------------------- headers

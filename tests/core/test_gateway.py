@@ -1,4 +1,5 @@
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
@@ -7,7 +8,7 @@ from uuid import UUID
 import anyio
 import pytest
 import typing_extensions
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, computed_field
 
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.core.bus import CommandBus, EventBus, QueryBus
@@ -442,6 +443,14 @@ class Answer(BaseModel):
     order_id: UUID
 
 
+class Basket(BaseModel):
+    prices: list[float]
+
+    @computed_field
+    def total(self) -> float:
+        return sum(self.prices)
+
+
 class Answers:
     @query_handler("order")
     async def order(self) -> dict[str, str]:
@@ -468,6 +477,28 @@ async def test_an_answer_is_converted_when_the_caller_wants_it_so() -> None:
         assert await ask(to="none", returns=bytes) == b"null"
         with pytest.raises(ConversionError):
             await ask(to="order", returns=int)
+
+
+async def test_an_answer_in_bytes_has_what_is_computed_because_nobody_reads_it_back() -> None:
+    @query_handler("basket")
+    async def basket(many: bool) -> Basket | list[Basket]:
+        one = Basket(prices=[1.5, 2.5])
+        return [one] if many else one
+
+    @query_handler("raw")
+    async def raw() -> bytearray:
+        return bytearray(b"raw")
+
+    @query_handler("lock")
+    async def lock() -> object:
+        return threading.Lock()
+
+    async with flow_test([basket, raw, lock]) as flow:
+        assert await flow.ask(False, to="basket", returns=bytes) == b'{"prices":[1.5,2.5],"total":4.0}'
+        assert await flow.ask(True, to="basket", returns=bytes) == b'[{"prices":[1.5,2.5],"total":4.0}]'
+        assert await flow.ask(to="raw", returns=bytes) == b"raw"
+        with pytest.raises(ConversionError, match="cannot be written as JSON"):
+            await flow.ask(to="lock", returns=bytes)
 
 
 async def test_a_handler_may_answer_with_a_message() -> None:

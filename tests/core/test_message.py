@@ -1,8 +1,10 @@
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -167,27 +169,42 @@ def test_what_belongs_to_one_way_through_a_channel_is_forgotten(name: str) -> No
 # -------------------------------------------------------------------------------------------------------- fresh headers
 
 
-def test_fresh_headers_are_written_once_when_somebody_looks() -> None:
-    written: list[dict[str, str]] = []
-
-    def write() -> dict[str, str]:
-        written.append({"id": new_id()})
-        return written[-1]
-
-    headers: Mapping[str, str] = FreshHeaders(write)
-
-    assert written == []
-    assert headers["id"] == headers["id"]
-    assert (list(headers), len(headers), "tenant" in headers) == (["id"], 1, False)
-    assert repr(headers) == repr(written[0])
-    assert len(written) == 1
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def test_fresh_headers_may_be_made_of_those_of_their_cause() -> None:
-    cause = Message("cause", FreshHeaders(lambda: {"id": "1", "correlation_id": "1"}))
-    effect = Message("effect", FreshHeaders(lambda: dict(cause.caused("effect").headers)))
+def test_fresh_headers_are_written_once_when_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    monkeypatch.setattr("ecotone_fastapi.core.message.new_id", lambda: made.append("1") or "1")
 
+    headers: Mapping[str, str] = FreshHeaders(None, {"tenant": "acme"}, NOON)
+
+    assert made == []
+    assert headers["id"] == headers["correlation_id"] == "1"
+    assert (sorted(headers), len(headers)) == (["correlation_id", "id", "tenant", "timestamp"], 4)
+    assert ("tenant" in headers, "user" in headers) == (True, False)
+    assert repr(headers) == repr(dict(headers))
+    assert headers["timestamp"] == "2026-01-01T12:00:00+00:00"
+    assert made == ["1"]
+
+
+def test_fresh_headers_are_made_of_those_of_their_cause() -> None:
+    cause = Message("cause", FreshHeaders(None, {"id": "1", "tenant": "acme"}, NOON))
+    effect = Message("effect", FreshHeaders(cause, None, NOON))
+
+    assert effect.headers["causation_id"] == effect.headers["correlation_id"] == "1"
+    assert effect.headers["tenant"] == "acme"
+    assert effect.id != "1"
+
+
+def test_a_conversation_is_not_kept_in_memory_by_its_last_message() -> None:
+    cause = Message("cause", FreshHeaders(None, {"id": "1"}, NOON))
+    effect = Message("effect", FreshHeaders(cause, None, NOON))
+    gone = weakref.ref(cause.headers)
     assert effect.headers["causation_id"] == "1"
+
+    del cause
+
+    assert gone() is None
 
 
 def test_two_threads_see_the_same_fresh_headers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +222,7 @@ def test_two_threads_see_the_same_fresh_headers(monkeypatch: pytest.MonkeyPatch)
             lock.release()
 
     monkeypatch.setattr("ecotone_fastapi.core.message._writing", Meeting())
-    headers = FreshHeaders(lambda: {"id": new_id()})
+    headers = FreshHeaders(None, None, NOON)
     seen: list[str] = []
     threads = [threading.Thread(target=lambda: seen.append(headers["id"])) for _ in range(2)]
 

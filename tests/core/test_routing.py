@@ -9,6 +9,7 @@ import pytest
 import typing_extensions
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import ConfigurationError, DuplicateHandlerError, HandlerNotFoundError
@@ -36,6 +37,13 @@ class OrderWasShipped(Happened): ...
 
 @dataclass
 class Box(Generic[T]):
+    content: T
+
+
+class IntBox(Box[int]): ...
+
+
+class Envelope(BaseModel, Generic[T]):
     content: T
 
 
@@ -315,6 +323,66 @@ def test_a_command_or_query_has_one_handler(
 ) -> None:
     with pytest.raises(DuplicateHandlerError, match=f"one and other both handle the {kind} {what}"):
         Routing([handler("one", *one, kind=kind), handler("other", *other, kind=kind)])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (Box[int], Box[str], r"one \(.*Box\[int\]\) and other \(.*Box\[str\]\) would each be called for every Box: "),
+        (list[int], list[str], r"one \(list\[int\]\) and other \(list\[str\]\) would each be called for every list: "),
+        (Box[int] | OrderWasPlaced, Annotated[Box[str] | None, "maybe"], "would each be called for every Box: "),
+        (Box[int] | Box[str], Box[int], r"one \(.*Box\[int\] \| .*Box\[str\]\) and other \(.*Box\[int\]\)"),
+    ],
+)
+def test_handlers_of_events_that_differ_in_type_parameters_alone_are_told_at_start(
+    one: Any, other: Any, told: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=told) as raised:
+        Routing([handler("one", one), handler("other", other)])
+
+    assert "make it a pydantic.BaseModel" in raised.value.hint
+
+
+@pytest.mark.parametrize("kind", [Kind.COMMAND, Kind.QUERY, Kind.INTERNAL])
+def test_a_command_or_query_of_a_generic_class_says_why_its_parameters_do_not_count(kind: Kind) -> None:
+    with pytest.raises(DuplicateHandlerError, match="an object does not know its type parameters: make it a pydantic"):
+        Routing([handler("one", Box[int], kind=kind), handler("other", Box[str], kind=kind)])
+
+
+@pytest.mark.parametrize("other", [Box[int], Box, Box[Any], Box[T], object, IntBox, list[str]])  # type: ignore[valid-type]
+def test_handlers_whose_generic_events_need_not_be_told_apart_live_together(other: Any) -> None:
+    routing = Routing([handler("one", Box[int]), handler("other", other)])
+
+    assert "one" in reached(routing, Box(1))
+    assert "one" in reached(routing, IntBox(1))
+
+
+def test_type_parameters_do_not_matter_where_a_key_decides_or_the_kinds_differ() -> None:
+    routing = Routing(
+        [
+            handler("int", Box[int], "box.int"),
+            handler("str", Box[str], "box.str"),
+            handler("float", Box[float]),
+            handler("command", Box[bytes], kind=Kind.COMMAND),
+        ]
+    )
+
+    assert reached(routing, Box(1), "box.int") == ["int"]
+    assert reached(routing, Box(1.5)) == ["float"]
+
+
+def test_the_forms_of_a_generic_pydantic_model_are_told_apart() -> None:
+    routing = Routing(
+        [
+            handler("int", Envelope[int]),
+            handler("str", Envelope[str]),
+            handler("any", Envelope),
+            handler("all", BaseModel),
+        ]
+    )
+
+    assert reached(routing, Envelope[int](content=1)) == ["int", "any", "all"]
+    assert reached(routing, Envelope[str](content="a")) == ["str", "any", "all"]
 
 
 def test_an_id_belongs_to_one_handler() -> None:

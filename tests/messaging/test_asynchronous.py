@@ -1,10 +1,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from typing import Any
 
 import anyio
 import pytest
+from pydantic import BaseModel, Field, SecretStr
 
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.core.bus import EventBus
@@ -439,6 +441,77 @@ async def test_a_payload_that_cannot_cross_a_channel_is_told_at_start() -> None:
     with pytest.raises(ConfigurationError, match="place is asynchronous: pydantic has no schema"):
         async with flow_test([place], channels=[MemoryChannel("orders")]):
             pass
+
+
+class Login(BaseModel):
+    user: str
+    password: SecretStr
+    captcha: str = Field(default="", exclude=True)
+
+
+@dataclass(frozen=True)
+class Measured:
+    value: float
+    average: float | None = None
+
+
+async def test_a_payload_that_would_not_come_back_from_its_channel_is_told_at_start() -> None:
+    @asynchronous("orders")
+    @command_handler
+    async def log_in(command: Login) -> None: ...
+
+    @asynchronous("orders")
+    @event_handler(id="note")
+    async def note(event: list[Login | None]) -> None: ...
+
+    with pytest.raises(ConfigurationError) as raised:
+        async with flow_test([log_in, note], channels=[MemoryChannel("orders")]):
+            pass
+
+    of_command, of_event = raised.value.problems
+    assert str(of_command).splitlines() == [
+        (
+            f"log_in is asynchronous: {__name__}.Login does not come back from a channel as it was sent: "
+            "Login.password: a secret is written as asterisks, and the receiver gets these; "
+            "Login.captcha: it is not written (exclude=True), and the receiver gets its default"
+        ),
+        (
+            "Hint: let a @field_serializer reveal the secret, or send what the receiver can find it by; "
+            "take exclude=True away, or make it a PrivateAttr if the receiver does not need it; "
+            "or give Ecotone(converters=[...]) a converter"
+        ),
+    ]
+    assert str(of_event).startswith("note is asynchronous: list[")
+    assert "Login.password" in str(of_event)
+
+
+async def test_a_synchronous_handler_takes_payloads_that_could_cross_no_channel() -> None:
+    seen: list[str] = []
+
+    @command_handler
+    async def log_in(command: Login) -> None:
+        seen.append(command.password.get_secret_value() + command.captcha)
+
+    async with flow_test([log_in]) as flow:
+        await flow.send(Login(user="ada", password=SecretStr("1234"), captcha="x"))
+
+    assert seen == ["1234x"]
+
+
+async def test_a_number_that_is_not_finite_crosses_a_channel() -> None:
+    seen: list[float | None] = []
+
+    @asynchronous("orders")
+    @event_handler(id="note")
+    async def note(event: Measured) -> None:
+        seen.extend([event.value, event.average])
+
+    async with flow_test([note], channels=[MemoryChannel("orders")]) as flow:
+        await flow.publish(Measured(inf))
+        await flow.publish(Measured(1.5, -inf))
+        await flow.run("orders")
+
+    assert seen == [inf, None, 1.5, -inf]
 
 
 async def test_a_consumer_works_as_it_was_set_up() -> None:

@@ -228,16 +228,21 @@ class SqlChannel:
     # ---------------------------------------------------------------------------------------------- for deliveries
 
     async def remove(self, delivery: "SqlDelivery") -> None:
-        """Ack one delivery, in the unit of work that is open in the calling task's scope, if any."""
+        """Ack one delivery; with the commit of the unit of work that is open in the calling task's scope, if any."""
         if not self._has_lent(delivery):
             raise self._lease_lost([delivery])
-        unit = self._transactions.unit()
-        removed = await self._transactions.join(
-            lambda connection: self._queue.delete_one(connection, delivery.lease), f"acking on channel {self.name!r}"
-        )
-        if not removed:
-            self.forget(delivery.lease)
-            raise self._lease_lost([delivery])
+
+        def check(removed: bool) -> None:
+            if not removed:
+                self.forget(delivery.lease)
+                raise self._lease_lost([delivery])
+
+        delete = partial(self._queue.delete_one, lease=delivery.lease)
+        unit, doing = self._transactions.unit(), f"acking on channel {self.name!r}"
+        if unit is None:
+            check(await self._transactions.run(delete, doing))
+        else:
+            unit.before_commit(delete, doing, check)
         self._settle(delivery, unit)
 
     async def give_back(self, delivery: "SqlDelivery", delay: float, *, attempted: bool) -> None:
@@ -382,7 +387,7 @@ class SqlChannel:
                 if delivery is None:  # nobody can settle it any more
                     dropped.append(lease)
                     self.forget(lease)
-                elif not delivery.is_settling:
+                else:
                     held.append(lease)
             try:
                 if held and self._renew:
@@ -443,7 +448,10 @@ class SqlDelivery:
         return self.unit is not None and self.unit.open
 
     async def ack(self) -> None:
-        """Remove the message from the channel, with the unit of work that is open in the calling task's scope, if any.
+        """Remove the message from the channel.
+
+        In a unit of work that is open in the calling task's scope this is done just before the commit, which then
+        raises what is told here.
 
         Raises:
             LeaseLostError: The lease has ended and the message is no longer this consumer's to remove.

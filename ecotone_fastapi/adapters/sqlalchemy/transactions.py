@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -38,21 +38,38 @@ _SCOPED = "ecotone_scoped"
 _WRITER = "BEGIN IMMEDIATE"
 
 
+class _Last(NamedTuple):
+    statements: Statements[bool]
+    doing: str
+    check: Callable[[bool], None]
+
+
 class Unit:
-    """A transaction that everything in one scope shares.
+    """A transaction that everything in one scope shares. It begins with the first statement.
 
     Attributes:
         open: Whether it can still be joined.
         committed: Whether it has come to a good end.
         broken: Why it cannot be committed any more.
+        last: What is still to be done just before the commit, and what errors call it.
     """
 
-    def __init__(self, session: AsyncSession) -> None:
-        self.session = session
+    def __init__(self) -> None:
         self.open = True
         self.committed: bool = False
         self.broken: str | None = None
+        self.last: list[_Last] = []
         self._consequences: list[Callable[[], None]] = []
+
+    def before_commit(self, statements: Statements[bool], doing: str, check: Callable[[bool], None]) -> None:
+        """Run a statement last; alone, when it turns out that there are no others.
+
+        Args:
+            statements: What to run.
+            doing: What it is for, as errors tell it.
+            check: Looks at its result; what it raises fails the unit.
+        """
+        self.last.append(_Last(statements, doing, check))
 
     def after_commit(self, act: Callable[[], None]) -> None:
         """Do this once the transaction has committed, and never if it does not."""
@@ -123,21 +140,36 @@ class Transactions:
     async def begin(self, scope: Scope) -> AsyncIterator[None]:
         """Open a unit of work on the session of a scope; commit it when left well, else roll it back."""
         scoped = await self._scoped(scope)
-        unit = scoped.unit = Unit(scoped.session)
+        unit = scoped.unit = Unit()
         try:
             await scoped.adopt()
             yield
-            await self._make_sure(unit)
-            await unit.session.commit()
+            await (self._commit(unit, scoped) if scoped.made else self._act(unit, scoped))
         except BaseException:
             unit.open = False
-            await _forget(unit.session, shared=scoped.shared)
+            await scoped.forget()
             raise
         finally:
             unit.open = False
             scoped.unit = None
             scoped.give_up_turn()
         unit.conclude()
+
+    async def _commit(self, unit: Unit, scoped: "_ScopedSession") -> None:
+        for last in unit.last:
+            async with self._answered(last.doing):
+                result = await last.statements(await self._writing(scoped))
+            last.check(result)
+        await self._make_sure(unit, scoped)
+        await scoped.session.commit()
+
+    async def _act(self, unit: Unit, scoped: "_ScopedSession") -> None:
+        """Do what is left to do in a unit that nobody has used: one statement needs no transaction around it."""
+        if len(unit.last) == 1:
+            [(statement, doing, check)] = unit.last
+            check(await self.run(statement, doing))
+        elif unit.last:
+            await self._commit(unit, scoped)
 
     @asynccontextmanager
     async def savepoint(self, scope: Scope) -> AsyncIterator[None]:
@@ -147,7 +179,7 @@ class Transactions:
         if unit is None:
             yield
             return
-        nested = await unit.session.begin_nested()
+        nested = await scoped.session.begin_nested()
         try:
             yield
             await nested.commit()
@@ -198,14 +230,14 @@ class Transactions:
             if isinstance(session, AsyncSession):  # a test may have replaced it
                 scoped = scope.state[self] = self._shared(session)
                 return scoped
-        scoped = scope.state[self] = _ScopedSession(self.sessionmaker(), self.turn, shared=False)
-        await scope.enter(_closing(scoped.session))
+        scoped = scope.state[self] = _ScopedSession(self.sessionmaker, self.turn)
+        await scope.enter(_closing(scoped))
         return scoped
 
     def _shared(self, session: AsyncSession) -> "_ScopedSession":
         known: _ScopedSession | None = session.info.get(_SCOPED)
         if known is None:
-            known = _ScopedSession(session, self.turn, shared=True)
+            known = _ScopedSession(self.sessionmaker, self.turn, shared=session)
         return known
 
     def _note_error(self, context: ExceptionContext) -> None:
@@ -213,11 +245,11 @@ class Transactions:
         if connection is not None and isinstance(error, DBAPIError) and self.dialect.may_abort(error):
             self._errors.setdefault(connection, f"{type(error.orig).__name__}: {error.orig}")
 
-    async def _make_sure(self, unit: Unit) -> None:
+    async def _make_sure(self, unit: Unit, scoped: "_ScopedSession") -> None:
         """Ask before the commit whether there is something to commit; without an error there is."""
         broken = unit.broken
-        if broken is None and self._errors and unit.session.in_transaction():
-            connection = await self._connection(unit.session)
+        if broken is None and self._errors and scoped.session.in_transaction():
+            connection = await self._connection(scoped.session)
             earlier = self._errors.pop(connection.sync_connection, None) if connection.sync_connection else None
             if earlier is not None and await self.dialect.is_aborted(connection):
                 broken = earlier
@@ -266,11 +298,11 @@ class Transactions:
         Raises:
             ChannelError: The database refused or could not be reached.
         """
-        unit = self.unit()
-        if unit is None:
+        scoped = self._present()
+        if scoped is None or scoped.unit is None or not scoped.made:
             return await self.undisturbed(self._read(statements, doing))
         async with self._answered(doing):
-            return await statements(await self._connection(unit.session))
+            return await statements(await self._connection(scoped.session))
 
     def start(self, statements: Statements[T], doing: str, *, several: bool = False) -> asyncio.Task[T]:
         """Begin to `run` statements in a task of their own.
@@ -384,28 +416,61 @@ async def taking(turn: Turn | None) -> AsyncIterator[None]:
 
 
 class _ScopedSession:
-    """The session of a scope, and the unit of work that is open on it.
+    """The session of a scope, made when somebody wants it, and the unit of work that is open on it.
+
+    Args:
+        make: Makes the session.
+        turn: Where writers queue.
+        shared: The session, when somebody else has made it and will close it.
 
     Attributes:
-        session: The session.
-        shared: Whether somebody else made it, and will close it.
         unit: The unit of work.
     """
 
-    def __init__(self, session: AsyncSession, turn: Turn | None, *, shared: bool) -> None:
-        self.session = session
-        self.shared = shared
+    def __init__(
+        self, make: Callable[[], AsyncSession], turn: Turn | None, *, shared: AsyncSession | None = None
+    ) -> None:
         self.unit: Unit | None = None
+        self._make = make
+        self._shared = shared is not None
+        self._session: AsyncSession | None = None
         self._turn = turn
         self._lock: asyncio.Lock | None = None
         self._changes: int | None = None  # of a transaction that was begun by somebody else
+        if shared is not None:
+            self._use(shared)
+
+    @property
+    def made(self) -> bool:
+        """Whether anybody has wanted the session so far."""
+        return self._session is not None
+
+    @property
+    def session(self) -> AsyncSession:
+        """The session."""
+        return self._session or self._use(self._make())
+
+    def _use(self, session: AsyncSession) -> AsyncSession:
+        self._session = session
         session.info[_SCOPED] = self
-        if turn is not None and not isinstance(session.sync_session, HeardSession):
+        if self._turn is not None and not isinstance(session.sync_session, HeardSession):
             event.listen(session.sync_session, "after_begin", _tell_scoped)
+        return session
+
+    async def forget(self) -> None:
+        """Roll back what is open; give the connection back, unless somebody else will."""
+        if self._session is None:
+            return
+        # The failure that led here must not be replaced by that of a lost connection.
+        with anyio.CancelScope(shield=True):
+            try:
+                await (self._session.rollback() if self._shared else self._session.close())
+            except Exception:
+                logger.warning("a session could not be closed; the server rolls its transaction back", exc_info=True)
 
     async def adopt(self) -> None:
         """Make a transaction that the session is in already part of the unit."""
-        if self._turn is not None and self.session.in_transaction():
+        if self._turn is not None and self._session is not None and self._session.in_transaction():
             connection = await self.session.connection()
             await self.take_turn()
             await connection.run_sync(self._begin_immediate)
@@ -457,17 +522,8 @@ event.listen(HeardSession, "after_begin", _tell_scoped)
 
 
 @asynccontextmanager
-async def _closing(session: AsyncSession) -> AsyncIterator[None]:
+async def _closing(scoped: _ScopedSession) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await _forget(session)
-
-
-async def _forget(session: AsyncSession, *, shared: bool = False) -> None:
-    # The failure that led here must not be replaced by that of a lost connection.
-    with anyio.CancelScope(shield=True):
-        try:
-            await (session.rollback() if shared else session.close())
-        except Exception:
-            logger.warning("a session could not be closed; the server rolls its transaction back", exc_info=True)
+        await scoped.forget()
