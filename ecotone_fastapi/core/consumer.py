@@ -45,6 +45,7 @@ class Consumer:
 
     Attributes:
         handled: How many messages it has handled well, in all its runs so far.
+        together: The channel, if it settles several deliveries at once.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Consumer:
         self.concurrency = concurrency
         self.batch: int = max(batch, concurrency)
         self.handled = 0
+        # To ask whether something has the shape of a protocol takes longer than to handle a message.
+        self.together: SettlesTogether | None = channel if isinstance(channel, SettlesTogether) else None
         self._gateway = gateway
         self._target = target
 
@@ -253,7 +256,7 @@ class _Run:
 
     async def _settle(self) -> None:
         """Ack what is done. Who comes while another one is at it leaves it to that one: so acks come in batches."""
-        if self.settling:
+        if self.settling or not self.done:
             return
         self.settling = True
         try:
@@ -266,8 +269,8 @@ class _Run:
 
     async def _ack(self, batch: Sequence[Delivery]) -> None:
         try:
-            if isinstance(self.channel, SettlesTogether):
-                await self.channel.ack_all(batch)
+            if self.consumer.together is not None:
+                await self.consumer.together.ack_all(batch)
             else:
                 for delivery in batch:
                     await delivery.ack()

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -49,6 +49,8 @@ class _Frame:
         self.scope = scope
         self.turn: anyio.Lock | None = None
 
+
+_SUCCEEDED = object()  # under which a unit of work notes that the target of its message was reached and came back
 
 # The only ambient state of the kernel.
 _handled: ContextVar[_Frame | None] = ContextVar("ecotone_handled", default=None)
@@ -121,7 +123,7 @@ class _Handler:
         self.handle_received = compose(outer, self._reading(compose(inner, self._run)))
 
     def _reading(self, proceed: Proceed) -> Proceed:
-        return lambda call: proceed(replace(call, message=self.accept(call.message)))
+        return lambda call: proceed(call.saying(self.accept(call.message)))
 
     def _run(self, call: Call) -> Awaitable[Any]:
         overrides = self._overrides()
@@ -198,7 +200,7 @@ class Gateway:
         self._routing = Routing(())
         self._dispatch: Proceed | None = None
         self._send: Proceed = self._transmit
-        self._interceptors_of_receive: tuple[Interceptor, ...] = ()
+        self._receive: Proceed = self.deliver
 
     def wire(
         self,
@@ -247,7 +249,7 @@ class Gateway:
         self._dispatch = compose(dispatching, self._dispatch_root) if dispatching else None
         self._dispatch_nested = compose(dispatching, self._dispatch_joined) if dispatching else None
         self._send = compose([around.interceptor for around in self.around(Stage.SEND)], self._transmit)
-        self._interceptors_of_receive = tuple(around.interceptor for around in self.around(Stage.RECEIVE))
+        self._receive = self._receiving(self.deliver)
         return problems
 
     def around(self, stage: Stage, endpoint: Endpoint | None = None) -> Sequence[Around]:
@@ -385,7 +387,7 @@ class Gateway:
             )
         handler = self._handler(endpoint_id)
         try:
-            result = await handler.handle_received(replace(call, endpoint=handler.endpoint))
+            result = await handler.handle_received(call.reaching(handler.endpoint))
         except BaseException as error:
             await call.scope.close(error)
             raise
@@ -448,13 +450,29 @@ class Gateway:
         Returns:
             Whether the target succeeded.
         """
-        succeeded = False
-        reach = target or self.deliver
+        message = delivery.message
+        scope = Scope()
+        token = _handled.set(_Frame(self, message, scope))
+        reached = self._receive if target is None else self._receiving(target)
+        try:
+            await reached(Call(message, None, channel, scope, delivery))
+            succeeded = scope.state.get(_SUCCEEDED, False)
+        except BaseException as error:
+            if not delivery.settled:
+                with anyio.CancelScope(shield=True):
+                    await delivery.nack(attempted=isinstance(error, Exception))
+            raise
+        finally:
+            scope.joinable, scope.closed = False, True
+            _handled.reset(token)
+        return bool(succeeded)
+
+    def _receiving(self, target: Proceed) -> Proceed:
+        """Put the RECEIVE interceptors around a target."""
 
         async def watched(call: Call) -> Any:
-            nonlocal succeeded
             try:
-                result = await reach(call)
+                result = await target(call)
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
@@ -465,24 +483,10 @@ class Gateway:
                     f"{call.message.headers.get(HeaderName.endpoint)} awaited something that was cancelled",
                     hint="catch asyncio.CancelledError of what you cancel yourself",
                 ) from error
-            succeeded = True
+            call.scope.state[_SUCCEEDED] = True
             return result
 
-        message = delivery.message
-        scope = Scope()
-        token = _handled.set(_Frame(self, message, scope))
-        try:
-            await compose(self._interceptors_of_receive, watched)(Call(message, None, channel, scope, delivery))
-        except BaseException as error:
-            succeeded = False
-            if not delivery.settled:
-                with anyio.CancelScope(shield=True):
-                    await delivery.nack(attempted=isinstance(error, Exception))
-            raise
-        finally:
-            scope.joinable, scope.closed = False, True
-            _handled.reset(token)
-        return succeeded
+        return compose([around.interceptor for around in self.around(Stage.RECEIVE)], watched)
 
     @asynccontextmanager
     async def unit_of_work(self, message: Message[Any]) -> AsyncIterator[Scope]:

@@ -206,6 +206,14 @@ class Call:
     kind: Kind | None = None
     key: str | None = None
 
+    def saying(self, message: Message[Any]) -> "Call":
+        """Return the same call of another message; quicker than `dataclasses.replace`."""
+        return Call(message, self.endpoint, self.channel, self.scope, self.delivery, self.instance, self.kind, self.key)
+
+    def reaching(self, endpoint: Endpoint) -> "Call":
+        """Return the same call for an endpoint."""
+        return Call(self.message, endpoint, self.channel, self.scope, self.delivery, self.instance, self.kind, self.key)
+
 
 Proceed = Callable[[Call], Awaitable[Any]]
 """The rest of the pipeline."""
