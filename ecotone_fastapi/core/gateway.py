@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -306,7 +306,8 @@ class Gateway:
         if outer is not None and outer.gateway is self and outer.scope.joinable:
             return await self._dispatch_joining(outer, kind, message, to)
         scope = Scope(connection, dict(shared) if shared else None)
-        token = _handled.set(_Frame(self, message, scope))
+        frame = _Frame(self, message, scope)
+        token = _handled.set(frame)
         try:
             if self._dispatch is not None:
                 return await self._dispatch(Call(message, None, None, scope, None, None, kind, to))
@@ -319,8 +320,34 @@ class Gateway:
                 await scope.close()
             return result
         finally:
-            scope.joinable, scope.closed = False, True
+            frame.scope.joinable, frame.scope.closed = False, True
             _handled.reset(token)
+
+    def anew(self, call: Call) -> Call:
+        """Return a call for another attempt at the same root message, in a unit of work of its own.
+
+        For interceptors of the DISPATCH and the RECEIVE stage that run the rest of the pipeline again after a failure:
+        by then the unit of work of the attempt before is over.
+        """
+        frame = _handled.get()
+        assert frame is not None
+        frame.scope.joinable, frame.scope.closed = False, True
+        before = frame.scope
+        frame.scope = Scope(before.connection, {key: before.cache[key] for key in before.shared} or None)
+        return replace(call, scope=frame.scope)
+
+    def endpoints_of(self, kind: Kind, message: Message[Any], to: str | None) -> Sequence[Endpoint]:
+        """Return the handlers that a message would reach.
+
+        Raises:
+            HandlerNotFoundError: Nobody handles this command or query.
+        """
+        return self._routing.find(kind, message.payload, to)
+
+    def endpoint(self, endpoint_id: str) -> Endpoint | None:
+        """Return the handler with this id; `None` when there is none."""
+        handler = self._handlers.get(endpoint_id)
+        return None if handler is None else handler.endpoint
 
     async def _dispatch_joining(self, outer: _Frame, kind: Kind, message: Message[Any], to: str | None) -> Any:
         scope = outer.scope
@@ -452,18 +479,19 @@ class Gateway:
         """
         message = delivery.message
         scope = Scope()
-        token = _handled.set(_Frame(self, message, scope))
+        frame = _Frame(self, message, scope)
+        token = _handled.set(frame)
         reached = self._receive if target is None else self._receiving(target)
         try:
             await reached(Call(message, None, channel, scope, delivery))
-            succeeded = scope.state.get(_SUCCEEDED, False)
+            succeeded = frame.scope.state.get(_SUCCEEDED, False)
         except BaseException as error:
             if not delivery.settled:
                 with anyio.CancelScope(shield=True):
                     await delivery.nack(attempted=isinstance(error, Exception))
             raise
         finally:
-            scope.joinable, scope.closed = False, True
+            frame.scope.joinable, frame.scope.closed = False, True
             _handled.reset(token)
         return bool(succeeded)
 

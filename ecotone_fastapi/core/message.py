@@ -56,9 +56,21 @@ class HeaderName:
     """0 to 9; 9 is delivered first where the channel knows priorities."""
     partition_key = "partition_key"
     """Messages with the same key are handled in order."""
+    first_failed_at = "first_failed_at"
+    """When a run of the handler failed for the first time, ISO 8601 in UTC; absent before that."""
+    schedule_key = "schedule_key"
+    """Under which a message that waits for its time can be found, cancelled and put off."""
+    forward_to = "forward_to"
+    """The channel that a message in the outbox is on its way to."""
 
 
-_WRITTEN_BY_FRAMEWORK = (HeaderName.endpoint, HeaderName.attempt, HeaderName.causation_id)
+_WRITTEN_BY_FRAMEWORK = (
+    HeaderName.endpoint,
+    HeaderName.attempt,
+    HeaderName.causation_id,
+    HeaderName.first_failed_at,
+    HeaderName.forward_to,
+)
 
 FRAMEWORK_HEADERS = frozenset(value for name, value in vars(HeaderName).items() if not name.startswith("_"))
 
@@ -241,7 +253,7 @@ def check_given(headers: Mapping[str, str]) -> None:
             raise HeaderError(
                 f"the header {name!r} is written by the framework",
                 hint="give your own header another name; headers to send are the user's, "
-                "id, correlation_id, content_type, delay, time_to_live, priority and partition_key",
+                "id, correlation_id, content_type, delay, time_to_live, priority, partition_key and schedule_key",
             )
     number_header(headers, HeaderName.delay, float, LONGEST_TIME)
     number_header(headers, HeaderName.time_to_live, float, LONGEST_TIME)

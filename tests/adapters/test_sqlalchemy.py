@@ -612,7 +612,7 @@ async def test_ten_processes_may_create_the_tables_at_once(url: str) -> None:
     databases = [SqlAlchemy(url, create_schema=True) for _ in range(10)]
     done = await asyncio.gather(*(database.migrate() for database in databases))
 
-    assert sorted(len(lines) for lines in done) == [0] * 9 + [4]
+    assert sorted(len(lines) for lines in done) == [0] * 9 + [6]
     for database in databases:
         async with database.lifespan(), opened(database.channel("notes")) as channel:
             await channel.send([letter()])
@@ -634,9 +634,9 @@ async def test_a_missing_table_is_named(url: str) -> None:
 async def test_a_missing_column_is_named(url: str) -> None:
     async with running(SqlAlchemy(url, create_schema=True)) as database:
         async with database.engine.begin() as connection:
-            await connection.execute(text("ALTER TABLE ecotone_message DROP COLUMN partition_key"))
+            await connection.execute(text("ALTER TABLE ecotone_message DROP COLUMN first_failed_at"))
     async with running(SqlAlchemy(url)) as database:
-        with pytest.raises(ConfigurationError, match=r"the column ecotone_message\.partition_key"):
+        with pytest.raises(ConfigurationError, match=r"the column ecotone_message\.first_failed_at"):
             await database.channel("notes").open()
 
 
@@ -645,8 +645,31 @@ async def test_migrating_again_changes_nothing(url: str) -> None:
     async with running(SqlAlchemy(url)) as database:
         first, second = await database.migrate(), await database.migrate()
 
-    assert [line.split()[-1] for line in first] == ["ecotone_dead_letter", "ecotone_message", "ecotone_schema", "1"]
+    tables = ["channel", "dead_letter", "inbox", "message", "schema"]
+    assert [line.split()[-1] for line in first] == [*(f"ecotone_{table}" for table in tables), "2"]
     assert second == []
+
+
+@EVERY
+async def test_tables_of_an_older_version_get_what_is_new(url: str) -> None:
+    async with running(SqlAlchemy(url)) as database:
+        await database.migrate()
+        async with database.engine.begin() as connection:
+            on = " ON ecotone_message" if database.engine.dialect.name in ("mysql", "mariadb") else ""
+            for statement in (
+                "DROP TABLE ecotone_inbox",
+                f"DROP INDEX ecotone_message_schedule{on}",
+                "ALTER TABLE ecotone_message DROP COLUMN schedule_key",
+                "UPDATE ecotone_schema SET version = 1",
+            ):
+                await connection.execute(text(statement))
+
+        done = await database.migrate()
+
+        assert [line.partition(" ")[0] for line in done] == ["created", "added", "created", "brought"]
+        assert await database.missing() == []
+        async with opened(database.channel("notes")) as channel:
+            await channel.send([letter()])
 
 
 @EVERY

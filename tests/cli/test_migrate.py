@@ -66,13 +66,13 @@ def test_check_changes_nothing_and_ends_with_1_while_something_is_missing(shop: 
 def test_check_sees_a_table_that_lacks_a_column(shop: Project) -> None:
     shop.ecotone("migrate", "shop:ecotone")
     connection = sqlite3.connect(shop.directory / "shop.db")
-    connection.execute("ALTER TABLE ecotone_message DROP COLUMN partition_key")
+    connection.execute("ALTER TABLE ecotone_message DROP COLUMN first_failed_at")
     connection.close()
 
     result = shop.ecotone("migrate", "shop:ecotone", "--check")
 
     assert result.exit_code == 1
-    assert "orders: lacks the column ecotone_message.partition_key" in result.stdout
+    assert "orders: lacks the column ecotone_message.first_failed_at" in result.stdout
 
 
 def test_check_sees_an_older_version(shop: Project) -> None:

@@ -1,7 +1,7 @@
 """Bringing the tables up to date, by one of several processes that start at once, and checking that they are.
 
-A new table needs nothing here: what is missing is created. A change to a table that has been released is a step in
-`STEPS`, under the version that brings it.
+A new table, a new column that may be empty and a new index need nothing here: what is missing is created. Any other
+change to a table that has been released is a step in `STEPS`, under the version that brings it.
 """
 
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
@@ -9,9 +9,9 @@ A new table needs nothing here: what is missing is created. A change to a table 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from sqlalchemy import Connection, MetaData, inspect, text
+from sqlalchemy import Connection, MetaData, Table, inspect, text
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable
 
 from ecotone_fastapi.adapters.sqlalchemy import tables
 from ecotone_fastapi.adapters.sqlalchemy.dialects import BEGIN
@@ -131,6 +131,9 @@ class Schema:
         self.metadata.create_all(connection, tables=new, checkfirst=False)
         if connection.dialect.name == "postgresql" and "ecotone_message" not in existing:
             connection.execute(self._settings)
+        for table in self.metadata.sorted_tables:
+            if table.name in existing:
+                done += self._extend(connection, table)
         version = connection.execute(self._read_version).scalar()
         if version is not None:
             for step in range(version + 1, tables.SCHEMA_VERSION + 1):
@@ -141,6 +144,22 @@ class Schema:
             connection.execute(self._forget_version)
             connection.execute(self._write_version)
             done.append(f"brought the schema to version {tables.SCHEMA_VERSION}")
+        return done
+
+    def _extend(self, connection: Connection, table: Table) -> Sequence[str]:
+        """Add the columns and indexes that a table of an older version lacks."""
+        inspector, done = inspect(connection), []
+        columns = {column["name"] for column in inspector.get_columns(table.name, schema=self._name)}
+        indexes = {index["name"] for index in inspector.get_indexes(table.name, schema=self._name)}
+        for column in table.c:
+            if column.name not in columns:
+                what = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {self.table(table.name)} ADD COLUMN {what}")
+                done.append(f"added the column {self.table(table.name)}.{column.name}")
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            if index.name not in indexes:
+                index.create(connection)
+                done.append(f"created the index {index.name}")
         return done
 
     def _missing(self, connection: Connection) -> Sequence[str]:

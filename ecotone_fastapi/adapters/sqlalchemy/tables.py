@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Grows with every change to the tables."""
 
 LONGEST_NAME = 190
@@ -80,6 +80,8 @@ message: Table = Table(
     Column("headers", _long_text(), nullable=False),
     Column("body", _bytes(), nullable=False),
     Column("created_at", _moment(), nullable=False),
+    Column("first_failed_at", _moment()),
+    Column("schedule_key", String(LONGEST_NAME)),
     **_MYSQL,
     **_MARIADB,
 )
@@ -97,6 +99,8 @@ POSTGRESQL_SETTINGS = (
 Alembic does not know of them: `op.execute("ALTER TABLE ecotone_message SET (fillfactor = 70, …)")`.
 """
 
+Index("ecotone_message_partition", message.c.channel, message.c.partition_key, message.c.id)
+Index("ecotone_message_schedule", message.c.schedule_key)
 Index("ecotone_message_claim", message.c.channel, message.c.priority.desc(), message.c.available_at, message.c.id)
 
 dead_letter: Table = Table(
@@ -114,12 +118,37 @@ dead_letter: Table = Table(
     Column("headers", _long_text(), nullable=False),
     Column("body", _bytes(), nullable=False),
     Column("parked_at", _moment(), nullable=False),
+    Column("first_failed_at", _moment()),
     **_MYSQL,
     **_MARIADB,
 )
 """Messages whose handlers could not be made to work."""
 
 Index("ecotone_dead_letter_newest", dead_letter.c.parked_at)
+
+inbox: Table = Table(
+    "ecotone_inbox",
+    metadata,
+    Column("message_id", String(LONGEST_NAME), primary_key=True),
+    Column("endpoint", String(LONGEST_NAME), primary_key=True),
+    Column("handled_at", _moment(), nullable=False),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Which handler has handled which message, so that it does not do so twice."""
+
+Index("ecotone_inbox_oldest", inbox.c.handled_at)
+
+channel: Table = Table(
+    "ecotone_channel",
+    metadata,
+    Column("name", String(LONGEST_NAME), primary_key=True),
+    Column("paused_at", _moment()),
+    Column("paused_by", _long_text()),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""What all processes are to know of a channel: whether its consumers pause, and why."""
 
 schema: Table = Table(
     "ecotone_schema",
