@@ -24,7 +24,7 @@ def test_json_tells_everything_about_them(shop: Project) -> None:
     assert found["runnables"] == []
     (channel,) = found["channels"]
     assert channel["name"] == "notifications"
-    assert channel["type"] == "ecotone_fastapi.adapters.memory.MemoryChannel"
+    assert channel["type"] == "ecotone_fastapi.adapters.memory.channel.MemoryChannel"
     assert channel["capabilities"]["delay"] is True
     assert channel["capabilities"]["durable"] is False
     assert channel["consumer"] == {"concurrency": 1, "batch": 10}
