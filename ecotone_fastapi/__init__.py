@@ -16,11 +16,19 @@ from ecotone_fastapi.core.errors import (
 from ecotone_fastapi.core.injection import MessageHeader
 from ecotone_fastapi.core.message import HeaderName, Message, message_name
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, ConsumerSettings, asynchronous
-from ecotone_fastapi.messaging.failures import Backoff, DeadLetter, Discard, ErrorPolicy, Failure, Failures, Retry
+from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, DeadLetterOffice, DeadLetters, ParkedMessage
+from ecotone_fastapi.messaging.deduplication import Deduplication, deduplicated
+from ecotone_fastapi.messaging.failures import Failures, on_failure
+from ecotone_fastapi.messaging.policies import Backoff, DeadLetter, Discard, ErrorPolicy, Failure, Retry, Stop
+from ecotone_fastapi.messaging.outbox import Outbox
+from ecotone_fastapi.messaging.protection import CircuitBreaker, Consumers
+from ecotone_fastapi.messaging.retries import InstantRetries, Retried, retried
+from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, delayed, expiring, prioritized
 from ecotone_fastapi.messaging.transactions import untransacted
 from ecotone_fastapi.web import (
     CommandBus,
     CommandBusDep,
+    DeadLettersDep,
     EventBus,
     EventBusDep,
     QueryBus,
@@ -35,13 +43,20 @@ __all__ = [
     "AggregateNotFoundError",
     "AsynchronousHandlers",
     "Backoff",
+    "CircuitBreaker",
     "CommandBus",
     "CommandBusDep",
     "ConcurrencyError",
     "ConfigurationError",
     "ConsumerSettings",
+    "Consumers",
     "ConversionError",
     "DeadLetter",
+    "DeadLetterFilter",
+    "DeadLetterOffice",
+    "DeadLetters",
+    "DeadLettersDep",
+    "Deduplication",
     "Discard",
     "Ecotone",
     "EcotoneError",
@@ -52,20 +67,33 @@ __all__ = [
     "Failures",
     "HandlerNotFoundError",
     "HeaderName",
+    "InstantRetries",
     "Message",
     "MessageHeader",
+    "Outbox",
+    "ParkedMessage",
     "QueryBus",
     "QueryBusDep",
+    "Retried",
     "Retry",
+    "ScheduledMessage",
+    "ScheduledMessages",
+    "Stop",
     "add_error_handlers",
     "asynchronous",
     "command_bus",
     "command_handler",
+    "deduplicated",
+    "delayed",
     "event_bus",
     "event_handler",
+    "expiring",
     "internal_handler",
     "message_name",
+    "on_failure",
+    "prioritized",
     "query_bus",
     "query_handler",
+    "retried",
     "untransacted",
 ]

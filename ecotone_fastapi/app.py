@@ -4,12 +4,12 @@ import threading
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from fastapi import APIRouter, FastAPI
 
-from ecotone_fastapi.adapters.memory import MemoryDeadLetters
+from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryDeadLetters, MemoryInbox, MemorySchedules
 from ecotone_fastapi.core import bus
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
@@ -22,8 +22,13 @@ from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin, Runnable
 from ecotone_fastapi.core.routing import Routing
 from ecotone_fastapi.core.supervision import Supervisor
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, runs_in_consumer
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter import DeadLetterOffice, DeadLetters, DeadLetterStore
+from ecotone_fastapi.messaging.deduplication import Deduplication, DeduplicationStore
 from ecotone_fastapi.messaging.failures import Failures
+from ecotone_fastapi.messaging.outbox import Outbox
+from ecotone_fastapi.messaging.protection import Consumers
+from ecotone_fastapi.messaging.retries import InstantRetries
+from ecotone_fastapi.messaging.scheduling import Scheduling
 from ecotone_fastapi.messaging.transactions import Transactions
 from ecotone_fastapi.web.buses import (
     CommandBus,
@@ -38,10 +43,29 @@ from ecotone_fastapi.web.errors import add_error_handlers
 from ecotone_fastapi.web.health import Health, health_router
 from ecotone_fastapi.web.markers import FastAPIMarkers
 
-_DEFAULTS: tuple[type[Transactions | AsynchronousHandlers | Failures], ...] = (
+_DEFAULTS: tuple[
+    type[
+        Outbox
+        | Transactions
+        | Scheduling
+        | AsynchronousHandlers
+        | InstantRetries
+        | Failures
+        | DeadLetterOffice
+        | Deduplication
+        | Consumers
+    ],
+    ...,
+] = (
+    Outbox,  # the others are to see what stands in front of a broker's channel
     Transactions,
+    Scheduling,
     AsynchronousHandlers,
+    InstantRetries,
     Failures,
+    DeadLetterOffice,
+    Deduplication,
+    Consumers,
 )
 
 
@@ -55,7 +79,7 @@ class Ecotone:
         handlers: Classes, instances and functions with handlers, modules and packages, or names of these.
         channels: Where messages of asynchronous handlers go; swapped in one line.
         plugins: Databases and other extensions. One of the default plugins (`Transactions`, `AsynchronousHandlers`,
-            `Failures`) given here replaces the default.
+            `InstantRetries`, `Failures`, `Deduplication`, `Outbox`) given here replaces the default.
         services: What handlers ask for by type: an object, or a class or function that makes it.
         converters: For types and media types that pydantic does not know.
         consumers: Which consumers the lifespan runs: all, none, or those of these channels.
@@ -166,7 +190,7 @@ class Ecotone:
     def _with_defaults(self) -> Iterable[Plugin]:
         # The defaults look at the services and channels that all others have brought: they come last, given or not.
         yield from (plugin for plugin in self._plugins if not isinstance(plugin, _DEFAULTS))
-        yield _InMemory()
+        yield _InMemory(self._channels)
         for default in _DEFAULTS:
             yield from [plugin for plugin in self._plugins if isinstance(plugin, default)] or [default()]
 
@@ -237,6 +261,16 @@ class Ecotone:
     def event_bus(self) -> EventBus:
         """The event bus."""
         return EventBus.of(self.prepare())
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What was parked, and what can be done about it."""
+        return cast("DeadLetters", self.assembly.services[DeadLetters])
+
+    @property
+    def consumers(self) -> Consumers:
+        """Lets consumers pause and resume: `await ecotone.consumers.pause("notifications")`."""
+        return next(one for one in self.assembly.plugins if isinstance(one, Consumers))
 
     # In FastAPI
 
@@ -331,12 +365,14 @@ class Ecotone:
         supervisor = self._supervisor
         if supervisor is None:
             return Health(running=False)
-        return Health(supervisor.running, tuple(supervisor.runnables.values()), await supervisor.check())
+        return Health(supervisor.running, supervisor.health(), await supervisor.check())
 
     # Running
 
     @asynccontextmanager
-    async def running(self, *, consumers: bool | Sequence[str] | None = None) -> AsyncIterator["Ecotone"]:
+    async def running(
+        self, *, consumers: bool | Sequence[str] | None = None, patient: bool | None = None
+    ) -> AsyncIterator["Ecotone"]:
         """Open everything, run the consumers beside the block, and close everything in the end.
 
         With consumers, a server that is down does not prevent the start: its consumers wait for it, and readiness says
@@ -345,10 +381,11 @@ class Ecotone:
         Args:
             consumers: Which consumers run: all, none, or those with these names. What was given to `Ecotone` unless
                 told otherwise.
+            patient: Whether a server that is down is waited for meanwhile; by default, when there are consumers.
 
         Raises:
             ConfigurationError: Something is wrong with the wiring, or a server is not prepared.
-            ChannelError: Without consumers: a server cannot be reached.
+            ChannelError: Without patience: a server cannot be reached.
 
         Example:
             >>> async with Ecotone([]).running(consumers=False) as ecotone:
@@ -356,7 +393,7 @@ class Ecotone:
             True
         """
         wanted = self._consumers if consumers is None else consumers
-        async with self._started(wanted, patient=bool(wanted)):
+        async with self._started(wanted, patient=bool(wanted) if patient is None else patient):
             yield self
 
     @asynccontextmanager
@@ -422,9 +459,15 @@ class Ecotone:
 class _InMemory:
     """What is kept in memory when nothing better was given, and nothing that must last longer exists."""
 
+    def __init__(self, channels: Iterable[Channel]) -> None:
+        # What stands in front of a channel by now would hide it.
+        self.schedules: MemorySchedules = MemorySchedules(one for one in channels if isinstance(one, MemoryChannel))
+
     def install(self, assembly: Assembly) -> None:
         if not any(channel.capabilities.durable for channel in assembly.channels.values()):
             assembly.add_service(DeadLetterStore, MemoryDeadLetters())
+        assembly.add_service(DeduplicationStore, MemoryInbox(assembly.gateway.clock))
+        self.schedules.watch(one for one in assembly.channels.values() if isinstance(one, MemoryChannel))
 
 
 def _check_given(handlers: object, channels: object, plugins: object) -> None:

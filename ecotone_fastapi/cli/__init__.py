@@ -1,4 +1,4 @@
-"""The command line: `ecotone run | list | explain | migrate`.
+"""The command line: `ecotone run | list | explain | migrate | deadletter`.
 
 $ ecotone run shop.main:ecotone notifications
 """

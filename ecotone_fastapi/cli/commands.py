@@ -6,11 +6,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ecotone_fastapi.cli.deadletter import deadletter
 from ecotone_fastapi.cli.explain import explain
 from ecotone_fastapi.cli.list import list_
 from ecotone_fastapi.cli.migrate import migrate
 from ecotone_fastapi.cli.output import say, show_error
+from ecotone_fastapi.cli.pause import pause, resume
 from ecotone_fastapi.cli.run import run
+from ecotone_fastapi.cli.scheduled import scheduled
 from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
 
 
@@ -58,6 +61,10 @@ commands.command("run")(run)
 commands.command("list")(list_)
 commands.command("explain")(explain)
 commands.command("migrate")(migrate)
+commands.command("pause")(pause)
+commands.command("resume")(resume)
+commands.add_typer(deadletter, name="deadletter")
+commands.add_typer(scheduled, name="scheduled")
 
 
 def main() -> None:

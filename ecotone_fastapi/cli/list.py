@@ -1,6 +1,7 @@
 """`ecotone list`: what runs, and who handles what."""
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -8,17 +9,18 @@ from rich.table import Table
 
 from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.cli.application import AppArgument, FactoryOption, JsonOption, address_of, load
-from ecotone_fastapi.cli.output import say, say_json
+from ecotone_fastapi.cli.output import remark, say, say_json
 from ecotone_fastapi.core.channel import Channel
-from ecotone_fastapi.core.consumer import Consumer
+from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
+from ecotone_fastapi.core.errors import EcotoneError
 from ecotone_fastapi.messaging.asynchronous import Asynchronous, runs_in_consumer
 
 
 def list_(app: AppArgument = None, *, factory: FactoryOption = False, json: JsonOption = False) -> None:
     """List channels with their consumers, what else can be run, and all handlers."""
     ecotone = load(address_of(app, factory=factory), quiet=json)
-    found = inventory(ecotone)
+    found = inventory(ecotone, asyncio.run(_paused(ecotone)))
     if json:
         say_json(found)
         return
@@ -29,8 +31,13 @@ def list_(app: AppArgument = None, *, factory: FactoryOption = False, json: Json
         say(table)
 
 
-def inventory(ecotone: Ecotone) -> dict[str, list[dict[str, Any]]]:
-    """Return channels, other runnables and handlers as JSON takes them."""
+def inventory(ecotone: Ecotone, paused: Mapping[str, Hold] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Return channels, other runnables and handlers as JSON takes them.
+
+    Args:
+        ecotone: The application.
+        paused: Which of its consumers pause.
+    """
     assembly = ecotone.assembly
     consumers = {one.channel.name: one for one in assembly.runnables.values() if isinstance(one, Consumer)}
     endpoints = sorted(assembly.endpoints, key=lambda one: (list(Kind).index(one.kind), one.label))
@@ -41,6 +48,7 @@ def inventory(ecotone: Ecotone) -> dict[str, list[dict[str, Any]]]:
                 "type": type_name(channel),
                 "capabilities": asdict(channel.capabilities),
                 "consumer": _consumer(consumers.get(name)),
+                "paused": _pause((paused or {}).get(name)),
                 "handlers": [one.id for one in endpoints if name in channels_of(one)],
             }
             for name, channel in assembly.channels.items()
@@ -87,6 +95,24 @@ def type_text(type_: Any) -> str | None:
     return type_.__name__ if isinstance(type_, type) and not getattr(type_, "__args__", ()) else str(type_)
 
 
+async def _paused(ecotone: Ecotone) -> Mapping[str, Hold]:
+    """Which consumers pause in all processes; nothing when the database does not answer: there is more to list."""
+    try:
+        async with asyncio.timeout(_ANSWER):
+            await ecotone.consumers.look()
+    except (EcotoneError, TimeoutError) as error:
+        remark(f"cannot tell which consumers pause: {error}".splitlines()[0])
+    return ecotone.consumers.paused()
+
+
+# Seconds that the database has to answer.
+_ANSWER = 5.0
+
+
+def _pause(hold: Hold | None) -> dict[str, str] | None:
+    return None if hold is None else {"reason": hold.reason, "since": hold.since.isoformat(timespec="seconds")}
+
+
 def _consumer(consumer: Consumer | None) -> dict[str, int] | None:
     return None if consumer is None else {"concurrency": consumer.concurrency, "batch": consumer.batch}
 
@@ -106,10 +132,18 @@ def _channels(rows: Iterable[dict[str, Any]]) -> Table:
             row["name"],
             row["type"].rpartition(".")[2],
             _abilities(row["capabilities"]),
-            f"{consumer['concurrency']} at a time" if consumer else "none",
+            _state(consumer, row["paused"]),
             "\n".join(row["handlers"]),
         )
     return table
+
+
+def _state(consumer: dict[str, int] | None, paused: dict[str, str] | None) -> str:
+    if consumer is None:
+        return "none"
+    if paused is None:
+        return f"{consumer['concurrency']} at a time"
+    return f"paused since {paused['since']}" + (f": {paused['reason']}" if paused["reason"] else "")
 
 
 def _runnables(rows: Iterable[dict[str, Any]]) -> Table:

@@ -3,7 +3,7 @@
 from ecotone_fastapi.core.bus import CommandBus, EventBus, QueryBus
 from ecotone_fastapi.core.channel import Capabilities, Channel, Delivery, Inspectable, SettlesTogether
 from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
-from ecotone_fastapi.core.consumer import Consumer
+from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Endpoint, Inline, Kind, mark
 from ecotone_fastapi.core.gateway import Gateway, current_message, current_scope
@@ -42,6 +42,7 @@ __all__ = [
     "HeaderName",
     "HeaderValue",
     "HealthCheck",
+    "Hold",
     "Inline",
     "Inspectable",
     "Interceptor",

@@ -9,6 +9,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, Protocol, Union, get_args, get_origin
@@ -17,7 +18,7 @@ from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, EcotoneError, HeaderError
-from ecotone_fastapi.core.message import name_of
+from ecotone_fastapi.core.message import HeaderName, name_of, seconds_text
 from ecotone_fastapi.core.round_trip import Loss, losses_of, may_hold_floats
 
 JSON = "application/json"
@@ -355,14 +356,26 @@ def _decoded(data: bytes, media_type: str) -> str:
         raise ConversionError(f"{media_type} could not be read as text: {error}", hint="send UTF-8") from error
 
 
-def header_text(name: str, value: Any) -> str:
+_TIMES = (HeaderName.delay, HeaderName.time_to_live)
+
+
+def header_text(name: str, value: Any, now: datetime | None = None) -> str:
     """Return a header value as text: scalars as they read, everything else as JSON.
 
+    What channels count in seconds may be given as a `timedelta`, or as the `datetime` at which it ends.
+
+    Args:
+        name: The name of the header.
+        value: Its value.
+        now: The present time, unless it is the machine's.
+
     Raises:
-        ConversionError: The value has no JSON form.
+        ConversionError: The value has no JSON form, or is a moment without its offset from UTC.
     """
     if type(value) is str:
         return value
+    if name in _TIMES and isinstance(value, timedelta | datetime):
+        return seconds_text(name, value, now or datetime.now(UTC))
     try:
         plain = to_jsonable_python(value, by_alias=True)
     except PydanticSerializationError as error:
@@ -372,9 +385,9 @@ def header_text(name: str, value: Any) -> str:
     return plain if isinstance(plain, str) else to_json(plain).decode()
 
 
-def header_texts(headers: Mapping[str, Any]) -> dict[str, str]:
+def header_texts(headers: Mapping[str, Any], now: datetime | None = None) -> dict[str, str]:
     """Return headers with all values as text; those that are `None` are left out."""
-    return {name: header_text(name, value) for name, value in headers.items() if value is not None}
+    return {name: header_text(name, value, now) for name, value in headers.items() if value is not None}
 
 
 class HeaderReader:

@@ -18,6 +18,7 @@ EcotoneError
 │   ├── SendError                       some messages of a batch were not accepted
 │   └── LeaseLostError                  the delivery belongs to another consumer by now
 ├── HandlerCancelledError               a handler in a consumer awaited something that was cancelled
+├── ConsumerStoppedError                a consumer does not go on behind a message that failed
 ├── AggregateNotFoundError (LookupError)
 ├── DeadLetterNotFoundError (LookupError)
 ├── ConcurrencyError                    somebody else saved first
@@ -178,6 +179,10 @@ class LeaseLostError(ChannelError):
 
 class HandlerCancelledError(EcotoneError):
     """A handler in a consumer awaited something that was cancelled, while nobody cancelled the handler itself."""
+
+
+class ConsumerStoppedError(EcotoneError):
+    """Raised while a consumer handles a message, it ends its run: what comes behind that message has to wait."""
 
 
 class AggregateNotFoundError(EcotoneError, LookupError):

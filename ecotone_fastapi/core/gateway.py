@@ -270,12 +270,13 @@ class Gateway:
         Raises:
             ConversionError: A header cannot be written as text, or is not for the user to write.
         """
-        texts = header_texts(headers) if headers else None
+        now = self.clock.now()
+        texts = header_texts(headers, now) if headers else None
         if texts:
             check_given(texts)
         frame = _handled.get()
         cause = None if frame is None else frame.message
-        return Message(payload, FreshHeaders(cause, texts, self.clock.now()))
+        return Message(payload, FreshHeaders(cause, texts, now))
 
     async def dispatch(
         self,
@@ -378,7 +379,9 @@ class Gateway:
         except BaseException as error:
             await call.scope.close(error)
             raise
-        await call.scope.close()
+        scope = call.scope
+        if scope.exits or scope.entered or scope.joined:
+            await scope.close()
         return result
 
     def _dispatch_joined(self, call: Call) -> Awaitable[Any]:

@@ -16,8 +16,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ecotone_fastapi.core.channel import Channel
-from ecotone_fastapi.core.consumer import Consumer
-from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
+from ecotone_fastapi.core.consumer import Consumer, Hold
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConsumerStoppedError
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Runnable
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.supervision")
@@ -31,6 +31,8 @@ class Condition(StrEnum):
 
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"
+    """It was told to receive nothing for now."""
     WAITING = "waiting"
     """It failed, and tries again after a pause."""
     ENDED = "ended"
@@ -49,6 +51,7 @@ class RunnableHealth:
         failures: How often it has failed since it last ran for longer than the longest pause.
         last_error: What it failed with last.
         handled: How many messages it has handled well.
+        holds: Why it pauses, if it does.
     """
 
     name: str
@@ -56,11 +59,12 @@ class RunnableHealth:
     failures: int = 0
     last_error: str | None = None
     handled: int = 0
+    holds: tuple[Hold, ...] = ()
 
     @property
     def ready(self) -> bool:
-        """Whether it does its work, or has nothing left to do."""
-        return self.condition in (Condition.RUNNING, Condition.ENDED)
+        """Whether it does its work, or has nothing left to do, or somebody wants it to pause."""
+        return self.condition in (Condition.RUNNING, Condition.PAUSED, Condition.ENDED)
 
     def failed(self, error: BaseException) -> None:
         """Note a failure, and that another attempt follows."""
@@ -141,7 +145,8 @@ async def _attempt(runnable: Runnable, health: RunnableHealth, limits: Limits) -
         raise
     except BaseException as error:
         health.failed(error)
-        if not isinstance(error, ChannelError):  # a lost server needs no traceback; everything else does
+        # A lost server needs no traceback, nor does a message that was told to hold its consumer up.
+        if not isinstance(error, ChannelError | ConsumerStoppedError):
             logger.error("%s failed", runnable.name, exc_info=error)
         return False
     else:
@@ -264,6 +269,16 @@ class Supervisor:
     def _start(self, runnables: Iterable[Runnable], limits: Limits, tasks: TaskGroup) -> None:
         for runnable in runnables:
             tasks.start_soon(supervise, runnable, self.runnables[runnable.name], limits)
+
+    def health(self) -> tuple[RunnableHealth, ...]:
+        """Return how those are at this moment that run, or ran last."""
+        return tuple(self._as_now(health) for health in self.runnables.values())
+
+    def _as_now(self, health: RunnableHealth) -> RunnableHealth:
+        runnable = self.assembly.runnables.get(health.name)
+        if isinstance(runnable, Consumer) and runnable.holds and health.condition is Condition.RUNNING:
+            return replace(health, condition=Condition.PAUSED, holds=tuple(runnable.holds.values()))
+        return health
 
     async def check(self) -> dict[str, str | None]:
         """Ask all servers that can be asked; return for each its error, or `None` when it answers."""

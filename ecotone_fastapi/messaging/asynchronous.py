@@ -73,7 +73,7 @@ def asynchronous(*channels: str, partition_by: Callable[[Any], object] | None = 
     return mark(Asynchronous(channels, partition_by))
 
 
-_OF_ONE_CHANNEL = (HeaderName.attempt, HeaderName.delay)
+_OF_ONE_CHANNEL = (HeaderName.attempt, HeaderName.delay, HeaderName.first_failed_at)
 
 
 def runs_in_consumer(endpoint: Endpoint) -> bool:

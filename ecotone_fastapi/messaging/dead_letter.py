@@ -1,11 +1,32 @@
-"""The dead letter: where a message waits, with its bytes and its failure, when its handler could not do its work."""
+"""The dead letter: where a message waits, with its bytes and its failure, when its handler could not do its work.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Protocol
+    for parked in await dead_letters.list(DeadLetterFilter(endpoint="notify-customer")):
+        await dead_letters.replay(parked.id)
 
-from ecotone_fastapi.core.message import Message
+`DeadLetters` is given to handlers by type, to endpoints by `DeadLettersDep`, and is `ecotone.dead_letters`.
+"""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol, cast
+
+import anyio
+
+from ecotone_fastapi.core.conversion import header_texts
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError, UnknownEndpointError
+from ecotone_fastapi.core.gateway import Gateway, current_scope, unknown_channel
+from ecotone_fastapi.core.message import HeaderName, Message, check_given, name_of
+from ecotone_fastapi.core.plugin import Assembly, Limits
+from ecotone_fastapi.messaging.transactions import UnitOfWork
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.dead_letter")
+
+TENANT: str = "tenant"
+"""The header that `DeadLetterFilter(tenant=...)` looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +44,7 @@ class ParkedMessage:
         attempts: How many runs failed.
         deliveries: How often the message was lent to a consumer.
         parked_at: When it was given up.
+        first_failed_at: When it failed for the first time; `None` when that was not written down.
     """
 
     id: str
@@ -35,6 +57,96 @@ class ParkedMessage:
     attempts: int
     deliveries: int
     parked_at: datetime
+    first_failed_at: datetime | None = None
+
+    @property
+    def replays(self) -> int:
+        """How often it had been here before, and was replayed."""
+        return replays_of(self.message)
+
+
+def replays_of(message: Message[Any]) -> int:
+    """Return how often a message has come back from the dead letter."""
+    told = message.headers.get(HeaderName.replays, "0")
+    return int(told) if told.isdecimal() else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetterFilter:
+    """Which dead letters are meant: those to which everything applies that is said here. Without anything, all.
+
+    Args:
+        endpoint: The id of the handler that failed.
+        channel: The channel that it was taken from.
+        error_type: The class of the exception, with its module or without.
+        since: Parked at this moment or later.
+        until: Parked before this moment.
+        tenant: What its header `tenant` says.
+        headers: What its headers say, each exactly.
+        text: Is part of its id, its error, its traceback, its headers (as JSON) or its body; upper and lower case
+            differ.
+
+    Example:
+        >>> DeadLetterFilter(error_type="TimeoutError", tenant="acme").wanted_headers
+        {'tenant': 'acme'}
+    """
+
+    endpoint: str | None = None
+    channel: str | None = None
+    error_type: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    tenant: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse moments that could be any hour of the day."""
+        for moment in (self.since, self.until):
+            if moment is not None and moment.tzinfo is None:
+                raise ConfigurationError(
+                    f"{moment!r} tells no time zone", hint="write datetime.now(UTC), or moment.astimezone()"
+                )
+
+    @property
+    def wanted_headers(self) -> Mapping[str, str]:
+        """All headers that are asked for, the tenant included."""
+        return self.headers if self.tenant is None else {**self.headers, TENANT: self.tenant}
+
+    def matches(self, parked: ParkedMessage) -> bool:
+        """Whether a dead letter is meant. Stores that search in another way find the same."""
+        return (
+            self.endpoint in (None, parked.endpoint)
+            and self.channel in (None, parked.channel)
+            and (self.error_type is None or f".{parked.error_type}".endswith(f".{self.error_type}"))
+            and (self.since is None or parked.parked_at >= self.since)
+            and (self.until is None or parked.parked_at < self.until)
+            and all(parked.message.headers.get(name) == value for name, value in self.wanted_headers.items())
+            and (self.text is None or self._is_told(self.text, parked))
+        )
+
+    @staticmethod
+    def _is_told(text: str, parked: ParkedMessage) -> bool:
+        told = (parked.id, parked.error_type, parked.error_message, parked.traceback)
+        return (
+            any(text in one for one in told)
+            or in_json(text) in headers_as_json(parked.message.headers)
+            or text.encode(errors="replace") in parked.message.payload
+        )
+
+
+EVERYTHING: DeadLetterFilter = DeadLetterFilter()
+"""All dead letters."""
+
+
+def headers_as_json(headers: Mapping[str, str]) -> str:
+    """Return headers as stores write and search them: one JSON object, in ASCII."""
+    return json.dumps(dict(headers))
+
+
+def in_json(text: str) -> str:
+    """Return a text as it is written inside of JSON."""
+    return json.dumps(text)[1:-1]
 
 
 class DeadLetterStore(Protocol):
@@ -47,8 +159,14 @@ class DeadLetterStore(Protocol):
         """
         ...
 
-    async def list(self, *, limit: int = 100, offset: int = 0) -> Sequence[ParkedMessage]:
+    async def list(
+        self, which: DeadLetterFilter = EVERYTHING, *, limit: int = 100, offset: int = 0
+    ) -> Sequence[ParkedMessage]:
         """Return parked messages, the newest first."""
+        ...
+
+    async def ids(self, which: DeadLetterFilter = EVERYTHING) -> Sequence[str]:
+        """Return the ids of all that are meant, the oldest first: the order in which they are replayed."""
         ...
 
     async def get(self, parked_id: str) -> ParkedMessage:
@@ -67,6 +185,288 @@ class DeadLetterStore(Protocol):
         """
         ...
 
-    async def count(self) -> int:
+    async def delete_all(self, which: DeadLetterFilter = EVERYTHING) -> int:
+        """Remove all that are meant, in the unit of work of the calling task's scope, if any; return how many."""
+        ...
+
+    async def count(self, which: DeadLetterFilter = EVERYTHING) -> int:
         """Return how many messages are parked."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """What became of several dead letters that were to be replayed.
+
+    Args:
+        count: How many went back to a channel.
+        refused: Why the others did not, by their ids; they are where they were.
+    """
+
+    count: int
+    refused: Mapping[str, EcotoneError]
+
+
+Progress = Callable[[int, int], object]
+"""Is told how many are done, and of how many."""
+
+_AS_IT_WAS: Any = object()
+
+# What was counted and waited for before belongs to the past; a replay starts anew, and must not expire on its way.
+_PAST = (
+    HeaderName.attempt,
+    HeaderName.first_failed_at,
+    HeaderName.delay,
+    HeaderName.time_to_live,
+    HeaderName.schedule_key,
+    HeaderName.forward_until,
+)
+
+
+class DeadLetters:
+    """What can be done about parked messages. Handlers ask for it by type, endpoints by `DeadLettersDep`.
+
+    Args:
+        gateway: The way to the channels.
+        store: Where the messages are.
+        unit: Opens transactions.
+
+    Example:
+        >>> async def replay_what_timed_out(dead_letters: DeadLetters) -> int:
+        ...     return (await dead_letters.replay_all(DeadLetterFilter(error_type="TimeoutError"))).count
+    """
+
+    def __init__(self, gateway: Gateway, store: DeadLetterStore, unit: UnitOfWork | None = None) -> None:
+        self._gateway = gateway
+        self._store = store
+        self._unit = unit
+
+    async def list(
+        self, which: DeadLetterFilter = EVERYTHING, *, limit: int = 100, offset: int = 0
+    ) -> Sequence[ParkedMessage]:
+        """Return dead letters, the newest first.
+
+        Args:
+            which: Which ones.
+            limit: How many at most.
+            offset: How many of the newest are left out.
+        """
+        return await self._store.list(which, limit=limit, offset=offset)
+
+    async def ids(self, which: DeadLetterFilter = EVERYTHING) -> Sequence[str]:
+        """Return the ids of dead letters, the oldest first."""
+        return await self._store.ids(which)
+
+    async def get(self, parked_id: str) -> ParkedMessage:
+        """Return one dead letter.
+
+        Raises:
+            DeadLetterNotFoundError: No dead letter has this id.
+        """
+        return await self._store.get(parked_id)
+
+    async def count(self, which: DeadLetterFilter = EVERYTHING) -> int:
+        """Return how many dead letters there are."""
+        return await self._store.count(which)
+
+    async def replay(
+        self,
+        parked_id: str,
+        *,
+        to: str | None = None,
+        payload: Any = _AS_IT_WAS,
+        headers: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Send a dead letter back to the channel it failed on.
+
+        Only the handler that failed runs again, with all of its retries. The message keeps its id, its correlation and
+        every header but those that count and wait. It leaves the dead letter in one transaction with its return where
+        both are in one database; else when the channel has confirmed it. Should it fail again, it is parked anew.
+
+        Args:
+            parked_id: The id in the dead letter.
+            to: Another channel, when the first one no longer exists, or another application is to handle it.
+            payload: What the message is to say instead: bytes, or text in the media type of the message, as it goes
+                over the wire; else an object, which is encoded.
+            headers: Headers to set; `None` takes one away. `endpoint` may name another handler.
+
+        Raises:
+            DeadLetterNotFoundError: No dead letter has this id.
+            UnknownChannelError: There is no such channel.
+            UnknownEndpointError: The handler does not exist any more.
+            ConversionError: What it is to say instead cannot be written.
+            ChannelError: The channel did not take it.
+        """
+        parked = await self._store.get(parked_id)
+        message = parked.message
+        if payload is not _AS_IT_WAS:
+            message = self._saying(payload, message, headers)
+        if headers:
+            message = _with(message, headers)
+        channel = to if to is not None else parked.channel
+        self._check(parked, message, channel, elsewhere=to is not None)
+        past = _PAST if to is None else (*_PAST, HeaderName.forward_to)
+        message = message.without_headers(past).with_headers({HeaderName.replays: str(parked.replays + 1)})
+        async with self._one_unit(message):
+            await self._gateway.transmit(channel, [message])
+            await self._store.delete(parked_id)
+        logger.info("dead letter %s went back to channel %s", parked_id, channel)
+
+    async def replay_all(
+        self,
+        which: DeadLetterFilter | Iterable[str] = EVERYTHING,
+        *,
+        to: str | None = None,
+        progress: Progress | None = None,
+    ) -> Replayed:
+        """Send dead letters back, the oldest first, each as `replay` does.
+
+        Those that are parked meanwhile, because they fail again, stay. One that cannot go back does not hold up the
+        others.
+
+        Args:
+            which: Which ones, or their ids.
+            to: Another channel for all of them.
+            progress: Is told after each one how many are done, and of how many.
+
+        Raises:
+            ChannelError: A channel or the database cannot be reached; what went back by then is back.
+        """
+        ids = await self._store.ids(which) if isinstance(which, DeadLetterFilter) else [*which]
+        refused: dict[str, EcotoneError] = {}
+        for done, parked_id in enumerate(ids, start=1):
+            try:
+                await self.replay(parked_id, to=to)
+            except ChannelError:
+                raise
+            except EcotoneError as error:
+                refused[parked_id] = error
+            if progress is not None:
+                progress(done, len(ids))
+        return Replayed(count=len(ids) - len(refused), refused=refused)
+
+    async def delete(self, parked_id: str) -> None:
+        """Delete one dead letter.
+
+        Raises:
+            DeadLetterNotFoundError: No dead letter has this id.
+        """
+        await self._store.delete(parked_id)
+
+    async def delete_all(self, which: DeadLetterFilter = EVERYTHING) -> int:
+        """Delete dead letters; return how many there were."""
+        return await self._store.delete_all(which)
+
+    def _saying(self, payload: Any, message: Message[bytes], headers: Mapping[str, Any] | None) -> Message[bytes]:
+        raw = isinstance(payload, bytes | str)
+        content_type = (headers or {}).get(HeaderName.content_type) or message.headers.get(HeaderName.content_type)
+        body, content_type = self._gateway.conversion.encode(payload, content_type if raw else None)
+        extra = {} if isinstance(payload, bytes) else {HeaderName.content_type: content_type}
+        if not raw and type(payload).__module__ != "builtins":  # a dict is as good as what it was before
+            extra[HeaderName.type] = name_of(type(payload))
+        return message.with_payload(body).with_headers(extra)
+
+    def _check(self, parked: ParkedMessage, message: Message[bytes], channel: str, *, elsewhere: bool) -> None:
+        if channel not in self._gateway.channels:
+            error = unknown_channel(channel, self._gateway.channels)
+            error.what = f"dead letter {parked.id}: {error.what}"
+            error.hint = "replay it to one of these channels, or give the application one with this name"
+            raise error
+        endpoint = message.headers.get(HeaderName.endpoint)
+        if elsewhere or endpoint is None or HeaderName.forward_to in message.headers:
+            return
+        try:
+            self._gateway.plan_of(endpoint)
+        except UnknownEndpointError as error:
+            error.what = f"dead letter {parked.id}: {error.what}"
+            error.hint = (
+                "give a handler that was moved or renamed its former id, or set the header 'endpoint' to another one; "
+                "when another application handles it, say to which channel it goes"
+            )
+            raise
+
+    @asynccontextmanager
+    async def _one_unit(self, message: Message[bytes]) -> AsyncIterator[None]:
+        """Join the transaction of the handler that is at work, or open one."""
+        present = current_scope()
+        if present is not None and UnitOfWork in present.state:
+            yield
+            return
+        async with self._gateway.unit_of_work(message) as scope:
+            if self._unit is not None:
+                await scope.enter(self._unit.begin(scope))
+            yield
+
+
+def _with(message: Message[bytes], headers: Mapping[str, Any]) -> Message[bytes]:
+    """Return a message with headers as somebody wants them.
+
+    Raises:
+        HeaderError: One of them is written by the framework alone.
+        ConversionError: One of them is not what it has to be.
+    """
+    texts = header_texts(headers)
+    check_given({name: text for name, text in texts.items() if name != HeaderName.endpoint})
+    return message.without_headers([name for name, value in headers.items() if value is None]).with_headers(texts)
+
+
+class DeadLetterOffice:
+    """The plugin that offers `DeadLetters`; installed by default.
+
+    Args:
+        keep: After which time dead letters are deleted; without it never, for nothing disappears by itself. Deleting
+            is done by a runnable, `dead-letters`, which runs beside the consumers.
+
+    Example:
+        >>> plugin = DeadLetterOffice(keep=timedelta(days=90))
+    """
+
+    def __init__(self, *, keep: timedelta | None = None) -> None:
+        if keep is not None and keep <= timedelta(0):
+            raise ConfigurationError(f"dead letters cannot be kept for {keep}", hint="keep=timedelta(days=90)")
+        self._keep = keep
+
+    def __repr__(self) -> str:
+        return f"DeadLetterOffice(keep={self._keep!r})"
+
+    def install(self, assembly: Assembly) -> None:
+        """Offer what can be done about the messages of the store, if there is one."""
+        store = cast("DeadLetterStore | None", assembly.services.get(DeadLetterStore))
+        if store is None:
+            return  # the plugin that parks messages says so
+        unit = cast("UnitOfWork | None", assembly.services.get(UnitOfWork))
+        assembly.add_service(DeadLetters, DeadLetters(assembly.gateway, store, unit))
+        if self._keep is not None:
+            assembly.add_runnable(_Retention(assembly.gateway, store, self._keep))
+
+
+_BETWEEN_SWEEPS = 3600.0  # seconds
+
+
+class _Retention:
+    """Deletes what is too old, again and again."""
+
+    name = "dead-letters"
+
+    def __init__(self, gateway: Gateway, store: DeadLetterStore, keep: timedelta) -> None:
+        self._gateway = gateway
+        self._store = store
+        self._keep = keep
+
+    async def run(self, limits: Limits) -> int:
+        """Run until it is told to stop; once only, when it is to end with the messages."""
+        deleted = 0
+        once = limits.until_empty or limits.messages is not None
+        stop = limits.stop or anyio.Event()
+        with anyio.move_on_after(limits.seconds):
+            while not stop.is_set():
+                too_old = DeadLetterFilter(until=self._gateway.clock.now() - self._keep)
+                swept = await self._store.delete_all(too_old)
+                if swept:
+                    logger.info("deleted %s dead letters that were older than %s", swept, self._keep)
+                deleted += swept
+                if once:
+                    break
+                with anyio.move_on_after(_BETWEEN_SWEEPS):
+                    await stop.wait()
+        return deleted

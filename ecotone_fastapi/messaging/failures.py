@@ -1,129 +1,73 @@
 """What happens when a consumed message fails: it is tried again a bounded number of times, then parked. Never lost.
 
-ecotone = Ecotone([...], plugins=[Failures(Backoff(retries=5, first=0.5))])
+    ecotone = Ecotone([...], plugins=[Failures(Backoff(retries=5, first=0.5))])
+
+A handler may have a policy of its own, `@on_failure(...)`, and so may a channel; the first of them decides.
 """
 
 import hashlib
 import logging
-import math
 import traceback
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from datetime import datetime
+from typing import Any, TypeVar, cast
 
 from ecotone_fastapi.core.channel import Delivery
+from ecotone_fastapi.core.endpoint import mark
 from ecotone_fastapi.core.errors import (
     ConfigurationError,
-    ConversionError,
+    ConsumerStoppedError,
     EcotoneError,
     LeaseLostError,
     MissingServiceError,
-    RoutingError,
 )
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.policies import Backoff, DeadLetter, Decision, Discard, ErrorPolicy, Failure, Retry, Stop
 from ecotone_fastapi.messaging.transactions import UnitOfWork
+
+F = TypeVar("F")
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.failures")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A failed run of a handler, as a policy sees it.
+@dataclass(frozen=True)
+class OnFailure:
+    """Mark: this policy decides when the handler fails in a consumer.
 
     Args:
-        error: What was raised.
-        attempt: How many runs have failed, this one included.
-        message: The message, as bytes.
-        channel: The channel that it came from.
-        endpoint: The id of the handler; `None` when the message names none.
+        policy: Decides.
     """
 
-    error: Exception
-    attempt: int
-    message: Message[bytes]
-    channel: str
-    endpoint: str | None
+    policy: ErrorPolicy
 
 
-@dataclass(frozen=True)
-class Retry:
-    """Decision: run the handler again.
+def on_failure(policy: ErrorPolicy) -> Callable[[F], F]:
+    """Give an asynchronous handler, or all handlers of this class, an error policy of its own.
+
+    It decides instead of the policy of the channel and of the default.
 
     Args:
-        delay: Seconds to wait before that.
-    """
+        policy: A `Backoff`, a policy of your own, or a decision that is always the same: `DeadLetter()`, `Discard()`
+            or `Stop()`.
 
-    delay: float = 0.0
-
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """Decision: park the message, with its failure, until somebody looks."""
-
-
-@dataclass(frozen=True)
-class Discard:
-    """Decision: the message is not worth keeping."""
-
-
-class ErrorPolicy(Protocol):
-    """Decides about a failure. A pure function: the same failure gets the same decision."""
-
-    def decide(self, failure: Failure) -> Retry | DeadLetter | Discard:
-        """Return what to do with the message."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backoff:
-    """The default policy: wait longer from retry to retry, then park.
-
-    What cannot be read or finds no handler is parked at once: trying again would not change it.
-
-    Args:
-        retries: How often the handler is run again after its first failure.
-        first: Seconds before the first retry.
-        factor: By how much each wait is longer than the one before.
-        longest: Seconds that a wait is never longer than, jitter included.
-        jitter: By which part a wait may be longer, different for each message, so that they do not come back all at
-            once.
+    Raises:
+        ConfigurationError: This cannot decide.
 
     Example:
-        >>> from ecotone_fastapi.core.message import Message
-        >>> failure = Failure(error=OSError(), attempt=2, message=Message(b"", {}), channel="c", endpoint=None)
-        >>> Backoff(first=1.0, factor=5.0, jitter=0.0).decide(failure)
-        Retry(delay=5.0)
+        >>> @on_failure(Backoff(retries=10, first=60.0, then=Discard()))
+        ... async def refresh_the_cache(event: dict) -> None: ...
     """
-
-    retries: int = 3
-    first: float = 1.0
-    factor: float = 5.0
-    longest: float = 300.0
-    jitter: float = 0.2
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no policy."""
-        numbers = (self.retries, self.first, self.factor, self.longest, self.jitter)
-        if not all(0 <= number < math.inf for number in numbers):
-            raise ConfigurationError(f"{self!r} is no policy", hint="every number is finite and at least 0")
-
-    def decide(self, failure: Failure) -> Retry | DeadLetter:
-        """Retry with a longer and longer delay; park what is hopeless or has used up its retries."""
-        hopeless = isinstance(failure.error, ConversionError | RoutingError)
-        if hopeless or failure.attempt > self.retries:
-            return DeadLetter()
-        seed = f"{failure.message.headers.get(HeaderName.id)}/{failure.attempt}".encode()
-        longer = 1 + self.jitter * (zlib.crc32(seed) / 2**32)
-        try:
-            delay = self.first * self.factor ** (failure.attempt - 1) * longer
-        except OverflowError:  # beyond what a float can hold
-            delay = self.longest
-        return Retry(min(self.longest, delay))
+    if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
+        raise ConfigurationError(
+            f"@on_failure({policy!r}) is given no policy", hint="write @on_failure(Backoff(retries=5))"
+        )
+    return mark(OnFailure(policy))
 
 
 class KilledConsumerError(EcotoneError):
@@ -137,6 +81,7 @@ class Failures:
         policy: Decides about each failure.
         channels: Other policies, by the name of the channel.
         unsettled: How often a message may be lent without any outcome before it is parked without being run again.
+            After the second time it is handled while nothing else is lent, so that it takes no others with it.
     """
 
     def __init__(
@@ -189,22 +134,28 @@ class Failures:
                 logger.warning("channel %s: lost the lease of %s", channel, call.message.headers.get(HeaderName.id))
                 return await delivery.nack(attempted=False)
             except Exception as error:
+                first_failed_at = _first_failed_at(call.message)
+                now = assembly.gateway.clock.now()
                 failure = Failure(
                     error=error,
                     attempt=attempts + 1,
                     message=call.message,
                     channel=channel,
                     endpoint=call.message.headers.get(HeaderName.endpoint),
+                    age=0.0 if first_failed_at is None else max(0.0, (now - first_failed_at).total_seconds()),
                 )
-                return await judge.carry_out(self._decide(failure), failure, call, delivery)
+                decision = self._decide(failure, assembly.gateway)
+                return await judge.carry_out(decision, failure, call, delivery)
 
         assembly.add_interceptor(stand_around, stage=Stage.RECEIVE, order=Order.FAILURE)
 
-    def _decide(self, failure: Failure) -> Retry | DeadLetter | Discard:
-        policy = self._channels.get(failure.channel, self._policy)
+    def _decide(self, failure: Failure, gateway: Gateway) -> Decision:
+        endpoint = gateway.endpoint(failure.endpoint) if failure.endpoint is not None else None
+        own = endpoint.find(OnFailure) if endpoint is not None else None
+        policy = own.policy if own is not None else self._channels.get(failure.channel, self._policy)
         try:
             decision: object = policy.decide(failure)
-            if not isinstance(decision, Retry | DeadLetter | Discard):
+            if not isinstance(decision, Decision):
                 raise TypeError(f"{decision!r} is no decision")
         except Exception:
             # Undecided, the message would come again at once and for ever, or be lost.
@@ -221,6 +172,14 @@ def failed_attempts(delivery: Delivery) -> int:
         return 0
 
 
+def _first_failed_at(message: Message[bytes]) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(message.headers.get(HeaderName.first_failed_at, ""))
+    except ValueError:  # not yet, or written by somebody else
+        return None
+    return moment if moment.tzinfo is not None else None
+
+
 class _Judge:
     """Carries decisions out."""
 
@@ -229,9 +188,7 @@ class _Judge:
         self._store = store
         self._unit = unit
 
-    async def carry_out(
-        self, decision: Retry | DeadLetter | Discard, failure: Failure, call: Call, delivery: Delivery
-    ) -> None:
+    async def carry_out(self, decision: Decision, failure: Failure, call: Call, delivery: Delivery) -> None:
         what = f"channel {failure.channel}: {failure.endpoint} failed on {call.message.headers.get(HeaderName.id)}"
         match decision:
             case Retry(delay):
@@ -245,11 +202,19 @@ class _Judge:
             case Discard():
                 logger.info("%s for the %s. time, discarded", what, failure.attempt, exc_info=failure.error)
                 await delivery.ack()
+            case Stop():
+                # It is to be the first one again, and this run is no reason to try it less often.
+                await delivery.nack(attempted=False)
+                raise ConsumerStoppedError(
+                    f"{what} ({type(failure.error).__name__}: {_text_of(failure.error)})",
+                    hint="the channel goes on when the message is handled or taken out",
+                ) from failure.error
 
     async def park(self, call: Call, delivery: Delivery, error: Exception, attempts: int) -> None:
         """Move a message to the dead letter: on one database in one transaction, else parked first, acked second."""
         assert call.channel is not None
         message, endpoint = call.message, call.message.headers.get(HeaderName.endpoint)
+        now = self._gateway.clock.now()
         parked = ParkedMessage(
             id=parked_id(message, endpoint),
             message=message,
@@ -260,7 +225,8 @@ class _Judge:
             traceback="".join(traceback.format_exception(error)),
             attempts=attempts,
             deliveries=delivery.count,
-            parked_at=self._gateway.clock.now(),
+            parked_at=now,
+            first_failed_at=_first_failed_at(message) or (now if attempts else None),
         )
         try:
             async with self._gateway.unit_of_work(message) as scope:

@@ -11,7 +11,15 @@
 It needs pytest: `pip install pytest`.
 """
 
-from ecotone_fastapi.testing.conformance import ChannelConformance, StoreConformance
+from ecotone_fastapi.testing.conformance import ChannelConformance, InboxConformance, StoreConformance
 from ecotone_fastapi.testing.flow import Flow, Recorded, TravellingClock, flow_test
 
-__all__ = ["ChannelConformance", "Flow", "Recorded", "StoreConformance", "TravellingClock", "flow_test"]
+__all__ = [
+    "ChannelConformance",
+    "Flow",
+    "InboxConformance",
+    "Recorded",
+    "StoreConformance",
+    "TravellingClock",
+    "flow_test",
+]

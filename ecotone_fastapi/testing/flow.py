@@ -23,6 +23,7 @@ from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin
 from ecotone_fastapi.messaging.asynchronous import Asynchronous
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, is_scheduling
 
 # A handler that sends to its own channel for ever ends a test run here.
 _UNTIL_EMPTY = Limits(until_empty=True, messages=10_000, grace=5.0)
@@ -181,10 +182,28 @@ class Flow:
             )
         return await target.peek()
 
+    async def scheduled(self, key: str | None = None) -> Sequence[ScheduledMessage]:
+        """Return what waits under a key, or under any key, the next one first."""
+        store = cast("ScheduledMessages", self.ecotone.assembly.services[ScheduledMessages])
+        return await store.list(key)
+
     async def dead_letters(self) -> Sequence[ParkedMessage]:
         """Return what was parked, the newest first."""
         store = cast("DeadLetterStore", self.ecotone.assembly.services[DeadLetterStore])
         return await store.list()
+
+    async def replay(self, parked: ParkedMessage | str, *, to: str | None = None) -> None:
+        """Send a dead letter back to the channel it failed on, as `DeadLetters.replay`; `run` handles it.
+
+        Args:
+            parked: The dead letter, or its id.
+            to: Another channel.
+
+        Raises:
+            DeadLetterNotFoundError: It is not there.
+        """
+        parked_id = parked.id if isinstance(parked, ParkedMessage) else parked
+        await self.ecotone.dead_letters.replay(parked_id, to=to)
 
     def _said(self, kind: Kind) -> list[Any]:
         return [one.message.payload for one in self.recorded if one.kind is kind]
@@ -219,9 +238,15 @@ class _InLine:
 
     def install(self, assembly: Assembly) -> None:
         assembly.endpoints = [
-            replace(one, marks=tuple(value for value in one.marks if not isinstance(value, Asynchronous)))
+            replace(one, marks=tuple(value for value in one.marks if not _is_of_a_channel(value)))
+            if one.find(Asynchronous) is not None
+            else one
             for one in assembly.endpoints
         ]
+
+
+def _is_of_a_channel(mark: object) -> bool:
+    return isinstance(mark, Asynchronous) or is_scheduling(mark)
 
 
 @asynccontextmanager

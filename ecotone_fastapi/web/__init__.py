@@ -12,6 +12,7 @@ from ecotone_fastapi.web.buses import (
     event_bus,
     query_bus,
 )
+from ecotone_fastapi.web.dead_letters import DeadLettersDep
 from ecotone_fastapi.web.errors import STATUS, add_error_handlers
 from ecotone_fastapi.web.health import Health
 
@@ -20,6 +21,7 @@ __all__ = [
     "CommandBus",
     "CommandBusDep",
     "Condition",
+    "DeadLettersDep",
     "EventBus",
     "EventBusDep",
     "Health",

@@ -8,6 +8,7 @@ from starlette.types import Scope as AsgiScope
 
 from ecotone_fastapi.core.errors import NotInstalledError
 from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.messaging.dead_letter import DeadLetters
 from ecotone_fastapi.web.health import Health
 
 KEY = "ecotone"
@@ -18,6 +19,11 @@ class Served(Protocol):
 
     def prepare(self) -> Gateway:
         """Put everything together, if that has not happened yet, and return the way in."""
+        ...
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What was parked, and what can be done about it."""
         ...
 
     async def health(self) -> Health:

@@ -37,11 +37,25 @@ class Health:
                     "condition": one.condition.value,
                     "failures": one.failures,
                     "last_error": one.last_error,
+                    **_pause_of(one),
                 }
                 for one in self.runnables
             },
             "servers": {name: error or "ok" for name, error in self.servers.items()},
         }
+
+
+def _pause_of(health: RunnableHealth) -> dict[str, Any]:
+    """Why one pauses and since when; nothing when it does not."""
+    pauses = [
+        {
+            "reason": hold.reason,
+            "since": hold.since.isoformat(),
+            **({"until": hold.until.isoformat()} if hold.until is not None else {}),
+        }
+        for hold in health.holds
+    ]
+    return {"pauses": pauses} if pauses else {}
 
 
 def health_router(health: Callable[[], Awaitable[Health]]) -> APIRouter:

@@ -1,27 +1,36 @@
-"""Run the benchmarks: `poe bench [dispatch|memory|startup|postgresql|sqlite]`."""
+"""Run the benchmarks: `poe bench [dispatch|memory|startup|postgresql|sqlite|rabbitmq|outbox]`."""
 
 import asyncio
 import os
 import platform
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import asyncpg
 from rich.console import Console
 
-from tests.benchmarks import dispatch, sql_queue
+from tests.benchmarks import dispatch, outbox, rabbitmq, sql_queue
 
 SERVER = os.environ.get("ECOTONE_POSTGRESQL_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/test")
 
 
 async def postgresql(console: Console) -> bool:
-    """On a database of its own, which is dropped again."""
+    return await on_a_new_database(partial(sql_queue.on_postgresql, console))
+
+
+async def relaying(console: Console) -> bool:
+    return await on_a_new_database(partial(outbox.relaying, console))
+
+
+async def on_a_new_database(benchmark: Callable[[str], Awaitable[bool]]) -> bool:
+    """On a PostgreSQL database of its own, which is dropped again."""
     plain = SERVER.replace("+asyncpg", "")
     name = f"ecotone_bench_{os.getpid()}"
     administration = await asyncpg.connect(plain)
     await administration.execute(f'CREATE DATABASE "{name}"')
     try:
-        return await sql_queue.on_postgresql(console, SERVER.rpartition("/")[0] + "/" + name)
+        return await benchmark(SERVER.rpartition("/")[0] + "/" + name)
     finally:
         await administration.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
         await administration.close()
@@ -37,6 +46,8 @@ BENCHMARKS: dict[str, Callable[[Console], Awaitable[bool]]] = {
     "startup": startup,
     "postgresql": postgresql,
     "sqlite": sql_queue.on_sqlite,
+    "rabbitmq": rabbitmq.on_rabbitmq,
+    "outbox": relaying,
 }
 
 

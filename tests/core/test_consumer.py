@@ -206,7 +206,7 @@ def test_memory_is_measured_in_the_units_of_the_system(
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(consumer_module.resource, "getrusage", lambda who: Usage())
 
-    assert math.isclose(consumer_module._megabytes(), 5 * unit)
+    assert math.isclose(consumer_module.megabytes(), 5 * unit)
 
 
 async def test_where_memory_cannot_be_measured_its_limit_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ async def test_where_memory_cannot_be_measured_its_limit_has_no_effect(monkeypat
     elsewhere = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(elsewhere)
 
-    assert elsewhere._megabytes() == 0.0
+    assert elsewhere.megabytes() == 0.0
 
 
 async def test_until_empty_goes_on_when_handling_a_message_sends_another_one() -> None:

@@ -16,25 +16,27 @@ AGREED = {
         CommandBus QueryBus EventBus DistributedBus
         CommandBusDep QueryBusDep EventBusDep DistributedBusDep
         command_handler query_handler event_handler internal_handler
-        asynchronous scheduled delayed retried deduplicated distributed
+        asynchronous scheduled delayed expiring prioritized retried deduplicated distributed
+        ScheduledMessage ScheduledMessages
         before after around output_to orchestrator
         aggregate event_sourced applies saga projection
         Message MessageHeader message_name
         HeaderName untransacted
-        ErrorPolicy Backoff Failure Retry DeadLetter Discard
-        AsynchronousHandlers ConsumerSettings Failures
+        ErrorPolicy Backoff Failure Retry DeadLetter Discard Stop on_failure InstantRetries Retried
+        DeadLetters DeadLettersDep DeadLetterFilter DeadLetterOffice ParkedMessage
+        AsynchronousHandlers ConsumerSettings Deduplication Consumers CircuitBreaker Failures Outbox
         Repository EventStore
         add_error_handlers command_bus event_bus query_bus
         EcotoneError ConfigurationError ConversionError HandlerNotFoundError AggregateNotFoundError ConcurrencyError
     """,
     f"{PACKAGE}.testing": """
         flow_test Flow StartFlow Recorded TravellingClock ParkedMessage Limits
-        ChannelConformance EventStoreConformance StoreConformance
+        ChannelConformance EventStoreConformance InboxConformance StoreConformance
     """,
     f"{PACKAGE}.core": """
         Plugin Assembly Interceptor Call Scope Proceed Stage Order mark Inline Endpoint Kind
         Channel Delivery Capabilities Inspectable SettlesTogether Runnable Limits HealthCheck Migratable
-        Converter Clock SystemClock TellsTime Consumer Gateway current_message current_scope
+        Converter Clock SystemClock TellsTime Consumer Hold Gateway current_message current_scope
         ParameterResolver Parameter Wanted Supplier Constant Dependency FromMessage FromScope HeaderValue
         CommandBus QueryBus EventBus Message HeaderName
     """,

@@ -1,19 +1,28 @@
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryDeadLetters
-from ecotone_fastapi.core.bus import CommandBus
+from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.app import Ecotone
+from ecotone_fastapi.core.bus import CommandBus, EventBus
 from ecotone_fastapi.core.channel import Capabilities, Delivery
 from ecotone_fastapi.core.endpoint import command_handler, event_handler
 from ecotone_fastapi.core.errors import (
     ChannelError,
+    ConfigurationError,
+    ConsumerStoppedError,
     ConversionError,
     HandlerNotFoundError,
     LeaseLostError,
@@ -23,18 +32,18 @@ from ecotone_fastapi.core.errors import (
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Call, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.messaging.asynchronous import asynchronous
+from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, ConsumerSettings, asynchronous
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
-from ecotone_fastapi.messaging.failures import (
+from ecotone_fastapi.messaging.failures import Failures, failed_attempts, on_failure, parked_id
+from ecotone_fastapi.messaging.policies import (
     Backoff,
     DeadLetter,
+    Decision,
     Discard,
     ErrorPolicy,
     Failure,
-    Failures,
     Retry,
-    failed_attempts,
-    parked_id,
+    Stop,
 )
 from ecotone_fastapi.testing.flow import Flow, TravellingClock, flow_test
 
@@ -152,6 +161,7 @@ async def test_a_handler_that_fails_is_tried_again_later() -> None:
 
     assert handled == [0, 0, 1]
     assert [run.headers.get("attempt") for run in orders.runs] == [None, "1", "2"]
+    assert [run.headers.get("first_failed_at") for run in orders.runs] == [None, NOON.isoformat(), NOON.isoformat()]
     assert len({run.id for run in orders.runs}) == 1
     assert {run.headers["tenant"] for run in orders.runs} == {"acme"}
 
@@ -173,11 +183,11 @@ async def test_three_retries_are_four_runs_and_then_the_message_is_parked() -> N
     assert len(orders.runs) == 4
     assert (parked.attempts, parked.deliveries, parked.channel, parked.endpoint) == (4, 4, "orders", "place")
     assert parked.message.payload == sent[0].payload
-    assert parked.message.headers == {**sent[0].headers, "attempt": "3"}
+    assert parked.message.headers == {**sent[0].headers, "attempt": "3", "first_failed_at": NOON.isoformat()}
     assert (parked.error_type, parked.error_message) == ("builtins.ValueError", "no stock")
     assert "raise self.error" in parked.traceback
     assert "while handling Orders.place, message my-id" in parked.traceback
-    assert parked.parked_at == NOON + timedelta(hours=3)
+    assert (parked.first_failed_at, parked.parked_at) == (NOON, NOON + timedelta(hours=3))
     assert parked.id.startswith("my-id-")
 
 
@@ -281,9 +291,9 @@ async def test_a_command_that_nobody_handles_in_the_consumer_is_parked_at_once()
 class Always:
     """A policy that decides all failures alike."""
 
-    decision: Retry | DeadLetter | Discard
+    decision: Decision
 
-    def decide(self, failure: Failure) -> Retry | DeadLetter | Discard:
+    def decide(self, failure: Failure) -> Decision:
         return self.decision
 
 
@@ -346,6 +356,139 @@ async def test_a_policy_sees_what_failed() -> None:
     assert seen[0].message.payload == b'{"order_id":"1"}'
 
 
+@pytest.mark.parametrize(("then", "parked"), [(DeadLetter(), 1), (Discard(), 0)])
+async def test_a_backoff_says_what_becomes_of_the_message_in_the_end(then: DeadLetter | Discard, parked: int) -> None:
+    orders = Orders()
+
+    plugins = [Failures(Backoff(retries=1, first=0.0, then=then))]
+    async with flow_test([orders], channels=[MemoryChannel("orders")], plugins=plugins) as flow:
+        await flow.send(PlaceOrder("1"))
+        await flow.run("orders", raises=False)
+        assert await flow.waiting("orders") == []
+        assert len(await flow.dead_letters()) == parked
+
+    assert len(orders.runs) == 2
+
+
+async def test_the_policy_of_a_handler_goes_before_that_of_its_channel_and_before_the_default() -> None:
+    @on_failure(DeadLetter())
+    class Marked:
+        @asynchronous("mail")
+        @command_handler("of-class", id="of-class")
+        async def of_class(self, payload: str) -> None:
+            raise ValueError
+
+        @on_failure(Discard())
+        @asynchronous("mail")
+        @command_handler("of-handler", id="of-handler")
+        async def of_handler(self, payload: str) -> None:
+            raise ValueError
+
+    class Unmarked:
+        @asynchronous("mail")
+        @command_handler("of-channel", id="of-channel")
+        async def of_channel(self, payload: str) -> None:
+            raise ValueError
+
+        @asynchronous("orders")
+        @command_handler("of-default", id="of-default")
+        async def of_default(self, payload: str) -> None:
+            raise ValueError
+
+    plugin = Failures(Always(Retry(60.0)), channels={"mail": Always(Retry(3600.0))})
+    channels = [MemoryChannel("orders"), MemoryChannel("mail")]
+    async with flow_test([Marked, Unmarked], channels=channels, plugins=[plugin]) as flow:
+        for name in ("of-class", "of-handler", "of-channel", "of-default"):
+            await flow.send("x", to=name)
+        for channel in ("orders", "mail"):
+            await flow.run(channel, raises=False)
+        parked = await flow.dead_letters()
+        waiting = {name: [one.headers["endpoint"] for one in await flow.waiting(name)] for name in ("orders", "mail")}
+
+    assert [one.endpoint for one in parked] == ["of-class"]
+    assert waiting == {"orders": ["of-default"], "mail": ["of-channel"]}
+
+
+@pytest.mark.parametrize("policy", [Backoff, 3, None])
+def test_what_cannot_decide_is_no_policy(policy: Any) -> None:
+    with pytest.raises(ConfigurationError, match="is given no policy"):
+        on_failure(policy)
+
+
+async def test_a_policy_may_go_by_the_kind_of_error_and_by_how_long_it_lasts() -> None:
+    class Patient:
+        def decide(self, failure: Failure) -> Decision:
+            match failure.error:
+                case TimeoutError() if failure.age < 3600:
+                    return Retry(delay=1200.0)
+                case _:
+                    return DeadLetter()
+
+    timeouts, others = Orders(error=TimeoutError()), Orders(error=ValueError())
+
+    for orders in (timeouts, others):
+        clock = TravellingClock(NOON)
+        plugins = [Failures(Patient())]
+        async with flow_test([orders], channels=[MemoryChannel("orders")], plugins=plugins, clock=clock) as flow:
+            await flow.send(PlaceOrder("1"))
+            for _ in range(10):
+                await flow.run("orders", raises=False)
+                await flow.advance(timedelta(minutes=20))
+            [parked] = await flow.dead_letters()
+            assert parked.first_failed_at == NOON
+
+    assert (len(timeouts.runs), len(others.runs)) == (4, 1)
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2026-01-31T12:00:00"])
+async def test_a_first_failure_at_a_moment_that_cannot_be_told_counts_from_now(text: str) -> None:
+    clock = TravellingClock(NOON)
+    plugins = [Failures(DeadLetter())]
+    async with flow_test([Orders()], channels=[MemoryChannel("orders")], plugins=plugins, clock=clock) as flow:
+        message = Message(b'{"order_id":"1"}', {"id": "1", "endpoint": "place", "first_failed_at": text})
+        await flow.ecotone.prepare().transmit("orders", [message])
+        await flow.run("orders", raises=False)
+        [parked] = await flow.dead_letters()
+
+    assert parked.first_failed_at == NOON
+
+
+# ------------------------------------------------------------------------------------------------------------- stopping
+
+
+async def test_a_message_may_hold_up_everything_behind_it() -> None:
+    orders = Orders(fails=2)
+
+    plugins = [Failures(channels={"orders": Backoff(retries=0, then=Stop())})]
+    async with flow_test([orders], channels=[MemoryChannel("orders")], plugins=plugins) as flow:
+        for number in ("1", "2"):
+            await flow.send(PlaceOrder(number))
+        for _ in range(2):
+            with pytest.raises(ConsumerStoppedError, match=r"place failed on .* \(ValueError: no stock\)") as stopped:
+                await flow.run("orders", raises=False)
+        assert [one.payload for one in await flow.waiting("orders")] == [b'{"order_id":"1"}', b'{"order_id":"2"}']
+        assert await flow.run("orders") == 2
+
+    assert stopped.value.__cause__ is orders.error
+    assert [run.payload.order_id for run in orders.runs] == ["1", "1", "1", "2"]
+    assert {run.headers.get("attempt") for run in orders.runs} == {None}
+
+
+async def test_readiness_tells_which_message_holds_a_consumer_up() -> None:
+    orders = Orders()
+    ecotone = Ecotone([orders], channels=[MemoryChannel("orders")], plugins=[Failures(Stop())])
+
+    async with ecotone.running():
+        await ecotone.command_bus.send(PlaceOrder("1"), headers={"id": "my-id"})
+        with anyio.fail_after(10):
+            while (await ecotone.health()).ready or not orders.runs:
+                await checkpoint()
+        [health] = (await ecotone.health()).runnables
+
+    assert health.last_error is not None
+    assert "place failed on my-id (ValueError: no stock)" in health.last_error
+
+
 class Broken:
     def decide(self, failure: Failure) -> Retry:
         raise ZeroDivisionError
@@ -384,10 +527,10 @@ async def test_a_message_whose_lease_was_lost_is_nobodys_failure(caplog: pytest.
     assert "lost the lease" in caplog.text
 
 
-async def lend_and_lose(flow: Flow, channel: MemoryChannel, times: int) -> None:
-    """Let consumers die with the message in hand."""
+async def lend_and_lose(flow: Flow, channel: MemoryChannel, times: int, *, limit: int = 1) -> None:
+    """Let consumers die with messages in hand."""
     for _ in range(times):
-        [_] = await channel.receive(1, 0)
+        assert len(await channel.receive(limit, 0)) == limit
         await flow.advance(timedelta(minutes=2))
 
 
@@ -404,7 +547,7 @@ async def test_a_message_that_kills_its_worker_is_parked_without_being_run_again
     assert orders.runs == []
     assert parked.error_type == "ecotone_fastapi.messaging.failures.KilledConsumerError"
     assert "was lent 5 times and 4 times without any outcome" in parked.error_message
-    assert (parked.attempts, parked.deliveries) == (0, 5)
+    assert (parked.attempts, parked.deliveries, parked.first_failed_at) == (0, 5, None)
 
 
 async def test_a_message_that_was_lost_less_often_is_run() -> None:
@@ -415,6 +558,92 @@ async def test_a_message_that_was_lost_less_often_is_run() -> None:
         await flow.send(PlaceOrder("1"))
         await lend_and_lose(flow, channel, 3)
         assert await flow.run("orders") == 1
+
+
+class MortalChannel(MemoryChannel):
+    """A channel whose process may die: then nothing is settled any more, and what is lent comes back by its lease."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, lease=60.0)
+        self.dead = False
+
+    async def receive(self, limit: int, timeout: float) -> Any:
+        if self.dead:
+            raise ChannelError("the process is dead")
+        return [MortalDelivery(self, one) for one in await super().receive(limit, timeout)]
+
+
+class MortalDelivery:
+    def __init__(self, channel: MortalChannel, inside: Delivery) -> None:
+        self.channel, self.inside = channel, inside
+        self.message, self.count = inside.message, inside.count
+
+    @property
+    def settled(self) -> bool:
+        return self.channel.dead or self.inside.settled
+
+    async def ack(self) -> None:
+        if not self.channel.dead:
+            await self.inside.ack()
+
+    async def nack(self, delay: float = 0.0, *, attempted: bool = True) -> None:
+        if not self.channel.dead:
+            await self.inside.nack(delay, attempted=attempted)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("killer", [0, 5, 19])
+async def test_a_message_that_kills_its_worker_takes_no_other_with_it(killer: int, concurrency: int) -> None:
+    channel, runs = MortalChannel("orders"), Counter[str]()
+
+    @asynchronous("orders")
+    @command_handler("work", id="work")
+    async def work(payload: str) -> None:
+        if channel.dead:
+            return
+        runs[payload] += 1
+        if payload == str(killer):
+            channel.dead = True
+
+    concurrent = AsynchronousHandlers({"*": ConsumerSettings(concurrency=concurrency)})
+    async with flow_test([work], channels=[channel], plugins=[concurrent, Failures(unsettled=3)]) as flow:
+        for number in range(20):
+            await flow.send(str(number), to="work")
+        for _ in range(10):
+            with suppress(ChannelError):
+                await flow.run("orders")
+            channel.dead = False
+            await flow.advance(timedelta(minutes=2))
+        parked = await flow.dead_letters()
+        assert await flow.waiting("orders") == []
+
+    assert [one.error_type.rpartition(".")[2] for one in parked] == ["KilledConsumerError"]
+    assert runs[str(killer)] == 4
+    assert set(runs) == {str(number) for number in range(20)}
+
+
+async def test_who_was_near_a_killer_is_handled_alone_once_and_then_come_batches_again() -> None:
+    lent: list[int] = []
+
+    class Asked(MemoryChannel):
+        async def receive(self, limit: int, timeout: float) -> Any:
+            deliveries = await super().receive(limit, timeout)
+            lent.append(len(deliveries))
+            return deliveries
+
+    channel, orders = Asked("orders", lease=60.0), Orders(fails=0)
+    async with flow_test([orders], channels=[channel]) as flow:
+        for number in range(3):
+            await flow.send(PlaceOrder(str(number)))
+        await lend_and_lose(flow, channel, 2, limit=3)
+        for number in range(3, 20):
+            await flow.send(PlaceOrder(str(number)), headers={"delay": 1})
+        await flow.advance(timedelta(minutes=1))
+        lent.clear()
+        assert await flow.run("orders") == 20
+
+    assert [int(run.payload.order_id) for run in orders.runs] == list(range(20))
+    assert lent[:5] == [10, 1, 1, 1, 9]
 
 
 async def test_runs_that_failed_are_no_lost_workers() -> None:
@@ -555,3 +784,200 @@ async def test_parked_messages_are_listed_from_the_newest_to_the_oldest() -> Non
 def test_the_plugin_tells_how_it_was_set_up() -> None:
     assert repr(Failures(Always(Discard()))) == "Failures(Always(decision=Discard()), unsettled=5)"
     assert "channels={'mail': Backoff(" in repr(Failures(channels={"mail": Backoff()}))
+
+
+# ------------------------------------------------------------------------------------------------- wherever it is kept
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere that messages wait: what makes channels, and the plugins that belong to it."""
+
+    database: SqlAlchemy | None
+
+    def channel(self, name: str) -> Any:
+        return MemoryChannel(name) if self.database is None else self.database.channel(name)
+
+    @asynccontextmanager
+    async def flow(self, handlers: Sequence[object], *names: str, policy: ErrorPolicy = AT_ONCE) -> AsyncIterator[Flow]:
+        plugins: list[Any] = [Failures(policy), *([self.database] if self.database else [])]
+        async with flow_test(handlers, channels=[self.channel(name) for name in names], plugins=plugins) as flow:
+            yield flow
+
+
+PLACES = [
+    "memory",
+    "sqlite",
+    pytest.param("postgresql", marks=pytest.mark.postgresql),
+    pytest.param("mariadb", marks=pytest.mark.mariadb),
+]
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> Place:
+    if request.param == "memory":
+        return Place(None)
+    return Place(SqlAlchemy(request.getfixturevalue(f"{request.param}_url"), create_schema=True))
+
+
+async def test_a_dead_letter_tells_everything_about_the_message_and_its_failures(place: Place) -> None:
+    orders = Orders()
+
+    async with place.flow([orders], "orders", policy=Backoff(retries=2, first=60.0, factor=1.0)) as flow:
+        await flow.send(PlaceOrder("ö"), headers={"tenant": "acme", "id": "my-id"})
+        [sent] = await flow.waiting("orders")
+        before = datetime.now(UTC) - timedelta(seconds=1)
+        for _ in range(3):
+            await flow.run("orders", raises=False)
+            await flow.advance(timedelta(minutes=2))
+        [parked] = await flow.dead_letters()
+        assert await flow.waiting("orders") == []
+
+    assert parked.message.payload == sent.payload
+    told = parked.message.without_headers(["attempt", "first_failed_at"]).headers
+    assert told == sent.headers
+    assert (parked.error_type, parked.error_message) == ("builtins.ValueError", "no stock")
+    assert (parked.attempts, parked.deliveries, parked.channel, parked.endpoint) == (3, 3, "orders", "place")
+    assert parked.first_failed_at is not None
+    assert before < parked.first_failed_at < before + timedelta(minutes=1)
+    assert timedelta(minutes=4) <= parked.parked_at - parked.first_failed_at < timedelta(minutes=5)
+    firsts = [run.headers.get("first_failed_at") for run in orders.runs]
+    assert firsts == [None, parked.first_failed_at.isoformat(), parked.first_failed_at.isoformat()]
+
+
+async def test_handlers_of_one_event_fail_are_retried_and_die_alone(place: Place) -> None:
+    runs = Counter[str]()
+
+    class Handlers:
+        @command_handler("place")
+        async def place(self, payload: str, events: EventBus) -> None:
+            await events.publish(payload, to="placed")
+
+        @event_handler("placed", id="in-line")
+        async def in_line(self, payload: str) -> None:
+            runs["in-line"] += 1
+
+        @asynchronous("orders")
+        @event_handler("placed", id="well")
+        async def well(self, payload: str) -> None:
+            runs["well"] += 1
+
+        @asynchronous("orders")
+        @event_handler("placed", id="recovers")
+        async def recovers(self, payload: str) -> None:
+            runs["recovers"] += 1
+            if runs["recovers"] < 3:
+                raise ValueError
+
+        @asynchronous("orders")
+        @event_handler("placed", id="dies")
+        async def dies(self, payload: str) -> None:
+            runs["dies"] += 1
+            raise ValueError
+
+        @asynchronous("mail")
+        @event_handler("placed", id="elsewhere")
+        async def elsewhere(self, payload: str) -> None:
+            runs["elsewhere"] += 1
+
+    async with place.flow([Handlers], "orders", "mail") as flow:
+        await flow.send("1", to="place", headers={"id": "my-id"})
+        assert await flow.run("orders", raises=False) == 2
+        assert await flow.run("mail") == 1
+        parked = await flow.dead_letters()
+        assert await flow.waiting("orders") == []
+
+    assert [one.endpoint for one in parked] == ["dies"]
+    assert runs == {"in-line": 1, "well": 1, "recovers": 3, "dies": 4, "elsewhere": 1}
+
+
+async def test_what_a_retried_handler_sends_starts_without_any_failures(place: Place) -> None:
+    seen: list[Mapping[str, str]] = []
+
+    class Handlers:
+        @asynchronous("orders")
+        @event_handler("placed", id="first")
+        async def first(self, payload: str, events: EventBus, message: Message[Any]) -> None:
+            if message.headers.get("attempt") != "2":
+                raise ValueError
+            await events.publish(payload, to="packed")
+
+        @event_handler("packed", id="in-line")
+        async def in_line(self, payload: str, message: Message[Any]) -> None:
+            seen.append(message.headers)
+
+        @asynchronous("mail")
+        @event_handler("packed", id="mail")
+        async def mail(self, payload: str, message: Message[Any]) -> None:
+            seen.append(message.headers)
+            raise ValueError
+
+    async with place.flow([Handlers], "orders", "mail") as flow:
+        await flow.publish("1", to="placed", headers={"tenant": "acme", "delay": 0, "priority": 3})
+        await flow.run("orders", raises=False)
+        await flow.run("mail", raises=False)
+        [parked] = await flow.dead_letters()
+
+    assert parked.attempts == 4
+    assert [headers.get("attempt") for headers in seen] == [None, None, "1", "2", "3"]
+    for headers in seen[:2]:
+        assert headers["tenant"] == "acme"
+        assert not {"attempt", "first_failed_at", "delay", "priority", "replays"} & set(headers)
+
+
+async def test_what_failed_on_one_channel_did_not_fail_on_the_next(place: Place) -> None:
+    seen: list[Mapping[str, str]] = []
+
+    @asynchronous("orders", "mail")
+    @event_handler("placed", id="first")
+    async def handle(payload: str, message: Message[Any]) -> None:
+        seen.append(message.headers)
+
+    async with place.flow([handle], "orders", "mail") as flow:
+        await flow.publish("1", to="placed")
+        channel = flow.ecotone.assembly.channels["orders"]
+        for _ in range(2):
+            [delivery] = await channel.receive(1, 0)
+            await delivery.nack()
+        [waiting] = await flow.waiting("orders")
+        await flow.run("orders")
+        await flow.run("mail")
+
+    assert (waiting.headers["attempt"], "first_failed_at" in waiting.headers) == ("2", True)
+    assert not {"attempt", "first_failed_at"} & set(seen[0])
+
+
+async def test_a_message_that_was_given_back_unhandled_has_not_failed(place: Place) -> None:
+    async with place.flow([Orders()], "orders") as flow:
+        await flow.send(PlaceOrder("1"))
+        channel = flow.ecotone.assembly.channels["orders"]
+        for delay in (0.0, 0.001):
+            [delivery] = await channel.receive(1, 5.0)
+            await delivery.nack(delay, attempted=False)
+        [waiting] = await flow.waiting("orders")
+
+    assert not {"attempt", "first_failed_at"} & set(waiting.headers)
+
+
+async def test_what_a_database_cannot_park_is_neither_acked_nor_lost(sqlite_url: str) -> None:
+    database = SqlAlchemy(sqlite_url, create_schema=True)
+    orders = Orders()
+
+    async def rename(before: str, after: str) -> None:
+        async with database.engine.begin() as connection:
+            await connection.execute(text(f"ALTER TABLE {before} RENAME TO {after}"))
+
+    async with Place(database).flow([orders], "orders", policy=DeadLetter()) as flow:
+        await flow.send(PlaceOrder("1"), headers={"id": "my-id"})
+        await rename("ecotone_dead_letter", "elsewhere")
+        await flow.run("orders", raises=False)
+        [waiting] = await flow.waiting("orders")
+        await rename("elsewhere", "ecotone_dead_letter")
+        assert await flow.dead_letters() == []
+        await flow.advance(timedelta(seconds=11))
+        await flow.run("orders", raises=False)
+        [parked] = await flow.dead_letters()
+        assert await flow.waiting("orders") == []
+
+    assert waiting.id == parked.message.id == "my-id"
+    assert parked.first_failed_at == datetime.fromisoformat(waiting.headers["first_failed_at"])

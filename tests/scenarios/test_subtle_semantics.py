@@ -339,7 +339,7 @@ async def test_three_retries_are_four_runs() -> None:
     assert (len(shop.seen("bill")), parked.endpoint, parked.attempts) == (4, "bill", 4)
 
 
-async def test_a_retried_message_is_the_same_message_and_says_nothing_of_its_failure() -> None:
+async def test_a_retried_message_is_the_same_message_and_says_only_when_and_how_often_it_failed() -> None:
     shop = Shop("bill")
 
     async with open_(shop) as flow:
@@ -349,7 +349,8 @@ async def test_a_retried_message_is_the_same_message_and_says_nothing_of_its_fai
         [after] = await flow.waiting("mail")
         assert await flow.run("mail") == 0
 
-    assert after == before.with_headers({"attempt": "1"})
+    failed_at = after.headers["first_failed_at"]
+    assert after == before.with_headers({"attempt": "1", "first_failed_at": failed_at})
 
 
 async def test_a_failed_run_does_not_count_for_the_messages_that_it_published() -> None:

@@ -1,6 +1,16 @@
 """Everything in this process: the default, and the test double of every other adapter."""
 
-from ecotone_fastapi.adapters.memory.channel import MemoryChannel, MemoryDelivery, MemoryQueue
+from ecotone_fastapi.adapters.memory.channel import MemoryChannel, MemoryDelivery, MemoryEntry, MemoryQueue
 from ecotone_fastapi.adapters.memory.dead_letters import MemoryDeadLetters
+from ecotone_fastapi.adapters.memory.inbox import MemoryInbox
+from ecotone_fastapi.adapters.memory.schedules import MemorySchedules
 
-__all__ = ["MemoryChannel", "MemoryDeadLetters", "MemoryDelivery", "MemoryQueue"]
+__all__ = [
+    "MemoryChannel",
+    "MemoryDeadLetters",
+    "MemoryDelivery",
+    "MemoryEntry",
+    "MemoryInbox",
+    "MemoryQueue",
+    "MemorySchedules",
+]

@@ -36,6 +36,8 @@ class MemoryChannel:
         clock: Tells when a delay, a lifetime or a lease is over.
         lease: Seconds after which a delivery that is not settled comes back; `None` waits for ever. It is not renewed.
         queue: The queue of another channel, to share it as two processes share one on a server, clock included.
+        keeps_order: Whether messages with the same partition key are handled one after the other in the order of
+            sending, by all consumers, also while one of them is retried: its successors wait.
     """
 
     def __init__(
@@ -45,12 +47,13 @@ class MemoryChannel:
         clock: Clock = SystemClock(),
         lease: float | None = None,
         queue: "MemoryQueue | None" = None,
+        keeps_order: bool = False,
     ) -> None:
         self.name = name
         self.capabilities: Capabilities = Capabilities(
             delay=True, ordered=True, competing=True, priority=True, time_to_live=True, leased=lease is not None
         )
-        self.queue: MemoryQueue = queue or MemoryQueue(clock)
+        self.queue: MemoryQueue = queue or MemoryQueue(clock, keeps_order=keeps_order)
         self._lease = lease
         self._closings = 0
 
@@ -127,7 +130,7 @@ class MemoryChannel:
 class MemoryDelivery:
     """A message of a `MemoryQueue`, lent to one channel. It is also its own proof of the lease."""
 
-    def __init__(self, entry: "_Entry", queue: "MemoryQueue", owner: MemoryChannel) -> None:
+    def __init__(self, entry: "MemoryEntry", queue: "MemoryQueue", owner: MemoryChannel) -> None:
         self.message: Message[bytes] = entry.as_received()
         self.count: int = entry.deliveries
         self.owner = owner
@@ -167,11 +170,14 @@ class MemoryQueue:
 
     Args:
         clock: Tells when a delay, a lifetime or a lease is over.
+        keeps_order: Whether only the first message of each partition key is lent.
     """
 
-    def __init__(self, clock: Clock = SystemClock()) -> None:
+    def __init__(self, clock: Clock = SystemClock(), *, keeps_order: bool = False) -> None:
         self.clock = clock
-        self._entries: dict[int, _Entry] = {}
+        self._keeps_order = keeps_order
+        self._lines: dict[str, dict[int, MemoryEntry]] = {}
+        self._entries: dict[int, MemoryEntry] = {}
         self._ready: list[tuple[int, datetime, int, int]] = []
         self._later: list[tuple[datetime, int, int]] = []
         self._numbers = count(1)
@@ -180,18 +186,17 @@ class MemoryQueue:
     def add(self, messages: Sequence[Message[bytes]]) -> None:
         """Store messages, all or none."""
         now = self.clock.now()
-        for entry in [_Entry.of(message, next(self._numbers), now) for message in messages]:
+        for entry in [MemoryEntry.of(message, next(self._numbers), now) for message in messages]:
             self._entries[entry.number] = entry
+            if self._keeps_order and entry.key is not None:
+                self._lines.setdefault(entry.key, {})[entry.number] = entry
             self._place(entry, entry.ready_at)
         self.wake()
 
     def lend(self, limit: int, owner: MemoryChannel, lease: float | None) -> Sequence[MemoryDelivery]:
         """Lend what is ready; drop what has expired."""
         now = self.clock.now()
-        while self._later and self._later[0][0] <= now:
-            _, number, ticket = heappop(self._later)
-            if (entry := self._entries.get(number)) and entry.ticket == ticket:
-                heappush(self._ready, (-entry.priority, entry.available_at, number, ticket))
+        self._find_ready(now)
         deliveries: list[MemoryDelivery] = []
         while self._ready and len(deliveries) < limit:
             *_, number, ticket = heappop(self._ready)
@@ -199,6 +204,10 @@ class MemoryQueue:
                 continue
             if entry.expires_at <= now:
                 self.remove(entry)
+                self._find_ready(now)  # it may have been somebody's turn to go
+                continue
+            if self._waits_in_line(entry):
+                entry.in_line = True  # it gets another place when it is its turn
                 continue
             entry.deliveries += 1
             entry.holder = MemoryDelivery(entry, self, owner)
@@ -208,10 +217,12 @@ class MemoryQueue:
             deliveries.append(entry.holder)
         return deliveries
 
-    def give_back(self, entry: "_Entry", delay: float, *, attempted: bool) -> None:
+    def give_back(self, entry: "MemoryEntry", delay: float, *, attempted: bool) -> None:
         """Make a lent message available again; what was not attempted was not delivered either."""
         entry.holder = None
         entry.attempts += attempted
+        if attempted and entry.first_failed_at is None:
+            entry.first_failed_at = self.clock.now()
         entry.deliveries -= not attempted
         if attempted or delay > 0:
             entry.ready_at = _later(self.clock.now(), delay)
@@ -225,10 +236,35 @@ class MemoryQueue:
                 self.give_back(entry, 0.0, attempted=False)
         self.wake()
 
-    def remove(self, entry: "_Entry") -> None:
+    def remove(self, entry: "MemoryEntry") -> None:
         """Forget a message; whoever holds it has lost it."""
         entry.holder = None
         self._entries.pop(entry.number, None)
+        line = self._lines.get(entry.key) if entry.key is not None else None
+        if line is not None and line.pop(entry.number, None) is not None:
+            if line:
+                following = next(iter(line.values()))
+                if following.in_line:
+                    self.release(following)
+            else:
+                del self._lines[entry.key or ""]
+
+    def hold(self, entry: "MemoryEntry") -> None:
+        """Lend a message that waits to nobody, until it is removed, put off or released."""
+        entry.holder, entry.ticket, entry.in_line = None, next(self._numbers), False
+
+    def release(self, entry: "MemoryEntry") -> None:
+        """Let a message wait again that was held."""
+        self._place(entry, entry.ready_at)
+        self.wake()
+
+    def put_off(self, entry: "MemoryEntry", due_at: datetime) -> None:
+        """Let a message that waits be due at another time, with as much time to live after that as before."""
+        if entry.expires_at != _NEVER:
+            entry.expires_at = _later(due_at, (entry.expires_at - entry.ready_at).total_seconds())
+        entry.holder, entry.ready_at = None, due_at
+        self._place(entry, due_at)
+        self.wake()
 
     def clear(self) -> None:
         """Forget all messages."""
@@ -240,13 +276,23 @@ class MemoryQueue:
         now = self.clock.now()
         return sum(entry.expires_at > now or entry.is_lent(now) for entry in self._entries.values())
 
-    def waiting(self) -> "list[_Entry]":
+    def waiting(self) -> "list[MemoryEntry]":
         """Return what is not lent: what is ready in the order of lending, then what is not by the time when it is."""
         now = self.clock.now()
         return sorted(
             (entry for entry in self._entries.values() if entry.expires_at > now and not entry.is_lent(now)),
             key=lambda entry: (max(entry.available_at, now), -entry.priority, entry.available_at, entry.number),
         )
+
+    def _find_ready(self, now: datetime) -> None:
+        while self._later and self._later[0][0] <= now:
+            _, number, ticket = heappop(self._later)
+            if (entry := self._entries.get(number)) and entry.ticket == ticket:
+                heappush(self._ready, (-entry.priority, entry.available_at, number, ticket))
+
+    def _waits_in_line(self, entry: "MemoryEntry") -> bool:
+        line = self._lines.get(entry.key) if entry.key is not None else None
+        return line is not None and next(iter(line)) != entry.number
 
     async def wait(self, seconds: float) -> None:
         """Return when something arrives or becomes due, at the latest after so many seconds."""
@@ -265,13 +311,13 @@ class MemoryQueue:
         for arrival in self._sleepers:
             arrival.set()
 
-    def _place(self, entry: "_Entry", available_at: datetime) -> None:
-        entry.available_at, entry.ticket = available_at, next(self._numbers)
+    def _place(self, entry: "MemoryEntry", available_at: datetime) -> None:
+        entry.available_at, entry.ticket, entry.in_line = available_at, next(self._numbers), False
         heappush(self._later, (available_at, entry.number, entry.ticket))
 
 
 @dataclass(eq=False, slots=True)
-class _Entry:
+class MemoryEntry:
     """A message in a queue."""
 
     message: Message[bytes]
@@ -280,13 +326,17 @@ class _Entry:
     ready_at: datetime
     expires_at: datetime
     attempts: int
+    key: str | None = None
+    in_line: bool = False
+    first_failed_at: datetime | None = None
     deliveries: int = 0
     available_at: datetime = _NEVER
     ticket: int = 0
     holder: MemoryDelivery | None = None
 
     @classmethod
-    def of(cls, message: Message[bytes], number: int, now: datetime) -> "_Entry":
+    def of(cls, message: Message[bytes], number: int, now: datetime) -> "MemoryEntry":
+        """Return the entry of a message that was sent now."""
         headers = message.headers
         lifetime = number_header(headers, HeaderName.time_to_live, float, LONGEST_TIME)
         return cls(
@@ -296,12 +346,21 @@ class _Entry:
             ready_at=_later(now, number_header(headers, HeaderName.delay, float, LONGEST_TIME) or 0.0),
             expires_at=_NEVER if lifetime is None else _later(now, lifetime),
             attempts=number_header(headers, HeaderName.attempt, int, LONGEST_TIME) or 0,
+            key=headers.get(HeaderName.partition_key),
         )
 
     def as_received(self) -> Message[bytes]:
-        return self.message.with_headers({HeaderName.attempt: str(self.attempts)}) if self.attempts else self.message
+        """Return the message as a consumer gets it."""
+        if not self.attempts:
+            return self.message
+        headers = {HeaderName.attempt: str(self.attempts)}
+        # It may have failed before it was sent here, on a channel that passed it on.
+        if self.first_failed_at is not None and HeaderName.first_failed_at not in self.message.headers:
+            headers[HeaderName.first_failed_at] = self.first_failed_at.isoformat()
+        return self.message.with_headers(headers)
 
     def is_lent(self, now: datetime) -> bool:
+        """Whether a consumer has it."""
         return self.holder is not None and self.available_at > now
 
 

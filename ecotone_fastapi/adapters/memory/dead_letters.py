@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
-from ecotone_fastapi.messaging.dead_letter import ParkedMessage
+from ecotone_fastapi.messaging.dead_letter import EVERYTHING, DeadLetterFilter, ParkedMessage
 
 
 class MemoryDeadLetters:
@@ -17,10 +17,15 @@ class MemoryDeadLetters:
         self._parked.pop(parked.id, None)
         self._parked[parked.id] = parked
 
-    async def list(self, *, limit: int = 100, offset: int = 0) -> Sequence[ParkedMessage]:
+    async def list(
+        self, which: DeadLetterFilter = EVERYTHING, *, limit: int = 100, offset: int = 0
+    ) -> Sequence[ParkedMessage]:
         """Return parked messages, the newest first."""
-        oldest_first = sorted(self._parked.values(), key=lambda parked: parked.parked_at)
-        return oldest_first[::-1][offset : offset + limit]
+        return self._oldest_first(which)[::-1][offset : offset + limit]
+
+    async def ids(self, which: DeadLetterFilter = EVERYTHING) -> Sequence[str]:
+        """Return the ids of all that are meant, the oldest first."""
+        return [parked.id for parked in self._oldest_first(which)]
 
     async def get(self, parked_id: str) -> ParkedMessage:
         """Return one parked message.
@@ -42,9 +47,20 @@ class MemoryDeadLetters:
         if self._parked.pop(parked_id, None) is None:
             raise self._unknown(parked_id)
 
-    async def count(self) -> int:
+    async def delete_all(self, which: DeadLetterFilter = EVERYTHING) -> int:
+        """Remove all that are meant; return how many."""
+        meant = self._oldest_first(which)
+        for parked in meant:
+            del self._parked[parked.id]
+        return len(meant)
+
+    async def count(self, which: DeadLetterFilter = EVERYTHING) -> int:
         """Return how many messages are parked."""
-        return len(self._parked)
+        return len(self._oldest_first(which))
+
+    def _oldest_first(self, which: DeadLetterFilter) -> Sequence[ParkedMessage]:
+        meant = [parked for parked in self._parked.values() if which.matches(parked)]
+        return sorted(meant, key=lambda parked: (parked.parked_at, parked.id))
 
     def _unknown(self, parked_id: str) -> DeadLetterNotFoundError:
         return DeadLetterNotFoundError(

@@ -6,6 +6,7 @@ consumer holds the delivery; after that somebody else may have it, and a late `a
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import random
@@ -18,6 +19,7 @@ from uuid import UUID, uuid4
 import anyio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ecotone_fastapi.adapters.sqlalchemy.order import InOrder
 from ecotone_fastapi.adapters.sqlalchemy.queue import ClaimedRow, Lease, NewRow, Queue
 from ecotone_fastapi.adapters.sqlalchemy.tables import LONGEST_NAME
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions, Unit
@@ -49,6 +51,7 @@ class SqlChannel:
         lease: Seconds for which a message is lent.
         renew: Whether leases are renewed while their deliveries are held.
         clock: Tells how far a test has travelled; all else is told by the server.
+        in_order: Claims that keep the order of each partition key; without it, the plain ones are used.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class SqlChannel:
         lease: float = 60.0,
         renew: bool = True,
         clock: Clock = SystemClock(),
+        in_order: InOrder | None = None,
     ) -> None:
         if not 0 < len(name) <= LONGEST_NAME:
             raise ConfigurationError(
@@ -87,6 +91,7 @@ class SqlChannel:
         self._lease = lease
         self._renew = renew
         self._clock = clock
+        self._in_order = in_order
         self._lent: dict[Lease, weakref.ref[SqlDelivery]] = {}
         self._renewal: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -199,6 +204,7 @@ class SqlChannel:
                     delivery.conclude()
                 else:
                     lost.append(delivery)
+            self._turn_over()
         if lost:
             raise self._lease_lost(lost)
 
@@ -213,7 +219,7 @@ class SqlChannel:
     async def peek(self, limit: int = 100) -> Sequence[Message[bytes]]:
         """Return the next messages, delayed ones included, without lending them."""
         rows = await self._look(lambda c: self._queue.peek(c, self.name, limit, self._offset), "looking")
-        return [_message(row) for row in rows]
+        return [self.read(row) for row in rows]
 
     async def purge(self) -> int:
         """Delete all messages, those that are lent included; return how many there were."""
@@ -264,6 +270,17 @@ class SqlChannel:
         else:
             unit.after_commit(self._ring)
 
+    def read(self, row: ClaimedRow) -> Message[bytes]:
+        """Return the message in a row."""
+        headers = _headers(row)
+        if row.attempts:
+            headers[HeaderName.attempt] = str(row.attempts)
+            if row.first_failed_at is not None:
+                failed_at = self._queue.dialect.read_moment(row.first_failed_at).isoformat()
+                # It may have failed before it was sent here, on a channel that passed it on.
+                headers.setdefault(HeaderName.first_failed_at, failed_at)
+        return Message(row.body, headers)
+
     def forget(self, lease: Lease) -> None:
         """Renew this lease no longer."""
         self._lent.pop(lease, None)
@@ -276,9 +293,16 @@ class SqlChannel:
         if unit is None:
             self.forget(delivery.lease)
             delivery.conclude()
+            self._turn_over()
         else:
             delivery.unit = unit
             unit.after_commit(lambda: self.forget(delivery.lease))
+            unit.after_commit(self._turn_over)
+
+    def _turn_over(self) -> None:
+        """Look for the messages that have waited for the one that is settled."""
+        if self._in_order is not None:
+            self._wakeup.ring_here(self.name)
 
     def _lease_lost(self, lost: Sequence["SqlDelivery"]) -> LeaseLostError:
         names = ", ".join(delivery.message.headers.get(HeaderName.id, "without id") for delivery in lost)
@@ -313,7 +337,7 @@ class SqlChannel:
             token = uuid4()
             claiming = self._transactions.start(
                 partial(
-                    self._queue.claim,
+                    self._queue.claim if self._in_order is None else self._in_order.claim,
                     channel=self.name,
                     limit=limit,
                     lease=self._lease,
@@ -321,6 +345,7 @@ class SqlChannel:
                     offset=self._offset,
                 ),
                 f"receiving from channel {self.name!r}",
+                several=self._in_order is not None,
             )
             self._under_way.add(claiming)
             claiming.add_done_callback(self._under_way.discard)
@@ -364,8 +389,9 @@ class SqlChannel:
             partial(self._queue.delete, leases=leases), f"dropping what has expired on channel {self.name!r}"
         )
         for row in rows:
-            message_id = _message(row).headers.get(HeaderName.id)
+            message_id = self.read(row).headers.get(HeaderName.id)
             logger.info("channel %r: message %s was dropped, its time to live is over", self.name, message_id)
+        self._turn_over()
 
     async def _restore(self, leases: Sequence[Lease], *, unlent: bool) -> None:
         if not leases:
@@ -402,7 +428,13 @@ class SqlChannel:
                 pause = self._lease / 10
 
     async def _next_due(self) -> float | None:
-        return await self._look(lambda c: self._queue.next_due(c, self.name, self._offset), "looking")
+        due = await self._look(lambda c: self._queue.next_due(c, self.name, self._offset), "looking")
+        if self._in_order is None or due is None or due > 0:
+            return due
+        # What is due may wait for its turn. To claim is to write, so it is not done for the sake of looking.
+        in_order = self._in_order
+        free = await self._look(lambda c: in_order.has_free(c, self.name, self._offset), "looking")
+        return 0.0 if free else None
 
     async def _look(self, statements: Callable[[AsyncConnection], Awaitable[T]], doing: str) -> T:
         return await self._transactions.read(statements, f"{doing} at channel {self.name!r}")
@@ -429,7 +461,7 @@ class SqlDelivery:
     __slots__ = ("__weakref__", "_channel", "_settled", "closings", "count", "lease", "message", "unit")
 
     def __init__(self, channel: SqlChannel, row: ClaimedRow, token: UUID, closings: int) -> None:
-        self.message: Message[bytes] = _message(row)
+        self.message: Message[bytes] = channel.read(row)
         self.count: int = row.deliveries
         self.lease: Lease = Lease(row.id, token)
         self.closings: int = closings
@@ -490,14 +522,8 @@ def _row(message: Message[bytes]) -> NewRow:
         partition_key=_short(message.headers.get(HeaderName.partition_key)),
         headers=json.dumps(dict(kept.headers)),
         body=bytes(message.payload),
+        schedule_key=stored_key(message.headers.get(HeaderName.schedule_key)),
     )
-
-
-def _message(row: ClaimedRow) -> Message[bytes]:
-    headers = _headers(row)
-    if row.attempts:
-        headers[HeaderName.attempt] = str(row.attempts)
-    return Message(row.body, headers)
 
 
 def _headers(row: ClaimedRow) -> dict[str, str]:
@@ -517,6 +543,14 @@ def _headers(row: ClaimedRow) -> dict[str, str]:
     texts.setdefault(HeaderName.id, row.message_id or str(row.id))
     texts[_UNREADABLE] = row.headers
     return texts
+
+
+def stored_key(key: str | None) -> str | None:
+    """Return what stands in the table for a key: itself, or as much as there is room for and a digest of it all."""
+    if key is None or (_short(key) == key and not key.endswith(" ")):  # MariaDB compares without blanks at the end
+        return key
+    digest = hashlib.sha256(key.encode(errors="backslashreplace")).hexdigest()
+    return f"{_short(key[:100])} {digest}"
 
 
 def _short(value: str | None) -> str | None:

@@ -7,13 +7,17 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
 from sqlalchemy import URL, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
+from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
 from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
+from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
+from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
+from ecotone_fastapi.adapters.sqlalchemy.schedules import SqlSchedules
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
 from ecotone_fastapi.adapters.sqlalchemy.transactions import HeardSession, Transactions
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
@@ -25,9 +29,16 @@ from ecotone_fastapi.core.injection import cache_key
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.deduplication import DeduplicationStore
+from ecotone_fastapi.messaging.outbox import OutboxStorage
+from ecotone_fastapi.messaging.protection import PauseStore
+from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+_OUTBOX = "outbox/"  # what the channels are named after that keep messages on their way to others
+_LONGEST_CHAIN = 10  # errors, each the cause of the one before
 
 
 class SqlAlchemy:
@@ -50,6 +61,9 @@ class SqlAlchemy:
         engine: The engine.
         sessionmaker: Makes sessions.
         dead_letters: The dead letter in this database.
+        inbox: What was handled, by the messages that must not be handled twice.
+        schedules: What waits under a key on the channels in this database.
+        pauses: Which consumers pause in all processes.
 
     Example:
         >>> database = SqlAlchemy("sqlite+aiosqlite:///shop.db", create_schema=True)
@@ -85,20 +99,35 @@ class SqlAlchemy:
         self._create_schema = create_schema
         self._lifespans = 0
         self._clock: Clock = SystemClock()
+        self._dialect = dialect
         self._transactions = Transactions(self.engine, self.sessionmaker, dialect, made_here=made_here)
         self._transactions.shared_key = cache_key(self.session)
         self._together = made_here
         self._schema = Schema(self._transactions, schema)
         self._queue = queue_for(self._schema.table("ecotone_message"), dialect)
+        self._in_order = in_order_for(
+            self._schema.table("ecotone_message"), self._schema.table("ecotone_channel"), dialect
+        )
         self._wakeup = Wakeup(self._transactions)
+        self.pauses: SqlPauses = SqlPauses(self._schema.table("ecotone_channel"), self._transactions, self._letting_go)
         self.dead_letters: SqlDeadLetters = SqlDeadLetters(
             self._schema.table("ecotone_dead_letter"), self._transactions, self._prepare
+        )
+        self.inbox: SqlInbox = SqlInbox(
+            self._schema.table("ecotone_inbox"), self._transactions, self._prepare, lambda: self._clock.now()
+        )
+        self.schedules: SqlSchedules = SqlSchedules(
+            self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
         )
 
     def install(self, assembly: Assembly) -> None:
         """Offer transactions, sessions, the dead letter and itself as services."""
         assembly.add_service(UnitOfWork, self)
         assembly.add_service(DeadLetterStore, self.dead_letters)
+        assembly.add_service(DeduplicationStore, self.inbox)
+        assembly.add_service(OutboxStorage, self)
+        assembly.add_service(PassingErrors, self)
+        assembly.add_service(PauseStore, self.pauses)
         assembly.add_service(SqlAlchemy, self)
         assembly.add_service(AsyncSession, self.session)
         assembly.add_lifespan(self.lifespan)
@@ -107,13 +136,20 @@ class SqlAlchemy:
         """Give this clock to the channels that are made from now on."""
         self._clock = clock
 
-    def channel(self, name: str, *, lease: float = 60.0, renew: bool = True) -> SqlChannel:
+    def channel(
+        self, name: str, *, lease: float = 60.0, renew: bool = True, keeps_order: bool = False
+    ) -> SqlChannel:
         """Make a channel in this database.
 
         Args:
             name: The name by which `@asynchronous` and the command line know it.
             lease: Seconds after which a message is lent to somebody else when its consumer has died.
             renew: Whether leases of living consumers are renewed, so that a handler may take longer.
+            keeps_order: Whether messages with the same partition key are handled one after the other in the order of
+                sending, by all consumers in all processes, also while one of them is retried: its successors wait.
+                They go on when it has been handled or parked. One that is sent with a delay holds up those of its key
+                that are sent after it; priority counts between keys only. Claims cost more, and each lends at most one
+                message of a key. All processes have to agree on it.
         """
         return SqlChannel(
             name,
@@ -124,7 +160,27 @@ class SqlAlchemy:
             lease=lease,
             renew=renew,
             clock=self._clock,
+            in_order=self._in_order if keeps_order else None,
         )
+
+    def outbox_for(self, channel: str) -> SqlChannel:
+        """Make the outbox of a channel that is somewhere else; it is named `outbox/` and the name of that channel."""
+        return self.channel(_OUTBOX + channel)
+
+    async def outboxes(self) -> Sequence[str]:
+        """Return the names of the channels that messages are on their way to, whether anybody here has them or not.
+
+        Raises:
+            ChannelError: The database cannot be reached.
+        """
+        table = self._schema.table("ecotone_message")
+        names = text(f"SELECT DISTINCT channel FROM {table} WHERE channel LIKE :outbox")  # noqa: S608 - a name of ours
+
+        async def find(connection: AsyncConnection) -> Sequence[str]:
+            return (await connection.execute(names, {"outbox": f"{_OUTBOX}%"})).scalars().all()
+
+        found = await self._transactions.read(find, "looking for messages in the outbox")
+        return sorted(name.removeprefix(_OUTBOX) for name in found)
 
     def covers(self, channel: Channel) -> bool:
         """Whether `send` and `ack` on this channel commit or vanish with the transaction: it was made here."""
@@ -137,6 +193,17 @@ class SqlAlchemy:
     def savepoint(self, scope: Scope) -> AbstractAsyncContextManager[None]:
         """Mark a place in the scope's open transaction; roll back to it when left with a failure, and only to it."""
         return self._transactions.savepoint(scope)
+
+    def is_passing(self, error: Exception) -> bool:
+        """Whether a transaction was rolled back only because it has met another one: by a deadlock, for example."""
+        cause: BaseException | None = error
+        for _ in range(_LONGEST_CHAIN):  # statements of ours and users wrap what the database says
+            if cause is None:
+                break
+            if isinstance(cause, DBAPIError):
+                return self._dialect.is_passing(cause)
+            cause = cause.__cause__
+        return False
 
     async def session(self) -> AsyncIterator[AsyncSession]:
         """Give the session of the present unit of work; where there is none, one of its own that is closed afterwards.

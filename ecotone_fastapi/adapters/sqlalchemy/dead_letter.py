@@ -3,16 +3,22 @@
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.message import HeaderName, Message
-from ecotone_fastapi.messaging.dead_letter import ParkedMessage
+from ecotone_fastapi.messaging.dead_letter import (
+    EVERYTHING,
+    DeadLetterFilter,
+    ParkedMessage,
+    headers_as_json,
+    in_json,
+)
 
 _COLUMNS = (
     "id",
@@ -27,7 +33,13 @@ _COLUMNS = (
     "headers",
     "body",
     "parked_at",
+    "first_failed_at",
 )
+
+# Where a text begins within another one, 0 if nowhere. Unlike LIKE it has no wildcards, and never ignores the case.
+_POSITION = {"postgresql": "strpos({}, {})"}
+_POSITION_IN_BYTES = {"postgresql": "position({1} IN {0})"}
+_LAST_CHARACTERS = {"sqlite": "substr({}, -{})"}
 
 
 class SqlDeadLetters:
@@ -48,34 +60,49 @@ class SqlDeadLetters:
         else:
             replaced = "ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)
         self._insert = text(f"INSERT INTO {table} ({names}) VALUES ({places}) {replaced}")
-        self._list = text(f"SELECT {names} FROM {table} ORDER BY parked_at DESC, id DESC LIMIT :limit OFFSET :offset")
+        self._select = f"SELECT {names} FROM {table}"
+        self._select_ids = f"SELECT id FROM {table}"
         self._get = text(f"SELECT {names} FROM {table} WHERE id = :id")
         self._delete = text(f"DELETE FROM {table} WHERE id = :id")
-        self._count = text(f"SELECT count(*) FROM {table}")
+        self._delete_all = f"DELETE FROM {table}"
+        self._count = f"SELECT count(*) FROM {table}"
+        dialect = transactions.dialect.name
+        self._position = _POSITION.get(dialect, "instr({}, {})")
+        self._position_in_bytes = _POSITION_IN_BYTES.get(dialect, "instr({}, {})")
+        self._last_characters = _LAST_CHARACTERS.get(dialect, "right({}, {})")
 
     async def park(self, parked: ParkedMessage) -> None:
         """Store it, in place of what has the same id, with the unit of work of the calling task's scope, if any."""
+        moment = self._transactions.dialect.moment
         values = {
             "id": _plain(parked.id),
-            "message_id": _plain(parked.message.headers.get(HeaderName.id)),
+            "message_id": _plain_or_none(parked.message.headers.get(HeaderName.id)),
             "channel": _plain(parked.channel),
-            "endpoint": _plain(parked.endpoint),
+            "endpoint": _plain_or_none(parked.endpoint),
             "error_type": _plain(parked.error_type),
             "error_message": _plain(parked.error_message),
             "traceback": _plain(parked.traceback),
             "attempts": parked.attempts,
             "deliveries": parked.deliveries,
-            "headers": json.dumps(dict(parked.message.headers)),
+            "headers": headers_as_json(parked.message.headers),
             "body": bytes(parked.message.payload),
-            "parked_at": self._transactions.dialect.moment(parked.parked_at),
+            "parked_at": moment(parked.parked_at),
+            "first_failed_at": None if parked.first_failed_at is None else moment(parked.first_failed_at),
         }
         await self._prepare()
         await self._transactions.join(lambda connection: connection.execute(self._insert, values), "parking a message")
 
-    async def list(self, *, limit: int = 100, offset: int = 0) -> Sequence[ParkedMessage]:
+    async def list(
+        self, which: DeadLetterFilter = EVERYTHING, *, limit: int = 100, offset: int = 0
+    ) -> Sequence[ParkedMessage]:
         """Return parked messages, the newest first."""
-        rows = await self._rows(self._list, {"limit": limit, "offset": offset})
-        return [self._parked(row) for row in rows]
+        page = " ORDER BY parked_at DESC, id DESC LIMIT :limit OFFSET :offset"
+        statement, values = self._about(which, self._select, page)
+        return [self._parked(row) for row in await self._rows(statement, {**values, "limit": limit, "offset": offset})]
+
+    async def ids(self, which: DeadLetterFilter = EVERYTHING) -> Sequence[str]:
+        """Return the ids of all that are meant, the oldest first."""
+        return [row[0] for row in await self._rows(*self._about(which, self._select_ids, " ORDER BY parked_at, id"))]
 
     async def get(self, parked_id: str) -> ParkedMessage:
         """Return one parked message.
@@ -101,12 +128,61 @@ class SqlDeadLetters:
         if not await self._transactions.join(delete, "deleting a dead letter"):
             raise self._unknown(parked_id)
 
-    async def count(self) -> int:
+    async def delete_all(self, which: DeadLetterFilter = EVERYTHING) -> int:
+        """Remove all that are meant, with the unit of work of the calling task's scope, if any; return how many."""
+        statement, values = self._about(which, self._delete_all)
+
+        async def delete(connection: AsyncConnection) -> int:
+            return (await connection.execute(statement, values)).rowcount
+
+        await self._prepare()
+        return await self._transactions.join(delete, "deleting dead letters")
+
+    async def count(self, which: DeadLetterFilter = EVERYTHING) -> int:
         """Return how many messages are parked."""
-        [row] = await self._rows(self._count, {})
+        [row] = await self._rows(*self._about(which, self._count))
         return int(row[0])
 
-    async def _rows(self, statement: Any, parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+    def _about(self, which: DeadLetterFilter, statement: str, rest: str = "") -> tuple[TextClause, dict[str, Any]]:
+        """Return a statement about those that are meant, and its parameters."""
+        moment = self._transactions.dialect.moment
+        conditions: list[str] = []
+        values: dict[str, Any] = {}
+        for name in ("endpoint", "channel"):
+            if (wanted := getattr(which, name)) is not None:
+                conditions.append(f"{name} = :{name}")
+                values[name] = _plain(wanted)
+        if which.error_type is not None:
+            error_type = _plain(which.error_type)
+            last = self._last_characters.format("error_type", len(error_type) + 1)
+            conditions.append(f"(error_type = :error_type OR {last} = :class_name)")
+            values |= {"error_type": error_type, "class_name": f".{error_type}"}
+        for name, sign, limit in (("since", ">=", which.since), ("until", "<", which.until)):
+            if limit is not None:
+                conditions.append(f"parked_at {sign} :{name}")
+                values[name] = moment(limit)
+        for number, (name, value) in enumerate(which.wanted_headers.items()):
+            # A quote within a name or a value has a backslash before it, so this is found nowhere else.
+            pair = headers_as_json({name: value})[1:-1]
+            first, later = f"header_{number}_first", f"header_{number}_later"
+            found = [self._position.format("headers", f":{one}") for one in (first, later)]
+            conditions.append(f"({found[0]} = 1 OR {found[1]} > 0)")
+            values |= {first: f"{{{pair}", later: f", {pair}"}
+        if which.text is not None:
+            told = ("id", "error_type", "error_message", "traceback")
+            found = [self._position.format(column, ":text") for column in told]
+            found.append(self._position.format("headers", ":text_in_json"))
+            found.append(self._position_in_bytes.format("body", ":text_in_bytes"))
+            conditions.append(f"({' OR '.join(f'{one} > 0' for one in found)})")
+            values |= {
+                "text": _plain(which.text),
+                "text_in_json": in_json(which.text),
+                "text_in_bytes": which.text.encode(errors="replace"),
+            }
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return text(f"{statement}{where}{rest}"), values
+
+    async def _rows(self, statement: TextClause, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
         async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:
             return (await connection.execute(statement, parameters)).all()
 
@@ -117,7 +193,10 @@ class SqlDeadLetters:
         values = row._asdict()
         message = Message(values.pop("body"), json.loads(values.pop("headers")))
         del values["message_id"]
-        values["parked_at"] = self._transactions.dialect.read_moment(values["parked_at"])
+        read_moment = self._transactions.dialect.read_moment
+        values["parked_at"] = read_moment(values["parked_at"])
+        if values["first_failed_at"] is not None:
+            values["first_failed_at"] = read_moment(values["first_failed_at"])
         return ParkedMessage(message=message, **values)
 
     def _unknown(self, parked_id: str) -> DeadLetterNotFoundError:
@@ -128,6 +207,10 @@ class SqlDeadLetters:
         )
 
 
-def _plain(value: str | None) -> str | None:
+def _plain(value: str) -> str:
     # An exception can say what no database takes. That must not keep its message from being parked.
-    return None if value is None else value.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
+    return value.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
+
+
+def _plain_or_none(value: str | None) -> str | None:
+    return None if value is None else _plain(value)

@@ -41,6 +41,7 @@ class NewRow:
     partition_key: str | None
     headers: str
     body: bytes
+    schedule_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,12 @@ class ClaimedRow:
     headers: str
     body: bytes
     expired: bool
+    first_failed_at: Any
 
 
 _COLUMNS = (
     "message_id, channel, priority, available_at, due_at, deliveries, attempts, expires_at, partition_key, "
-    "headers, body, created_at"
+    "headers, body, schedule_key, created_at"
 )
 
 
@@ -91,7 +93,9 @@ class Queue:
         self._delete_one = text(f"DELETE FROM {table} WHERE id = :id AND lease_token = :token")
         self._give_back = text(
             f"UPDATE {table} SET available_at = {later(':delay')}, due_at = {later(':delay')}, lease_token = NULL,"
-            " attempts = attempts + :attempted, deliveries = deliveries - :unlent"
+            " attempts = attempts + :attempted, deliveries = deliveries - :unlent,"
+            f" first_failed_at = CASE WHEN :attempted = 0 THEN first_failed_at"
+            f" ELSE coalesce(first_failed_at, {now}) END"
             " WHERE id = :id AND lease_token = :token"
         )
         self._restore = text(
@@ -102,7 +106,8 @@ class Queue:
         self._depth = text(f"SELECT count(*) FROM {table} WHERE channel = :channel AND ({alive} OR NOT {not_lent})")
         self._oldest = text(f"SELECT -({dialect.seconds_until('min(available_at)')}) FROM {table} WHERE {ready}")
         self._peek = text(
-            f"SELECT id, priority, due_at, deliveries, attempts, message_id, headers, body, 0 AS expired FROM {table}"
+            "SELECT id, priority, due_at, deliveries, attempts, message_id, headers, body, 0 AS expired,"
+            f" first_failed_at FROM {table}"
             f" WHERE channel = :channel AND {alive} AND {not_lent}"
             f" ORDER BY CASE WHEN available_at <= {now} THEN 0 ELSE 1 END,"
             f" CASE WHEN available_at <= {now} THEN NULL ELSE available_at END, priority DESC, available_at, id"
@@ -117,12 +122,12 @@ class Queue:
         self._insert = text(
             f"INSERT INTO {table} ({_COLUMNS}) SELECT message_id, :channel, priority,"
             f" {later('delay')}, {later('delay')}, 0, attempts, {later('time_to_live')}, partition_key,"
-            f" headers, body, {now}"
+            f" headers, body, schedule_key, {now}"
             " FROM unnest(CAST(:message_ids AS text[]), CAST(:priorities AS smallint[]),"
             " CAST(:delays AS double precision[]), CAST(:attempts AS integer[]),"
             " CAST(:times_to_live AS double precision[]), CAST(:partition_keys AS text[]), CAST(:headers AS text[]),"
-            " CAST(:bodies AS bytea[])) WITH ORDINALITY AS new"
-            " (message_id, priority, delay, attempts, time_to_live, partition_key, headers, body, place)"
+            " CAST(:bodies AS bytea[]), CAST(:schedule_keys AS text[])) WITH ORDINALITY AS new"
+            " (message_id, priority, delay, attempts, time_to_live, partition_key, headers, body, schedule_key, place)"
             " ORDER BY place"
         )
         # The lock is taken in a CTE, which runs once; as a subquery it could run again and lock more than the limit.
@@ -138,7 +143,7 @@ class Queue:
             f" UPDATE {table} AS m SET available_at = {later(':lease')}, lease_token = :token,"
             " deliveries = m.deliveries + 1 FROM due WHERE m.id = due.id"
             " RETURNING m.id, m.priority, m.due_at, m.deliveries, m.attempts, m.message_id, m.headers, m.body,"
-            f" coalesce(m.expires_at <= {now}, false)"
+            f" coalesce(m.expires_at <= {now}, false), m.first_failed_at"
         )
         held = "unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[])) AS held (id, token)"
         self._delete = text(
@@ -166,6 +171,7 @@ class Queue:
                 "partition_keys": [row.partition_key for row in rows],
                 "headers": [row.headers for row in rows],
                 "bodies": [row.body for row in rows],
+                "schedule_keys": [row.schedule_key for row in rows],
             },
         )
 
@@ -303,6 +309,7 @@ class PlainQueue(Queue):
             "partition_key": row.partition_key,
             "headers": row.headers,
             "body": row.body,
+            "schedule_key": row.schedule_key,
         }
 
     def placeholders(self, number: str = "") -> str:
@@ -310,7 +317,8 @@ class PlainQueue(Queue):
         later, n = self.dialect.after, number
         return (
             f"(:message_id{n}, :channel, :priority{n}, {later(f':delay{n}')}, {later(f':delay{n}')}, 0, :attempts{n},"
-            f" {later(f':time_to_live{n}')}, :partition_key{n}, :headers{n}, :body{n}, {self.dialect.now})"
+            f" {later(f':time_to_live{n}')}, :partition_key{n}, :headers{n}, :body{n},"
+            f" :schedule_key{n}, {self.dialect.now})"
         )
 
     def _held(self, leases: Sequence[Lease]) -> dict[str, Any]:
@@ -337,7 +345,7 @@ class SQLiteQueue(PlainQueue):
             f"UPDATE {table} SET available_at = {later(':lease')}, lease_token = :token, deliveries = deliveries + 1"
             f" WHERE id IN (SELECT id FROM ({due}) LIMIT :limit)"
             " RETURNING id, priority, due_at, deliveries, attempts, message_id, headers, body,"
-            f" coalesce(expires_at <= {now}, 0)"
+            f" coalesce(expires_at <= {now}, 0), first_failed_at"
         )
 
     async def insert(self, connection: AsyncConnection, channel: str, rows: Sequence[NewRow], offset: float) -> None:
@@ -358,7 +366,7 @@ class MariaDBQueue(PlainQueue):
         # There is no UPDATE … RETURNING. The index is in this very order, so that no more rows are locked than wanted.
         self._claim = text(
             "SELECT id, priority, due_at, deliveries + 1, attempts, message_id, headers, body,"
-            f" coalesce(expires_at <= {now}, 0) FROM {table} FORCE INDEX (ecotone_message_claim)"
+            f" coalesce(expires_at <= {now}, 0), first_failed_at FROM {table} FORCE INDEX (ecotone_message_claim)"
             f" WHERE channel = :channel AND priority IN ({priorities}) AND available_at <= {now}"
             " ORDER BY priority DESC, available_at, id LIMIT :limit FOR UPDATE SKIP LOCKED"
         )

@@ -83,7 +83,7 @@ class RoundTrip(ChannelHooks):
             assert delivery.message == sent
             await delivery.nack()
             [again] = await self._take(channel, 1)
-            assert again.without_headers([HeaderName.attempt]) == sent
+            assert again.without_headers([HeaderName.attempt, HeaderName.first_failed_at]) == sent
 
     async def test_the_same_message_sent_twice_arrives_twice(self) -> None:
         """T41: whether a repetition matters is decided by who handles it."""

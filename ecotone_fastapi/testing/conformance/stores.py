@@ -2,14 +2,105 @@
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.message import HeaderName, Message
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, DeadLetterStore, ParkedMessage
 from ecotone_fastapi.testing.conformance.hooks import Hooks
+
+_FIRST = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+def parked(parked_id: str, *, minutes: int = 0) -> ParkedMessage:
+    """Return a dead letter that was parked so many minutes after the first."""
+    return ParkedMessage(
+        id=parked_id,
+        message=Message(b"hello", {HeaderName.id: f"message of {parked_id}", "tenant": "acme"}),
+        channel="orders",
+        endpoint="Orders.place",
+        error_type="shop.orders.OutOfStock",
+        error_message="none left",
+        traceback="Traceback (most recent call last): …",
+        attempts=3,
+        deliveries=4,
+        parked_at=_FIRST + timedelta(minutes=minutes),
+        first_failed_at=_FIRST + timedelta(minutes=minutes, seconds=-90.5),
+    )
+
+
+def _letters() -> list[ParkedMessage]:
+    """Four dead letters that differ in everything that can be asked for."""
+    return [
+        replace(parked("a"), message=_message(b'{"order": "50%_of"}', tenant="acme")),
+        replace(
+            parked("b", minutes=1),
+            endpoint="Orders.cancel",
+            message=_message("Grüße".encode(), tenant="Acme", quoted='say "tenant": "x"', city="Łódź"),
+            error_type="builtins.OutOfStock",
+            error_message="None left",
+        ),
+        replace(
+            parked("c", minutes=2),
+            channel="mails",
+            endpoint=None,
+            message=_message(b"\xff\xfe\x00 raw", **{"x, ": '"tenant": "acme"', 'x"tenant': "acme"}),
+            error_type="shop.orders.NotOutOfStock",
+            traceback="in handler.py, line 7: it's 100% broken \\ here",
+        ),
+        replace(parked("d", minutes=3), channel="mails", message=_message(b"5000_of", first="1", tenant="acme")),
+    ]
+
+
+def _message(payload: bytes, **headers: str) -> Message[bytes]:
+    return Message(payload, headers)
+
+
+def _after(minutes: float) -> datetime:
+    return _FIRST + timedelta(minutes=minutes)
+
+
+_MEANT = [
+    pytest.param(which, meant, id=str(which))
+    for which, meant in [
+        (DeadLetterFilter(), "abcd"),
+        (DeadLetterFilter(endpoint="Orders.place"), "ad"),
+        (DeadLetterFilter(endpoint="Orders"), ""),
+        (DeadLetterFilter(channel="mails"), "cd"),
+        (DeadLetterFilter(channel="mail%"), ""),
+        (DeadLetterFilter(channel="mails", endpoint="Orders.place"), "d"),
+        (DeadLetterFilter(error_type="shop.orders.OutOfStock"), "ad"),
+        (DeadLetterFilter(error_type="OutOfStock"), "abd"),
+        (DeadLetterFilter(error_type="outofstock"), ""),
+        (DeadLetterFilter(error_type="orders.OutOfStock"), "ad"),
+        (DeadLetterFilter(since=_after(1)), "bcd"),
+        (DeadLetterFilter(since=_after(1).astimezone(timezone(timedelta(hours=9)))), "bcd"),
+        (DeadLetterFilter(until=_after(1)), "a"),
+        (DeadLetterFilter(since=_after(1), until=_after(3)), "bc"),
+        (DeadLetterFilter(tenant="acme"), "ad"),
+        (DeadLetterFilter(headers={"tenant": "Acme"}), "b"),
+        (DeadLetterFilter(headers={"tenant": "acme", "first": "1"}), "d"),
+        (DeadLetterFilter(headers={"tenant": "x"}), ""),
+        (DeadLetterFilter(headers={"tenant": ""}), ""),
+        (DeadLetterFilter(headers={"city": "Łódź"}), "b"),
+        (DeadLetterFilter(headers={"quoted": 'say "tenant": "x"'}), "b"),
+        (DeadLetterFilter(headers={'x"tenant': "acme"}), "c"),
+        (DeadLetterFilter(text="none left"), "acd"),
+        (DeadLetterFilter(text="50%_of"), "a"),
+        (DeadLetterFilter(text="0_of"), "d"),
+        (DeadLetterFilter(text="Grüße"), "b"),
+        (DeadLetterFilter(text="Łódź"), "b"),
+        (DeadLetterFilter(text="it's 100% broken \\ here"), "c"),
+        (DeadLetterFilter(text="NotOutOfStock"), "c"),
+        (DeadLetterFilter(text=" raw"), "c"),
+        (DeadLetterFilter(text="\x00 raw"), "c"),
+        (DeadLetterFilter(text="\ud800", endpoint="\ud800", headers={"\x00": "\ud800"}), ""),
+        (DeadLetterFilter(text="'; DROP TABLE ecotone_dead_letter; --"), ""),
+        (DeadLetterFilter(text="none left", channel="mails", tenant="acme", since=_after(0)), "d"),
+    ]
+]
 
 
 @pytest.mark.anyio
@@ -84,7 +175,7 @@ class StoreConformance(Hooks):
 
     async def test_a_failure_without_endpoint_is_kept(self) -> None:
         """A message whose handler could not even be told is a dead letter, too."""
-        letter = replace(parked("one"), endpoint=None, traceback="", attempts=0)
+        letter = replace(parked("one"), endpoint=None, traceback="", attempts=0, first_failed_at=None)
 
         async with self.dead_letters() as store:
             await store.park(letter)
@@ -146,6 +237,32 @@ class StoreConformance(Hooks):
             with pytest.raises(DeadLetterNotFoundError, match="nobody"):
                 await store.get("nobody")
 
+    @pytest.mark.parametrize(("which", "meant"), _MEANT)
+    async def test_those_that_are_meant_are_found(self, which: DeadLetterFilter, meant: str) -> None:
+        """Listing, counting and deleting agree on it, with one another and with every other store."""
+        async with self.dead_letters() as store:
+            for letter in _letters():
+                await store.park(letter)
+
+            assert "".join(await store.ids(which)) == meant
+            assert "".join(letter.id for letter in await store.list(which)) == meant[::-1]
+            assert "".join(letter.id for letter in await store.list(which, limit=1, offset=1)) == meant[::-1][1:2]
+            assert await store.count(which) == len(meant)
+            assert await store.delete_all(which) == len(meant)
+            assert await store.count(which) == 0
+            assert "".join(await store.ids()) == "".join(one for one in "abcd" if one not in meant)
+
+    async def test_all_can_be_deleted(self) -> None:
+        """Without a filter, everything is meant."""
+        async with self.dead_letters() as store:
+            assert await store.delete_all() == 0
+            await store.park(parked("one"))
+            await store.park(parked("two"))
+
+            assert list(await store.ids()) == ["one", "two"]
+            assert await store.delete_all() == 2
+            assert await store.count() == 0
+
     async def test_parking_takes_part_in_the_transaction(self) -> None:
         """A message is parked with what else the transaction writes, or not at all."""
         async with self.dead_letters() as store:
@@ -163,23 +280,8 @@ class StoreConformance(Hooks):
             await store.park(parked("deleted"))
             async with self._rolled_back():
                 await store.delete("kept")
+                await store.delete_all()
             async with self.transaction():
                 await store.delete("deleted")
 
             assert [letter.id for letter in await store.list()] == ["kept"]
-
-
-def parked(parked_id: str, *, minutes: int = 0) -> ParkedMessage:
-    """Return a dead letter that was parked so many minutes after the first."""
-    return ParkedMessage(
-        id=parked_id,
-        message=Message(b"hello", {HeaderName.id: f"message of {parked_id}", "tenant": "acme"}),
-        channel="orders",
-        endpoint="Orders.place",
-        error_type="shop.orders.OutOfStock",
-        error_message="none left",
-        traceback="Traceback (most recent call last): …",
-        attempts=3,
-        deliveries=4,
-        parked_at=datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC) + timedelta(minutes=minutes),
-    )

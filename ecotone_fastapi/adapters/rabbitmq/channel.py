@@ -1,0 +1,543 @@
+"""A queue of RabbitMQ as a channel: confirmed, durable, shared by competing consumers, delayed without any plugin.
+
+What is acked is gone, what is not comes again: when its consumer closes, dies or loses its connection. A message whose
+handler failed is written anew, at the end of the queue or on the ladder of delays, and its `attempt` header counts it.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import anyio
+from aiormq.abc import DeliveredMessage
+
+from ecotone_fastapi.adapters.rabbitmq.batches import Outgoing
+from ecotone_fastapi.adapters.rabbitmq.broker import Broker
+from ecotone_fastapi.adapters.rabbitmq.delays import LONGEST_DELAY, Ladder
+from ecotone_fastapi.adapters.rabbitmq.headers import DELIVERIES, EXPIRES, read, whole_number, written
+from ecotone_fastapi.adapters.rabbitmq.subscription import Arrival, Subscription
+from ecotone_fastapi.adapters.rabbitmq.topology import QueueType, Topology
+from ecotone_fastapi.adapters.rabbitmq.wire import Wire
+from ecotone_fastapi.core.channel import Capabilities, Delivery
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError, SendError
+from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
+from ecotone_fastapi.core.supervision import Pauses
+
+DelayedSend = Callable[[Sequence[Message[bytes]]], Awaitable[None]]
+
+_NAME = re.compile(r"[a-zA-Z0-9_.:@#,/+ -]{1,255}")  # the driver takes no others
+_CLOSING = 2.0  # seconds
+_PAUSES = Pauses(first=0.1, longest=5.0)
+
+
+class RabbitMQChannel:
+    """A channel in a queue of RabbitMQ 3.10 or later.
+
+    Channels with the same URL share two connections, one to publish on and one to receive on. Both come back by
+    themselves.
+
+    Args:
+        name: The name by which `@asynchronous` and the command line know the channel.
+        url: Of the server.
+        queue_type: `quorum` keeps messages on several nodes; `classic` on one, and may have priorities.
+        queue: The name of the queue, if it is another one.
+        exchange: What is sent to, if it is not the default exchange, which knows every queue by its name. It has to be
+            there; the queue is bound to it.
+        routing_key: For the exchange; the name of the queue unless told otherwise.
+        declare: Whether the queue is made when it is missing. Without it the queue is taken as somebody else has made
+            it; `queue_type` should then say what it is, for both kinds count deliveries in their own way.
+        arguments: More arguments of the queue, such as `{"x-single-active-consumer": True}`.
+        prefetch: How many messages this channel may hold that are not settled.
+        time_to_live: Seconds after which a message that does not say so itself is no longer worth handling.
+        max_priority: Up to which number a classic queue tells priorities apart; the `priority` header has 0 to 9.
+        largest_body: Bytes that a payload may have. RabbitMQ 4 takes 16 MiB unless configured otherwise.
+        delivery: Whether messages go through the outbox, where there is one, or directly to the server.
+        timeout: Seconds that the server has for every answer.
+
+    Example:
+        ```python
+        from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
+
+        notifications = RabbitMQChannel("notifications", "amqp://guest:guest@127.0.0.1/")
+        ecotone = Ecotone([OrderService, NotificationService], channels=[notifications], plugins=[database])
+        ```
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str = "amqp://guest:guest@127.0.0.1/",
+        *,
+        queue_type: QueueType = "quorum",
+        queue: str | None = None,
+        exchange: str = "",
+        routing_key: str | None = None,
+        declare: bool = True,
+        arguments: dict[str, Any] | None = None,
+        prefetch: int = 100,
+        time_to_live: float | None = None,
+        max_priority: int | None = None,
+        largest_body: int = 16 * 1024 * 1024,
+        delivery: Literal["outbox", "direct"] = "outbox",
+        timeout: float = 10.0,
+    ) -> None:
+        queue = queue or name
+        if not _NAME.fullmatch(queue):
+            raise ConfigurationError(
+                f"a queue cannot be named {queue!r}", hint="use 1 to 255 letters, digits, blanks and -_.:@#,/+"
+            )
+        if not 0 < prefetch <= 65535:
+            raise ConfigurationError(f"channel {name!r} cannot hold {prefetch} messages", hint="use prefetch=100")
+        if max_priority is not None and (queue_type != "classic" or not 0 < max_priority <= 255):
+            raise ConfigurationError(
+                f"channel {name!r} cannot have max_priority={max_priority}",
+                hint='use queue_type="classic" with a priority of 1 to 255, or a channel for each priority',
+            )
+        more = {} if max_priority is None else {"x-max-priority": max_priority}
+        self.name = name
+        self.url = url
+        self.delivery: Literal["outbox", "direct"] = delivery
+        self.capabilities: Capabilities = Capabilities(
+            delay=True,
+            ordered=True,
+            durable=True,
+            competing=True,
+            priority=max_priority is not None,
+            time_to_live=True,
+            largest_body=largest_body,
+        )
+        self._topology = Topology(
+            queue=queue,
+            type=queue_type,
+            exchange=exchange,
+            routing_key=queue if routing_key is None else routing_key,
+            declare=declare,
+            arguments={**more, **(arguments or {})},
+        )
+        self._prefetch = prefetch
+        self._time_to_live = time_to_live
+        self._max_priority = max_priority
+        self._timeout = timeout
+        self._ladder = Ladder(queue_type)
+        self._delay_through: DelayedSend | None = None
+        self._broker: Broker | None = None
+        self._subscription: Subscription | None = None
+        self._changing = anyio.Lock()  # not of one event loop: a channel may be opened on another one later
+        self._failures = 0
+        self._not_before = 0.0
+        self._last_failure = ""
+
+    def delay_through(self, send: DelayedSend) -> None:
+        """Let somebody else keep messages until they are due, who then sends them here without a delay.
+
+        Args:
+            send: Takes messages that have a `delay` header.
+        """
+        self._delay_through = send
+
+    # -------------------------------------------------------------------------------------------- opening and closing
+
+    async def open(self) -> None:
+        """Connect, and see to it that the queue is there. May be called again.
+
+        Raises:
+            ChannelError: The server cannot be reached; `open` may be tried again.
+            ConfigurationError: The queue is there with other arguments, or is missing and was not to be declared.
+        """
+        async with self._changing:
+            broker = self._broker or Broker.join(self.url, self._timeout)
+            try:
+                await self._prepare(broker, await broker.wire())
+                await broker.publisher.open()
+            except BaseException:
+                if self._broker is None:
+                    with anyio.CancelScope(shield=True):
+                        await broker.leave()
+                raise
+            self._broker = broker
+            self._failures, self._not_before = 0, 0.0
+
+    async def _prepare(self, broker: Broker, wire: Wire) -> None:
+        await self._topology.prepare(broker, wire)
+        # If the queue was deleted meanwhile, the ladder has lost the way to it.
+        self._ladder.forget(broker, self._topology.queue)
+
+    async def close(self) -> None:
+        """Give back what was lent and not settled, end every `receive` that waits, and disconnect."""
+        async with self._changing:
+            broker, self._broker = self._broker, None
+            subscription, self._subscription = self._subscription, None
+            if broker is None:
+                return
+            try:
+                if subscription is not None:
+                    # Giving back is worth waiting for, but not for ever: the server does it when the connection ends.
+                    with anyio.move_on_after(_CLOSING, shield=True):
+                        await subscription.close()
+            finally:
+                await broker.leave()
+
+    async def check(self) -> None:
+        """Ask the server whether it is there, and the queue.
+
+        Raises:
+            ChannelError: One of them is not.
+        """
+        await self.depth()
+        if not self._opened().publisher.connected:
+            raise ChannelError(f"channel {self.name!r} cannot publish at the moment")
+
+    def _opened(self) -> Broker:
+        if self._broker is None:
+            raise ChannelError(f"channel {self.name!r} is not open")
+        return self._broker
+
+    # ----------------------------------------------------------------------------------------------------- sending
+
+    async def send(self, messages: Sequence[Message[bytes]]) -> None:
+        """Send messages; return when the server has confirmed all of them.
+
+        Raises:
+            ConversionError: A header is malformed, or a payload or the headers are too large. Nothing was sent.
+            SendError: Some were not accepted; the error names those.
+            ChannelError: The server cannot be reached, or does not answer.
+        """
+        if not messages:
+            return
+        broker = self._opened()
+        now: list[Outgoing] = []
+        later: list[Message[bytes]] = []
+        steps: list[int] = []
+        for message in messages:
+            self._check_size(message)
+            delay = number_header(message.headers, HeaderName.delay, float, LONGEST_TIME) or 0.0
+            outgoing = self._outgoing(message, self._expiry(message), waits=delay > 0)
+            if delay > 0 and self._delay_through is not None:
+                later.append(message)
+                continue
+            if delay > 0:
+                step, outgoing.exchange, outgoing.routing_key = self._ladder.route(delay, self._topology.queue)
+                steps.append(step)
+            now.append(outgoing)
+        if steps:
+            await self._ladder.prepare(broker, max(steps), self._topology.queue)
+        if later and self._delay_through is not None:
+            await self._delay_through(later)
+        await self._publish(broker, now, laddered=bool(steps))
+
+    async def _publish(self, broker: Broker, outgoing: Sequence[Outgoing], *, laddered: bool) -> None:
+        try:
+            await broker.publisher.publish(outgoing)
+        except (SendError, ChannelError):
+            if laddered:  # somebody may have deleted it: it is made anew for the next attempt
+                broker.prepared.clear()
+            raise
+
+    def _check_size(self, message: Message[bytes]) -> None:
+        largest = self.capabilities.largest_body
+        if largest is not None and len(message.payload) > largest:
+            raise ConversionError(
+                f"message {message.headers.get(HeaderName.id, 'without id')} has {len(message.payload)} bytes, and "
+                f"channel {self.name!r} takes {largest}",
+                hint="keep what is large elsewhere and send where it is; or raise max_message_size of the server and "
+                "largest_body of the channel",
+            )
+
+    def _expiry(self, message: Message[bytes]) -> float | None:
+        """When the message is no longer worth handling, in seconds since 1970."""
+        if (noted := _moment(message.headers.get(EXPIRES))) is not None:
+            return noted
+        lifetime = number_header(message.headers, HeaderName.time_to_live, float, LONGEST_TIME)
+        if lifetime is None:
+            lifetime = self._time_to_live
+        return None if lifetime is None else time.time() + lifetime
+
+    def _outgoing(self, message: Message[bytes], expires: float | None, *, waits: bool) -> Outgoing:
+        """Make what is published of a message; the server drops it in time unless it has to wait before."""
+        headers = written(message)
+        if expires is not None:
+            headers[EXPIRES] = repr(expires)
+        priority = None
+        if self._max_priority is not None:
+            priority = min(number_header(message.headers, HeaderName.priority, int, 9) or 0, self._max_priority)
+        return Outgoing(
+            message,
+            exchange=self._topology.exchange,
+            routing_key=self._topology.routing_key,
+            expiration=None if expires is None or waits else max(0.0, expires - time.time()),
+            priority=priority,
+            headers=headers,
+        )
+
+    # --------------------------------------------------------------------------------------------------- receiving
+
+    async def receive(self, limit: int, timeout: float) -> Sequence["RabbitMQDelivery"]:
+        """Lend up to `limit` messages, waiting up to `timeout` seconds for the first.
+
+        Raises:
+            ChannelError: The server cannot be reached; `receive` may be tried again.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            subscription = await self._subscribed()
+            arrivals = await subscription.take(limit, max(0.0, deadline - loop.time()))
+            deliveries: list[RabbitMQDelivery] = []
+            detours: list[asyncio.Task[None]] = []
+            for arrival in arrivals:
+                if arrival.overdue:
+                    subscription.ack([arrival])
+                elif arrival.suspect:
+                    detours.append(self._opened().start(self._count_anew(arrival)))
+                else:
+                    deliveries.append(RabbitMQDelivery(self, arrival))
+            if deliveries or not arrivals:
+                return deliveries
+            if detours:
+                await asyncio.wait(detours)
+
+    async def _subscribed(self) -> Subscription:
+        """Return the subscription; make a new one when it was lost, but not too often when that fails."""
+        subscription = self._subscription
+        if subscription is not None and subscription.lost is None:
+            return subscription
+        broker = self._opened()
+        if time.monotonic() < self._not_before:
+            raise ChannelError(f"channel {self.name!r} was lost and is tried again soon: {self._last_failure}")
+        subscribing = broker.start(self._subscribe(broker))
+        await asyncio.wait((subscribing,))
+        try:
+            return subscribing.result()
+        except ChannelError as error:
+            self._failures += 1
+            self._not_before = time.monotonic() + _PAUSES.after(self._failures)
+            self._last_failure = error.what
+            raise
+
+    async def _subscribe(self, broker: Broker) -> Subscription:
+        async with self._changing:
+            if self._broker is not broker:
+                raise ChannelError(f"channel {self.name!r} was closed")
+            if self._subscription is not None and self._subscription.lost is None:
+                return self._subscription
+            wire = await broker.wire()
+            if self._subscription is not None:  # what was lost may have taken the queue along
+                await self._prepare(broker, wire)
+            self._subscription = Subscription(
+                broker,
+                wire,
+                await broker.new_channel(wire),
+                queue=self._topology.queue,
+                prefetch=self._prefetch,
+                single=self._topology.single,
+                arrived=self._arrived,
+            )
+            self._failures = 0
+            return self._subscription
+
+    def _arrived(self, subscription: Subscription, delivered: DeliveredMessage) -> Arrival:
+        """Count how often a message was lent: by what is noted in it, by the server, and by what we gave back."""
+        message, noted = read(delivered)
+        properties = delivered.header.properties
+        key = properties.message_id
+        before = whole_number(noted.get(DELIVERIES))
+        returned = subscription.broker.given_back.times(key)
+        suspect = False
+        if "x-acquired-count" in noted:  # RabbitMQ 4.3 does not count what was given back
+            before += whole_number(noted.get("x-delivery-count"))
+        elif "x-delivery-count" in noted:
+            before += max(0, whole_number(noted["x-delivery-count"]) - returned)
+        else:
+            suspect = bool(delivered.redelivered) and not returned and self._topology.type == "classic"
+        expires = _moment(noted.get(EXPIRES))
+        delivery: Any = delivered.delivery
+        return Arrival(
+            subscription=subscription,
+            tag=delivery.delivery_tag,
+            consumer=delivery.consumer_tag or "",
+            message=message,
+            count=before + 1,
+            suspect=suspect,
+            key=key,
+            expires=expires,
+            # Where the server was told, it goes by its own clock.
+            overdue=expires is not None and properties.expiration is None and expires <= time.time(),
+        )
+
+    async def _count_anew(self, arrival: Arrival) -> None:
+        """Write a message anew that somebody went away with: a classic queue does not count that."""
+        try:
+            await self._write_anew(arrival, arrival.message, 0.0, lent=arrival.count)
+        except Exception:
+            arrival.subscription.give_back(arrival, unhandled=False)
+            raise
+
+    # ---------------------------------------------------------------------------------------------------- settling
+
+    async def ack_all(self, deliveries: Sequence[Delivery]) -> None:
+        """Ack these deliveries, in one frame where nothing else has arrived between them.
+
+        Raises:
+            LeaseLostError: Some were lost with their connection; all others are removed.
+        """
+        by_subscription: dict[Subscription, list[Arrival]] = {}
+        lost: list[str] = []
+        for delivery in deliveries:
+            if not isinstance(delivery, RabbitMQDelivery) or delivery.settled:
+                continue
+            subscription = delivery.arrival.subscription
+            if subscription.lost is not None:
+                lost.append(delivery.message.headers.get(HeaderName.id, "without id"))
+                continue
+            by_subscription.setdefault(subscription, []).append(delivery.arrival)
+            delivery.conclude()
+        for subscription, arrivals in by_subscription.items():
+            subscription.ack(arrivals)
+        if lost:
+            raise LeaseLostError(
+                f"channel {self.name!r}: acked too late: {', '.join(lost)}",
+                tried="the connection on which they were lent, which is gone; they come again",
+                hint="handlers that must not repeat themselves are @deduplicated",
+            )
+        await asyncio.sleep(0)  # the frames are written now
+
+    def start_to_give_back(self, arrival: Arrival, delay: float, *, attempted: bool) -> "asyncio.Task[None]":
+        """Nack one message, in a task that nobody breaks off halfway: then it could be there twice."""
+        # Not in the transaction of the caller: the old message goes at once, so the new one has to be there.
+        return self._opened().start(self._give_back(arrival, delay, attempted=attempted), Context())
+
+    async def _give_back(self, arrival: Arrival, delay: float, *, attempted: bool) -> None:
+        if not attempted and delay <= 0:
+            arrival.subscription.give_back(arrival)
+            return
+        headers: dict[str, str] = {}
+        if attempted:
+            attempts = whole_number(arrival.message.headers.get(HeaderName.attempt))
+            headers[HeaderName.attempt] = str(attempts + 1)
+            if HeaderName.first_failed_at not in arrival.message.headers:
+                headers[HeaderName.first_failed_at] = datetime.now(UTC).isoformat()
+        await self._write_anew(
+            arrival, arrival.message.with_headers(headers), delay, lent=arrival.count - (not attempted)
+        )
+
+    async def _write_anew(self, arrival: Arrival, message: Message[bytes], delay: float, *, lent: int) -> None:
+        """Put a message at the end of the queue or on the way there, and only then remove the old one."""
+        broker = self._opened()
+        subscription = arrival.subscription
+        expires = arrival.expires
+        message = message.with_headers({DELIVERIES: str(lent)})
+        if expires is not None and expires <= time.time() + delay:
+            subscription.ack([arrival])
+            return
+        if delay > 0 and self._delay_through is not None:
+            noted = {HeaderName.delay: repr(delay)}
+            if expires is not None:
+                noted[EXPIRES] = repr(expires)
+            await self._delay_through([message.with_headers(noted)])
+        else:
+            outgoing = self._outgoing(message, expires, waits=delay > 0)
+            outgoing.exchange, outgoing.routing_key = "", self._topology.queue
+            if delay > 0:
+                step, outgoing.exchange, outgoing.routing_key = self._ladder.route(
+                    min(delay, LONGEST_DELAY), self._topology.queue, roughly=True
+                )
+                await self._ladder.prepare(broker, step, self._topology.queue)
+            await self._publish(broker, [outgoing], laddered=delay > 0)
+        subscription.ack([arrival])
+
+    # -------------------------------------------------------------------------------------------------- inspecting
+
+    async def depth(self) -> int:
+        """Count the messages that are ready, and those that this very channel has lent.
+
+        AMQP tells neither what other consumers hold nor what waits on the ladder of delays.
+
+        Raises:
+            ChannelError: The server cannot be reached, or the queue is not there.
+        """
+        broker = self._opened()
+        wire = await broker.wire()
+        async with broker.talk(wire) as amqp:
+            question = amqp.queue_declare(self._topology.queue, passive=True)
+            answer = await broker.ask(wire, question, f"looking for queue {self._topology.queue!r}")
+        lent = 0 if self._subscription is None else len(self._subscription.outstanding)
+        return (answer.message_count or 0) + lent
+
+    async def purge(self) -> int:
+        """Delete the messages that are ready; return how many there were.
+
+        Raises:
+            ChannelError: The server cannot be reached, or the queue is not there.
+        """
+        broker = self._opened()
+        wire = await broker.wire()
+        async with broker.talk(wire) as amqp:
+            question = amqp.queue_purge(self._topology.queue)
+            answer = await broker.ask(wire, question, f"purging queue {self._topology.queue!r}")
+        return answer.message_count or 0
+
+
+class RabbitMQDelivery:
+    """A message of a queue, lent on the connection on which it has arrived."""
+
+    def __init__(self, channel: RabbitMQChannel, arrival: Arrival) -> None:
+        self.arrival = arrival
+        self._channel = channel
+        self._settled = False
+        self._giving_back: asyncio.Task[None] | None = None
+
+    @property
+    def message(self) -> Message[bytes]:
+        """The message."""
+        return self.arrival.message
+
+    @property
+    def count(self) -> int:
+        """How often the message was lent, as far as this can be known."""
+        return self.arrival.count
+
+    @property
+    def settled(self) -> bool:
+        """Whether an ack or nack has taken effect."""
+        return self._settled
+
+    def conclude(self) -> None:
+        """Note that it is settled."""
+        self._settled = True
+
+    async def ack(self) -> None:
+        """Remove the message from the queue.
+
+        Raises:
+            LeaseLostError: The connection on which it was lent is gone, and the message comes again.
+        """
+        if not self._settled:
+            await self._channel.ack_all([self])
+
+    async def nack(self, delay: float = 0.0, *, attempted: bool = True) -> None:
+        """Give the message back: with an attempt or a delay written anew, without both at its place in the queue.
+
+        Raises:
+            ChannelError: It could not be written anew; it is still lent, and comes again when the connection ends.
+        """
+        if self._settled or self.arrival.subscription.lost is not None:
+            return
+        if self._giving_back is None:
+            self._giving_back = self._channel.start_to_give_back(self.arrival, delay, attempted=attempted)
+        giving_back = self._giving_back
+        await asyncio.wait((giving_back,))
+        if giving_back.cancelled() or giving_back.exception() is not None:
+            self._giving_back = None
+            giving_back.result()
+        self._settled = True
+
+
+def _moment(noted: object) -> float | None:
+    try:
+        return float(noted)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,120 @@
+"""The inbox in a table: which handler has handled which message. The primary key lets one of several duplicates win."""
+
+# ruff: noqa: S608 - what is formatted into SQL are names of ours, never values
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
+from ecotone_fastapi.adapters.sqlalchemy.tables import LONGEST_NAME
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.core.channel import Channel
+
+_SAME = "message_id = :message_id AND endpoint = :endpoint"
+_OLD = "handled_at < :moment ORDER BY handled_at LIMIT :limit"
+
+
+class SqlInbox:
+    """Remembers in a table what was handled.
+
+    Args:
+        table: The table's name as SQL has it.
+        transactions: Where statements run.
+        prepare: Sees to it that the tables are there.
+        now: Tells the time.
+    """
+
+    durable: bool = True
+
+    def __init__(
+        self,
+        table: str,
+        transactions: Transactions,
+        prepare: Callable[[], Awaitable[None]],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._transactions = transactions
+        self._prepare = prepare
+        self._now = now
+        insert = f"INSERT INTO {table} (message_id, endpoint, handled_at) VALUES (:message_id, :endpoint, :moment)"
+        if transactions.dialect.name == "mysql":
+            # An update that changes nothing counts as one row, as an insert does; one that changes something, as two.
+            # INSERT IGNORE would tell them apart, too, but let several that wait for one that rolls back deadlock.
+            insert += " ON DUPLICATE KEY UPDATE handled_at = handled_at + INTERVAL 1 MICROSECOND"
+            delete = f"DELETE FROM {table} WHERE {_OLD}"
+        else:
+            insert += " ON CONFLICT DO NOTHING"
+            # Whoever finds rows locked leaves them to those who are deleting them already.
+            skipping = "" if transactions.dialect.one_writer else " FOR UPDATE SKIP LOCKED"
+            delete = (
+                f"DELETE FROM {table} WHERE (message_id, endpoint) IN "
+                f"(SELECT message_id, endpoint FROM {table} WHERE {_OLD}{skipping})"
+            )
+        self._insert = text(insert).execution_options(preserve_rowcount=True)
+        self._delete = text(f"DELETE FROM {table} WHERE {_SAME}")
+        self._select = text(f"SELECT 1 FROM {table} WHERE {_SAME}")
+        self._delete_old = text(delete)
+
+    def covers(self, channel: Channel) -> bool:
+        """Whether the channel is in this database."""
+        return isinstance(channel, SqlChannel) and channel.is_in(self._transactions)
+
+    def takes_part(self) -> bool:
+        """Whether a unit of work is open in the calling task's scope."""
+        return self._transactions.unit() is not None
+
+    async def record(self, message_id: str, endpoint: str) -> bool:
+        """Insert a row, with the unit of work of the calling task's scope, if any; return whether it was not there.
+
+        The server makes it wait for a transaction that has inserted the same row and is still open.
+        """
+        values = {**_row(message_id, endpoint), "moment": self._transactions.dialect.moment(self._now())}
+
+        async def insert(connection: AsyncConnection) -> bool:
+            return (await connection.execute(self._insert, values)).rowcount == 1
+
+        await self._prepare()
+        return await self._transactions.join(insert, "recording a handled message")
+
+    async def forget(self, message_id: str, endpoint: str) -> None:
+        """Delete a row, with the unit of work of the calling task's scope, if any."""
+        values = _row(message_id, endpoint)
+        await self._prepare()
+        await self._transactions.join(
+            lambda connection: connection.execute(self._delete, values), "forgetting a message"
+        )
+
+    async def knows(self, message_id: str, endpoint: str) -> bool:
+        """Return whether a row is there."""
+        values = _row(message_id, endpoint)
+
+        async def select(connection: AsyncConnection) -> bool:
+            return (await connection.execute(self._select, values)).first() is not None
+
+        await self._prepare()
+        return await self._transactions.read(select, "looking for a handled message")
+
+    async def forget_before(self, moment: datetime, *, limit: int = 1000) -> int:
+        """Delete the oldest rows from before a moment, in a short transaction of its own; return how many."""
+        values = {"moment": self._transactions.dialect.moment(moment), "limit": limit}
+
+        async def delete(connection: AsyncConnection) -> int:
+            return (await connection.execute(self._delete_old, values)).rowcount
+
+        await self._prepare()
+        return await self._transactions.run(delete, "forgetting old messages")
+
+
+def _row(message_id: str, endpoint: str) -> dict[str, str]:
+    return {"message_id": _indexed(message_id), "endpoint": _indexed(endpoint)}
+
+
+def _indexed(name: str) -> str:
+    """Return a text that every database can index, and compares as Python does: MariaDB ignores spaces at the end."""
+    if len(name) <= LONGEST_NAME and name.isprintable() and not name.endswith(" "):
+        return name
+    return "sha256:" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()

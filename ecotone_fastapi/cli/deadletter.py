@@ -1,0 +1,491 @@
+"""`ecotone deadletter`: look at what was parked, send it back, delete it."""
+
+import asyncio
+import base64
+import json as json_
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ecotone_fastapi.adapters.memory import MemoryDeadLetters
+from ecotone_fastapi.app import Ecotone
+from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, load
+from ecotone_fastapi.cli.output import console, remark, say, say_json, show_error
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError
+from ecotone_fastapi.core.message import HeaderName
+from ecotone_fastapi.messaging.dead_letter import EVERYTHING, DeadLetterFilter, DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter import Progress as Advance
+
+deadletter: typer.Typer = typer.Typer(no_args_is_help=True)
+"""The commands about dead letters."""
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_AGE = re.compile(rf"(\d+)([{''.join(_UNITS)}])")
+
+
+def _pairs(values: Sequence[str] | None) -> dict[str, str]:
+    pairs = {}
+    for value in values or ():
+        name, equals, text = value.partition("=")
+        if not name or not equals:
+            raise ConfigurationError(f"{value!r} is no header", hint="write NAME=VALUE")
+        pairs[name] = text
+    return pairs
+
+
+def _moment(value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    if age := _AGE.fullmatch(value):
+        return datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: int(age[1])})
+    try:
+        return datetime.fromisoformat(value).astimezone()
+    except (ValueError, OverflowError):
+        raise ConfigurationError(
+            f"{value!r} is no moment", hint="write 2026-01-31T12:00, or how long ago it was: 90s, 30m, 2h, 7d, 4w"
+        ) from None
+
+
+AppArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[APP]", help="The application, as module:name, unless it is configured.", show_default=False
+    ),
+]
+AppAndIdArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[APP] ID...",
+        help="The application, as module:name, unless it is configured; then ids of dead letters.",
+        show_default=False,
+    ),
+]
+HandlerOption = Annotated[
+    str | None, typer.Option("--handler", metavar="ID", help="Only those that failed in this handler.")
+]
+ChannelOption = Annotated[str | None, typer.Option("--channel", help="Only those that were taken from this channel.")]
+ErrorOption = Annotated[
+    str | None, typer.Option("--error", metavar="CLASS", help="Only those with this exception, with module or without.")
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option("--since", metavar="WHEN", help="Only those parked since then: 2026-01-31T12:00, or 2h for 2 h ago."),
+]
+UntilOption = Annotated[
+    str | None, typer.Option("--until", metavar="WHEN", help="Only those parked before then: a moment, or 7d ago.")
+]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="Only those of this tenant.")]
+HavingOption = Annotated[
+    list[str] | None, typer.Option("--having", metavar="NAME=VALUE", help="Only those with this header; repeatable.")
+]
+TextOption = Annotated[
+    str | None, typer.Option("--text", help="Only those with this in the id, error, traceback, headers or body.")
+]
+AllOption = Annotated[bool, typer.Option("--all", help="All that the filters leave.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@deadletter.callback()
+def _deadletter() -> None:
+    """List, show, replay and delete messages whose handlers failed for good."""
+
+
+@deadletter.command("list")
+def list_(
+    arguments: AppArgument = None,
+    *,
+    app: AppOption = None,
+    factory: FactoryOption = False,
+    handler: HandlerOption = None,
+    channel: ChannelOption = None,
+    error: ErrorOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    tenant: TenantOption = None,
+    having: HavingOption = None,
+    text: TextOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many are shown at most.")] = 50,
+    offset: Annotated[int, typer.Option(min=0, help="How many of the newest are left out.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """List dead letters, the newest first."""
+    which = _filter(
+        handler=handler,
+        channel=channel,
+        error=error,
+        since=since,
+        until=until,
+        tenant=tenant,
+        having=having,
+        text=text,
+    )
+    ecotone, rest = _load(arguments, app, factory=factory, quiet=json)
+    if rest:
+        raise ConfigurationError(f"list takes no {rest[0]!r}", hint="ecotone deadletter show ID shows one")
+
+    async def look() -> tuple[Sequence[ParkedMessage], int]:
+        found = await ecotone.dead_letters.list(which, limit=limit, offset=offset)
+        return found, await ecotone.dead_letters.count(which)
+
+    found, count = _run(ecotone, look)
+    if json:
+        say_json({"count": count, "dead_letters": [_told(parked) for parked in found]})
+        return
+    if found:
+        say(_table(found))
+    if count > len(found):
+        remark(f"{len(found)} of {count}; --limit and --offset show others, --handler, --error, --since, … choose")
+    elif not count:
+        remark("there is no dead letter" + ("" if which == EVERYTHING else " of this kind"))
+
+
+@deadletter.command("show")
+def show(
+    arguments: AppAndIdArguments = None,
+    *,
+    app: AppOption = None,
+    factory: FactoryOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Show one dead letter: headers, payload and traceback."""
+    ecotone, ids = _load(arguments, app, factory=factory, quiet=json)
+    if len(ids) != 1:
+        raise ConfigurationError("show takes one id", hint="ecotone deadletter list tells the ids")
+    parked = _run(ecotone, lambda: ecotone.dead_letters.get(ids[0]))
+    if json:
+        say_json({**_told(parked), **_payload(parked), "traceback": parked.traceback})
+        return
+    say(_facts({name: str(value) for name, value in _told(parked).items() if name != "headers" and value is not None}))
+    say()
+    say(_facts(dict(sorted(parked.message.headers.items()))))
+    say()
+    say(Text(_shown(parked)))
+    if parked.traceback:
+        say()
+        say(Text(_harmless(parked.traceback.rstrip())))
+
+
+@deadletter.command("replay")
+def replay(
+    arguments: AppAndIdArguments = None,
+    *,
+    app: AppOption = None,
+    factory: FactoryOption = False,
+    all_: AllOption = False,
+    handler: HandlerOption = None,
+    channel: ChannelOption = None,
+    error: ErrorOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    tenant: TenantOption = None,
+    having: HavingOption = None,
+    text: TextOption = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="CHANNEL", help="To another channel.")] = None,
+    payload: Annotated[
+        str | None,
+        typer.Option("--payload", metavar="TEXT|@FILE", help="What the message is to say instead; with one id only."),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option("--header", metavar="NAME=VALUE", help="A header to set; repeatable, with one id only."),
+    ] = None,
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Send dead letters back to the channels they failed on; only the handler that failed runs again.
+
+    It is given all of its retries. What fails again is parked again.
+    """
+    which = _filter(
+        handler=handler,
+        channel=channel,
+        error=error,
+        since=since,
+        until=until,
+        tenant=tenant,
+        having=having,
+        text=text,
+    )
+    edited: dict[str, Any] = {} if payload is None else {"payload": _content(payload)}
+    if header:
+        edited["headers"] = _pairs(header)
+    ecotone, ids = _load(arguments, app, factory=factory, quiet=json)
+    _check_choice(ids, which, all_=all_, what="replay")
+    if edited and len(ids) != 1:
+        raise ConfigurationError("--payload and --header change one message", hint="give its id, and no other")
+
+    async def act(parked_id: str) -> None:
+        await ecotone.dead_letters.replay(parked_id, to=to, **edited)
+
+    _each(ecotone, ids or which, act, _Words("replay", "replayed"), ask=not yes, json=json)
+
+
+@deadletter.command("delete")
+def delete(
+    arguments: AppAndIdArguments = None,
+    *,
+    app: AppOption = None,
+    factory: FactoryOption = False,
+    all_: AllOption = False,
+    handler: HandlerOption = None,
+    channel: ChannelOption = None,
+    error: ErrorOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    tenant: TenantOption = None,
+    having: HavingOption = None,
+    text: TextOption = None,
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Delete dead letters for good."""
+    which = _filter(
+        handler=handler,
+        channel=channel,
+        error=error,
+        since=since,
+        until=until,
+        tenant=tenant,
+        having=having,
+        text=text,
+    )
+    ecotone, ids = _load(arguments, app, factory=factory, quiet=json)
+    _check_choice(ids, which, all_=all_, what="delete")
+    _each(ecotone, ids or which, ecotone.dead_letters.delete, _Words("delete", "deleted"), ask=not yes, json=json)
+
+
+# ------------------------------------------------------------------------------------------------------- what is meant
+
+
+def _filter(
+    *,
+    handler: str | None,
+    channel: str | None,
+    error: str | None,
+    since: str | None,
+    until: str | None,
+    tenant: str | None,
+    having: Sequence[str] | None,
+    text: str | None,
+) -> DeadLetterFilter:
+    return DeadLetterFilter(
+        endpoint=handler,
+        channel=channel,
+        error_type=error,
+        since=_moment(since),
+        until=_moment(until),
+        tenant=tenant,
+        headers=_pairs(having),
+        text=text,
+    )
+
+
+def _check_choice(ids: Sequence[str], which: DeadLetterFilter, *, all_: bool, what: str) -> None:
+    if ids and (all_ or which != EVERYTHING):
+        raise ConfigurationError(f"{what} takes either ids, or --all with filters")
+    if not ids and not all_:
+        raise ConfigurationError(
+            f"it is not said what to {what}",
+            hint="give ids, which `ecotone deadletter list` tells, or --all, which takes the same filters as list",
+        )
+
+
+def _content(payload: str) -> bytes:
+    if not payload.startswith("@"):
+        return payload.encode()
+    try:
+        return Path(payload[1:]).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"the payload cannot be read: {error}") from error
+
+
+def _load(
+    arguments: Sequence[str] | None, app: str | None, *, factory: bool, quiet: bool
+) -> tuple[Ecotone, Sequence[str]]:
+    address, rest = address_and_rest(arguments or [], app, factory=factory)
+    ecotone = load(address, quiet=quiet)
+    if isinstance(ecotone.assembly.services.get(DeadLetterStore), MemoryDeadLetters):
+        remark("the dead letter of this application is in the memory of its process; from here it looks empty")
+    return ecotone, list(dict.fromkeys(rest))
+
+
+def _run(ecotone: Ecotone, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        # A broker that is down must not keep anybody from looking.
+        async with ecotone.running(consumers=False, patient=True):
+            return await work()
+
+    return asyncio.run(run())
+
+
+# --------------------------------------------------------------------------------------------------------- bulk work
+
+
+class _Words(NamedTuple):
+    """How what is done is called.
+
+    Args:
+        do: Before.
+        done: Afterwards.
+    """
+
+    do: str
+    done: str
+
+
+def _each(
+    ecotone: Ecotone,
+    chosen: Sequence[str] | DeadLetterFilter,
+    act: Callable[[str], Awaitable[None]],
+    words: _Words,
+    *,
+    ask: bool,
+    json: bool,
+) -> None:
+    """Do something with each dead letter, the oldest first, and tell what became of it."""
+    refused: dict[str, EcotoneError] = {}
+
+    async def work() -> int:
+        ids = chosen
+        if isinstance(ids, DeadLetterFilter):
+            ids = await ecotone.dead_letters.ids(ids)
+            # What is parked while the question is answered is not part of the answer.
+            if ids and ask:
+                typer.confirm(f"{words.do} {len(ids)} dead letters?", abort=True, err=True)
+        with _bar(words.do, len(ids), hidden=json) as advance:
+            for number, parked_id in enumerate(ids, start=1):
+                try:
+                    await act(parked_id)
+                except ChannelError:
+                    remark(f"{words.done} {number - 1 - len(refused)} of {len(ids)}")
+                    raise
+                except EcotoneError as error:
+                    refused[parked_id] = error
+                advance(number, len(ids))
+        return len(ids) - len(refused)
+
+    count = _run(ecotone, work)
+    if json:
+        say_json({words.done: count, "refused": {parked_id: error.what for parked_id, error in refused.items()}})
+    else:
+        say(f"{words.done} {count}")
+    reasons: dict[str, EcotoneError] = {f"{type(error)}{error.hint}": error for error in refused.values()}
+    for error in reasons.values():
+        show_error(error)
+    if len(refused) > len(reasons):
+        remark(f"{len(refused)} were refused, for reasons like these")
+    if refused:
+        raise typer.Exit(2 if all(isinstance(error, ConfigurationError) for error in refused.values()) else 1)
+
+
+@contextmanager
+def _bar(verb: str, total: int, *, hidden: bool) -> Iterator[Advance]:
+    to = console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=to, transient=True, disable=hidden or total < 2 or not to.is_terminal) as progress:
+        task = progress.add_task(verb, total=total)
+        yield lambda done, _: progress.update(task, completed=done)
+
+
+# ------------------------------------------------------------------------------------------------------------ to show
+
+
+def _told(parked: ParkedMessage) -> dict[str, Any]:
+    return {
+        "id": parked.id,
+        "channel": parked.channel,
+        "handler": parked.endpoint,
+        "error_type": parked.error_type,
+        "error_message": parked.error_message,
+        "attempts": parked.attempts,
+        "deliveries": parked.deliveries,
+        "replays": parked.replays,
+        "first_failed_at": None if parked.first_failed_at is None else parked.first_failed_at.isoformat(),
+        "parked_at": parked.parked_at.isoformat(),
+        "headers": dict(parked.message.headers),
+    }
+
+
+def _payload(parked: ParkedMessage) -> dict[str, Any]:
+    """The payload for machines: JSON as it is, other text as a text, anything else in base64."""
+    raw = parked.message.payload
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return {"payload_base64": base64.b64encode(raw).decode()}
+    return {"payload": json_.loads(text) if _is_json(parked) else text}
+
+
+def _shown(parked: ParkedMessage) -> str:
+    """The payload for people: JSON with indents, other text as it is, anything else in hexadecimal digits."""
+    raw = parked.message.payload
+    if _is_json(parked):
+        return json_.dumps(json_.loads(raw), indent=2, ensure_ascii=False)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = "\x00"
+    if text == _harmless(text):
+        return text or "(no payload)"
+    return "\n".join(
+        f"{start:08x}  {line.hex(' '):<47}  {''.join(chr(one) if 32 <= one < 127 else '.' for one in line)}"
+        for start, line in ((start, raw[start : start + 16]) for start in range(0, len(raw), 16))
+    )
+
+
+def _harmless(text: str) -> str:
+    """A text without what terminals take for commands: whoever sends a message can write anything into it."""
+    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
+
+
+def _is_json(parked: ParkedMessage) -> bool:
+    if "json" not in parked.message.headers.get(HeaderName.content_type, ""):
+        return False
+    try:
+        json_.loads(parked.message.payload)
+    except ValueError:  # it may be in the dead letter for that
+        return False
+    return True
+
+
+def _table(found: Sequence[ParkedMessage]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("ID", no_wrap=True)
+    for column in ("PARKED", "CHANNEL", "HANDLER", "ERROR"):
+        table.add_column(column, overflow="fold")
+    table.add_column("ATTEMPTS", justify="right")
+    table.add_column("REPLAYS", justify="right")
+    for parked in found:
+        table.add_row(
+            _harmless(parked.id),
+            f"{parked.parked_at.astimezone():%Y-%m-%d %H:%M:%S}",
+            _harmless(parked.channel),
+            _harmless(parked.endpoint or "-"),
+            _harmless(_in_one_line(parked)),
+            str(parked.attempts),
+            str(parked.replays),
+        )
+    return table
+
+
+def _in_one_line(parked: ParkedMessage) -> str:
+    first = parked.error_message.splitlines()[:1]
+    name = parked.error_type.rpartition(".")[2]
+    return ": ".join([name, *first])[:200]
+
+
+def _facts(facts: Mapping[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(_harmless(name), _harmless(value))
+    return table

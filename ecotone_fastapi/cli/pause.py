@@ -1,0 +1,75 @@
+"""`ecotone pause` and `ecotone resume`: consumers rest while their messages wait, in all processes."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ecotone_fastapi.app import Ecotone
+from ecotone_fastapi.cli.application import AppOption, FactoryOption, address_and_rest, load
+from ecotone_fastapi.cli.output import say, unknown
+from ecotone_fastapi.core.consumer import Consumer
+from ecotone_fastapi.core.errors import ConfigurationError
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[APP] CHANNEL",
+        help="The application, as module:name, unless it is configured; then the channels whose consumers are meant.",
+        show_default=False,
+    ),
+]
+
+
+def pause(
+    arguments: Arguments = None,
+    *,
+    reason: Annotated[str, typer.Option(help="Why; shown by health checks and `ecotone list`.")] = "",
+    app: AppOption = None,
+    factory: FactoryOption = False,
+) -> None:
+    """Let the consumers of channels pause, in all processes, until they are resumed.
+
+    They finish what is under way, and give back what they have not begun. Running processes learn of it within seconds.
+    """
+    ecotone, names = _found(arguments, app, factory=factory)
+
+    async def pause_all() -> None:
+        for name in names:
+            await ecotone.consumers.pause(name, reason=reason)
+
+    asyncio.run(pause_all())
+    for name in names:
+        say(f"{name}: paused")
+
+
+def resume(arguments: Arguments = None, *, app: AppOption = None, factory: FactoryOption = False) -> None:
+    """Let the consumers of channels go on that were paused."""
+    ecotone, names = _found(arguments, app, factory=factory)
+
+    async def resume_all() -> None:
+        for name in names:
+            await ecotone.consumers.resume(name)
+
+    asyncio.run(resume_all())
+    for name in names:
+        say(f"{name}: resumed")
+
+
+def _found(arguments: list[str] | None, app: str | None, *, factory: bool) -> tuple[Ecotone, Sequence[str]]:
+    address, names = address_and_rest(arguments or [], app, factory=factory)
+    ecotone = load(address)
+    consumers = sorted(name for name, one in ecotone.assembly.runnables.items() if isinstance(one, Consumer))
+    if not names:
+        raise ConfigurationError("no channel is named", hint=f"name some of {', '.join(consumers) or 'them'}")
+    for name in names:
+        if name not in consumers:
+            raise unknown("consumer", name, consumers)
+    if not ecotone.consumers.shared:
+        raise ConfigurationError(
+            "no other process would learn of it: the application has no database",
+            hint="give Ecotone the database, plugins=[database], or call ecotone.consumers.pause(...) in the process "
+            "itself",
+        )
+    return ecotone, names

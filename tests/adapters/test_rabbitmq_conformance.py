@@ -1,0 +1,65 @@
+"""The shipped suite against both kinds of queues."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aio_pika
+import pytest
+
+from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
+from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.testing.conformance import ChannelConformance
+from ecotone_fastapi.testing.faults import tcp_proxy
+from tests.conftest import SERVERS
+
+
+class RabbitMQChannels(ChannelConformance):
+    """Channels of one process, behind a network that can be cut."""
+
+    volume = 2_000
+
+    @pytest.fixture(autouse=True)
+    async def server(self) -> AsyncIterator[None]:
+        self.queues: set[str] = set()
+        address = aio_pika.connection.URL(SERVERS["rabbitmq"].url)
+        async with tcp_proxy(address.port or 5672, address.host or "127.0.0.1") as self.network:
+            self.url = str(address.with_host("127.0.0.1").with_port(self.network.port))
+            yield
+        connection = await aio_pika.connect(SERVERS["rabbitmq"].url)
+        async with connection, connection.channel() as server:
+            for queue in self.queues:
+                await server.queue_delete(queue)
+
+    def made(self, name: str) -> RabbitMQChannel:
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def channel(self, name: str) -> AsyncIterator[Channel]:
+        self.queues.add(name)
+        channel = self.made(name)
+        await channel.open()
+        try:
+            yield channel
+        finally:
+            await channel.close()
+
+    async def drop_connections(self) -> None:
+        self.network.cut()
+
+
+@pytest.mark.rabbitmq
+class TestClassicQueues(RabbitMQChannels):
+    def made(self, name: str) -> RabbitMQChannel:
+        return RabbitMQChannel(name, self.url, queue_type="classic")
+
+
+@pytest.mark.rabbitmq
+class TestClassicQueuesWithPriorities(RabbitMQChannels):
+    def made(self, name: str) -> RabbitMQChannel:
+        return RabbitMQChannel(name, self.url, queue_type="classic", max_priority=9)
+
+
+@pytest.mark.rabbitmq
+class TestQuorumQueues(RabbitMQChannels):
+    def made(self, name: str) -> RabbitMQChannel:
+        return RabbitMQChannel(name, self.url)
