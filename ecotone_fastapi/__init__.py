@@ -19,8 +19,8 @@ from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, Consume
 from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, DeadLetterOffice, DeadLetters, ParkedMessage
 from ecotone_fastapi.messaging.deduplication import Deduplication, deduplicated
 from ecotone_fastapi.messaging.failures import Failures, on_failure
-from ecotone_fastapi.messaging.policies import Backoff, DeadLetter, Discard, ErrorPolicy, Failure, Retry, Stop
 from ecotone_fastapi.messaging.outbox import Outbox
+from ecotone_fastapi.messaging.policies import Backoff, DeadLetter, Discard, ErrorPolicy, Failure, Retry, Stop
 from ecotone_fastapi.messaging.protection import CircuitBreaker, Consumers
 from ecotone_fastapi.messaging.retries import InstantRetries, Retried, retried
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, delayed, expiring, prioritized

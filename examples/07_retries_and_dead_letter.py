@@ -59,13 +59,13 @@ async def charge_when_the_bank_opens(payments: Payments) -> None:
         await flow.run("payments")
 
 
+if __name__ == "__main__":
+    asyncio.run(charge_when_the_bank_opens(shown := Payments()))
+    print(f"after {shown.runs} runs: {shown.charged}")
+
+
 async def test_what_was_parked_is_replayed_when_the_bank_is_open() -> None:
     payments = Payments()
     await charge_when_the_bank_opens(payments)
     assert payments.runs == 9 + 1  # three runs, each with two more at once; and the replay
     assert (payments.charged, payments.counted) == (["order-1"], ["order-1"])  # the message of each is its own
-
-
-if __name__ == "__main__":
-    asyncio.run(charge_when_the_bank_opens(shown := Payments()))
-    print(f"after {shown.runs} runs: {shown.charged}")

@@ -4,9 +4,13 @@ Ledgers in the database tell afterwards what was accepted and what has taken eff
 that what happens twice is seen.
 """
 
+import asyncio
 import os
 import random
+import signal
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,6 +28,7 @@ from ecotone_fastapi import (
 )
 from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.core.clock import SystemClock
 from tests.faults.crashes import Crashes
 
 TABLES = (
@@ -40,6 +45,10 @@ class UnluckyError(Exception):
     """A handler fails by chance, before or after it has written."""
 
 
+class PoisonousError(Exception):
+    """A handler fails whenever it meets this order."""
+
+
 @dataclass(frozen=True)
 class PlaceOrder:
     number: int
@@ -54,6 +63,30 @@ class OrderWasPlaced:
 def by_chance() -> None:
     if random.random() < float(os.environ.get("FAULTS_UNLUCKY", "0")):
         raise UnluckyError
+
+
+def note_run(run: str) -> None:
+    """Write down that a handler runs, whatever becomes of it."""
+    if "FAULTS_RUNS" in os.environ:
+        with Path(os.environ["FAULTS_RUNS"]).open("a") as runs:
+            runs.write(f"{run}\n")
+
+
+async def misbehave(run: str) -> None:
+    """Do with this order, as `billed:3`, what the environment says."""
+    if run in os.environ.get("FAULTS_POISONOUS", "").split(","):
+        raise PoisonousError
+    if run in os.environ.get("FAULTS_DEADLY", "").split(","):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if run in os.environ.get("FAULTS_SLOW", "").split(","):
+        await asyncio.sleep(float(os.environ["FAULTS_SLOWNESS"]))
+
+
+class WrongClock(SystemClock):
+    """The clock of a machine that goes wrong by `FAULTS_SKEW` seconds."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=float(os.environ.get("FAULTS_SKEW", "0")))
 
 
 class Orders:
@@ -75,10 +108,13 @@ class Orders:
         await self._take_effect(event, session, "billed")
 
     async def _take_effect(self, event: OrderWasPlaced, session: AsyncSession, what: str) -> None:
+        run = f"{what}:{event.number}"
+        note_run(run)
         by_chance()
         await session.execute(
             text("INSERT INTO effect VALUES (:number, :what)"), {"number": event.number, "what": what}
         )
+        await misbehave(run)
         by_chance()
 
 
@@ -92,18 +128,20 @@ def make(database_url: str, broker_url: str, queue: str, *, lease: float = 60.0)
         lease: Seconds for which the channel `billing` lends.
     """
     database = SqlAlchemy(database_url)
+    retries, unsettled = int(os.environ.get("FAULTS_RETRIES", "20")), int(os.environ.get("FAULTS_UNSETTLED", "100"))
     return Ecotone(
         [Orders],
         channels=[
-            RabbitMQChannel("shipping", broker_url, queue=queue),
-            database.channel("billing", lease=lease),
+            RabbitMQChannel("shipping", broker_url, queue=queue, timeout=float(os.environ.get("FAULTS_TIMEOUT", "10"))),
+            database.channel("billing", lease=lease, renew="FAULTS_NO_RENEWAL" not in os.environ),
         ],
         plugins=[
             Crashes(os.environ.get("FAULTS_CRASH", "")),
             database,
             AsynchronousHandlers(consumers={"*": ConsumerSettings(concurrency=5)}),
-            Failures(Backoff(retries=20, first=0.1, factor=1.5, longest=1.0), unsettled=100),
+            Failures(Backoff(retries=retries, first=0.1, factor=1.5, longest=1.0), unsettled=unsettled),
         ],
+        clock=WrongClock(),
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import asyncpg
 from rich.console import Console
 from sqlalchemy.exc import DBAPIError
@@ -88,16 +89,14 @@ async def do_harm(there: World, until: float, done: Counter[str]) -> None:
             workers.append(await there.start(FAULTS_LEASE="3", FAULTS_UNLUCKY="0.02"))
 
 
-async def keep(there: World, directory: Path) -> Path:
+async def keep(there: World, directory: Path) -> str:
     """Keep what may tell why something is missing."""
-    kept = Path(tempfile.mkdtemp(prefix="ecotone-soak-"))
-    for log in directory.glob("*.log"):
-        shutil.copy(log, kept)
     rows = await there.execute(
         "SELECT channel, deliveries, attempts, available_at - now() AS due, lease_token FROM ecotone_message"
         " ORDER BY id LIMIT 50"
     )
-    (kept / "messages.txt").write_text("\n".join(map(str, rows)))
+    kept = shutil.copytree(directory, tempfile.mkdtemp(prefix="ecotone-soak-"), dirs_exist_ok=True)
+    await anyio.Path(kept, "messages.txt").write_text("\n".join(map(str, rows)))
     return kept
 
 

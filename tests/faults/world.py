@@ -22,6 +22,7 @@ from ecotone_fastapi.testing.faults import TcpProxy, tcp_proxy
 from tests.faults.shop import TABLES, PlaceOrder, RefusedError, make
 
 PATIENCE = 90.0  # seconds; only a test that fails waits for so long
+_BETWEEN_ORDERS = 0.02
 ROOT = Path(__file__).parents[2]
 
 
@@ -68,6 +69,7 @@ class World:
         self.to_database = to_database
         self.queue = f"ecotone-faults-{uuid.uuid4().hex[:12]}"
         self._directory = directory
+        self._runs = directory / "runs.txt"
         self._database = database
         self._broker = broker
         self._engine = create_async_engine(database, poolclass=NullPool)
@@ -114,6 +116,10 @@ class World:
         """The errors of parked messages."""
         return await self.execute("SELECT error_type, error_message FROM ecotone_dead_letter")
 
+    def runs(self) -> Counter[str]:
+        """How often handlers of workers have begun, as `shipped:1`, whatever became of it."""
+        return Counter(self._runs.read_text().split() if self._runs.exists() else ())
+
     async def waiting(self) -> int:
         """How many messages wait or are lent in the database: of the outbox and of the channel `billing`."""
         return int((await self.execute("SELECT count(*) FROM ecotone_message"))[0][0])
@@ -125,6 +131,29 @@ class World:
         async with self.application().running(consumers=False) as ecotone:
             for number in numbers:
                 await place(ecotone, number, refused=refused(number))
+
+    @asynccontextmanager
+    async def placing(self) -> AsyncIterator[list[int]]:
+        """Place orders beside the block, one after the other; gives their numbers, complete in the end.
+
+        This process runs no consumer. No order may fail, whatever happens to RabbitMQ meanwhile.
+        """
+        placed: list[int] = []
+        async with self.application().running(consumers=False, patient=True) as ecotone:
+            over = asyncio.Event()
+
+            async def go_on() -> None:
+                while not over.is_set():
+                    await place(ecotone, len(placed), refused=False)
+                    placed.append(len(placed))
+                    await asyncio.sleep(_BETWEEN_ORDERS)
+
+            placing = asyncio.create_task(go_on())
+            try:
+                yield placed
+            finally:
+                over.set()
+                await placing
 
     async def start(self, *names: str, **environment: str) -> Worker:
         """Start a worker process; without names it runs everything, the relay of the outbox included."""
@@ -144,6 +173,7 @@ class World:
                     "FAULTS_DATABASE": self.through_database,
                     "FAULTS_BROKER": self.through_broker,
                     "FAULTS_QUEUE": self.queue,
+                    "FAULTS_RUNS": str(self._runs),
                     **environment,
                 },
                 stderr=errors,
@@ -153,14 +183,14 @@ class World:
         self._workers.append(worker)
         return worker
 
-    async def settled(self, numbers: Iterable[int]) -> None:
+    async def settled(self, numbers: Iterable[int], *, within: float = PATIENCE) -> None:
         """Wait until all of these orders are shipped and billed."""
         wanted = set(numbers)
 
         async def done() -> bool:
             return all([wanted <= set(await self.effects(what)) for what in ("shipped", "billed")])
 
-        await eventually(done, f"the effects of {len(wanted)} orders")
+        await eventually(done, f"the effects of {len(wanted)} orders", within=within)
 
     async def once(self, numbers: Iterable[int]) -> None:
         """Check that these orders, and no others, were accepted, shipped and billed, each of them once."""
@@ -191,9 +221,11 @@ async def place(ecotone: Ecotone, number: int, *, refused: bool) -> None:
         assert refused
 
 
-async def eventually(condition: Callable[[], Awaitable[object] | object], what: str) -> None:
+async def eventually(
+    condition: Callable[[], Awaitable[object] | object], what: str, *, within: float = PATIENCE
+) -> None:
     """Wait until something is so, but not for ever."""
-    ends_at = time.monotonic() + PATIENCE
+    ends_at = time.monotonic() + within
     while True:
         found = condition()
         if await found if isinstance(found, Awaitable) else found:

@@ -114,7 +114,10 @@ class SqlAlchemy:
             self._schema.table("ecotone_dead_letter"), self._transactions, self._prepare
         )
         self.inbox: SqlInbox = SqlInbox(
-            self._schema.table("ecotone_inbox"), self._transactions, self._prepare, lambda: self._clock.now()
+            self._schema.table("ecotone_inbox"),
+            self._transactions,
+            self._prepare,
+            lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
         )
         self.schedules: SqlSchedules = SqlSchedules(
             self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
@@ -136,9 +139,7 @@ class SqlAlchemy:
         """Give this clock to the channels that are made from now on."""
         self._clock = clock
 
-    def channel(
-        self, name: str, *, lease: float = 60.0, renew: bool = True, keeps_order: bool = False
-    ) -> SqlChannel:
+    def channel(self, name: str, *, lease: float = 60.0, renew: bool = True, keeps_order: bool = False) -> SqlChannel:
         """Make a channel in this database.
 
         Args:
