@@ -20,6 +20,7 @@ from ecotone_fastapi.core.conversion import header_texts
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError, UnknownEndpointError
 from ecotone_fastapi.core.gateway import Gateway, current_scope, unknown_channel
 from ecotone_fastapi.core.message import HeaderName, Message, check_given, name_of
+from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Assembly, Limits
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 
@@ -307,9 +308,13 @@ class DeadLetters:
         self._check(parked, message, channel, elsewhere=to is not None)
         past = _PAST if to is None else (*_PAST, HeaderName.forward_to)
         message = message.without_headers(past).with_headers({HeaderName.replays: str(parked.replays + 1)})
-        async with self._one_unit(message):
+        async with self._one_unit(message) as scope:
             await self._gateway.transmit(channel, [message])
-            await self._store.delete(parked_id)
+            if self._unit is not None and not self._unit.covers(self._store):
+                # Deleted before the commit, it would be nowhere if that failed.
+                await scope.enter(self._deleted_afterwards(parked_id), outermost=True)
+            else:
+                await self._store.delete(parked_id)
         logger.info("dead letter %s went back to channel %s", parked_id, channel)
 
     async def replay_all(
@@ -386,16 +391,21 @@ class DeadLetters:
             raise
 
     @asynccontextmanager
-    async def _one_unit(self, message: Message[bytes]) -> AsyncIterator[None]:
+    async def _one_unit(self, message: Message[bytes]) -> AsyncIterator[Scope]:
         """Join the transaction of the handler that is at work, or open one."""
         present = current_scope()
         if present is not None and UnitOfWork in present.state:
-            yield
+            yield present
             return
         async with self._gateway.unit_of_work(message) as scope:
             if self._unit is not None:
                 await scope.enter(self._unit.begin(scope))
-            yield
+            yield scope
+
+    @asynccontextmanager
+    async def _deleted_afterwards(self, parked_id: str) -> AsyncIterator[None]:
+        yield
+        await self._store.delete(parked_id)
 
 
 def _with(message: Message[bytes], headers: Mapping[str, Any]) -> Message[bytes]:

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast, overload
 
-from ecotone_fastapi.core.channel import Channel, Delivery
+from ecotone_fastapi.core.channel import Delivery
 from ecotone_fastapi.core.endpoint import Endpoint, Kind, mark
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
@@ -67,8 +67,8 @@ class UnitOfWork(Protocol):
         """Mark a place in the scope's open transaction; roll back to it when left with a failure, and only to it."""
         ...
 
-    def covers(self, channel: Channel) -> bool:
-        """Whether `send` and `ack` on this channel commit or vanish with the transaction."""
+    def covers(self, part: object) -> bool:
+        """Whether what is done with a channel or a store commits or vanishes with the transaction."""
         ...
 
 

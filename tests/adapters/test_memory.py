@@ -1,6 +1,6 @@
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +15,7 @@ from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryDeadLetters, Me
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.errors import ConversionError, LeaseLostError
 from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.core.plugin import Plugin
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
 from ecotone_fastapi.testing.conformance import ChannelConformance, StoreConformance
 
@@ -64,8 +65,18 @@ class TestMemoryChannel(ChannelConformance):
         finally:
             await channel.close()
 
+    @asynccontextmanager
+    async def channel_that_keeps_order(self, name: str) -> AsyncIterator[Channel]:
+        if name not in self.queues:
+            self.queues[name] = MemoryQueue(self.clock, keeps_order=True)
+        async with self.channel(name) as channel:
+            yield channel
+
     async def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
+
+    def stores(self) -> Sequence[Plugin]:
+        return ()
 
 
 class TestMemoryChannelWithLease(TestMemoryChannel):

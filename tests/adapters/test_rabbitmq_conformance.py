@@ -1,13 +1,15 @@
 """The shipped suite against both kinds of queues."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import aio_pika
 import pytest
 
 from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
+from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.core.plugin import Plugin
 from ecotone_fastapi.testing.conformance import ChannelConformance
 from ecotone_fastapi.testing.faults import tcp_proxy
 from tests.conftest import SERVERS
@@ -19,16 +21,15 @@ class RabbitMQChannels(ChannelConformance):
     volume = 2_000
 
     @pytest.fixture(autouse=True)
-    async def server(self) -> AsyncIterator[None]:
+    async def server(self, sqlite_url: str) -> AsyncIterator[None]:
         self.queues: set[str] = set()
+        self.database_url = sqlite_url
         address = aio_pika.connection.URL(SERVERS["rabbitmq"].url)
         async with tcp_proxy(address.port or 5672, address.host or "127.0.0.1") as self.network:
             self.url = str(address.with_host("127.0.0.1").with_port(self.network.port))
             yield
-        connection = await aio_pika.connect(SERVERS["rabbitmq"].url)
-        async with connection, connection.channel() as server:
-            for queue in self.queues:
-                await server.queue_delete(queue)
+        for queue in self.queues:
+            await self.delete_queue(queue)
 
     def made(self, name: str) -> RabbitMQChannel:
         raise NotImplementedError
@@ -43,8 +44,22 @@ class RabbitMQChannels(ChannelConformance):
         finally:
             await channel.close()
 
+    @asynccontextmanager
+    async def unroutable_channel(self, name: str) -> AsyncIterator[Channel]:
+        async with self.channel(name) as channel:
+            await self.delete_queue(name)
+            yield channel
+
+    async def delete_queue(self, name: str) -> None:
+        connection = await aio_pika.connect(SERVERS["rabbitmq"].url)
+        async with connection, connection.channel() as server:
+            await server.queue_delete(name)
+
     async def drop_connections(self) -> None:
         self.network.cut()
+
+    def stores(self) -> Sequence[Plugin]:
+        return (SqlAlchemy(self.database_url, create_schema=True),)
 
 
 @pytest.mark.rabbitmq

@@ -1,6 +1,6 @@
 """The shipped suites against every database and every driver."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -15,6 +15,7 @@ from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.core.plugin import Plugin
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
 from ecotone_fastapi.testing.conformance import ChannelConformance, StoreConformance
 
@@ -87,8 +88,10 @@ class SqlChannels(WithDatabase, ChannelConformance):
     moment = 0.0
 
     @asynccontextmanager
-    async def opened(self, name: str, lease: float, clock: Clock) -> AsyncIterator[Channel]:
-        channel = self.database.channel(name, lease=lease)
+    async def opened(
+        self, name: str, lease: float, clock: Clock, *, keeps_order: bool = False
+    ) -> AsyncIterator[Channel]:
+        channel = self.database.channel(name, lease=lease, keeps_order=keeps_order)
         channel.use_clock(clock)
         await channel.open()
         try:
@@ -105,6 +108,12 @@ class SqlChannels(WithDatabase, ChannelConformance):
     def skewed_channel(self, name: str, seconds: float) -> AbstractAsyncContextManager[Channel]:
         return self.opened(name, self.lease, MachineClock(seconds))
 
+    def channel_that_keeps_order(self, name: str) -> AbstractAsyncContextManager[Channel]:
+        return self.opened(name, self.lease, self.clock, keeps_order=True)
+
+    def stores(self) -> Sequence[Plugin]:
+        return (self.database,)
+
     async def advance(self, seconds: float) -> None:
         self.clock.offset += timedelta(seconds=seconds)
 
@@ -116,9 +125,11 @@ class SqlChannelsOfManyProcesses(SqlChannels):
     crowd = 4
 
     @asynccontextmanager
-    async def opened(self, name: str, lease: float, clock: Clock) -> AsyncIterator[Channel]:
+    async def opened(
+        self, name: str, lease: float, clock: Clock, *, keeps_order: bool = False
+    ) -> AsyncIterator[Channel]:
         async with self.another_database() as database:
-            channel = database.channel(name, lease=lease)
+            channel = database.channel(name, lease=lease, keeps_order=keeps_order)
             channel.use_clock(clock)
             await channel.open()
             try:
@@ -126,7 +137,9 @@ class SqlChannelsOfManyProcesses(SqlChannels):
             finally:
                 await channel.close()
 
-    transaction = ChannelConformance.transaction  # one is that of one engine
+    # One of each is that of one engine.
+    transaction = ChannelConformance.transaction
+    stores = ChannelConformance.stores
 
 
 class SqlStores(WithDatabase, StoreConformance):

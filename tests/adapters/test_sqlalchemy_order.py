@@ -310,7 +310,9 @@ async def test_an_application_handles_what_waits_for_its_turn_without_another_me
 
 class InOrder(SqlChannels):
     @asynccontextmanager
-    async def opened(self, name: str, lease: float, clock: Clock) -> AsyncIterator[Channel]:
+    async def opened(
+        self, name: str, lease: float, clock: Clock, *, keeps_order: bool = True
+    ) -> AsyncIterator[Channel]:
         channel = self.database.channel(name, lease=lease, keeps_order=True)
         channel.use_clock(clock)
         await channel.open()

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -834,9 +835,10 @@ def test_an_error_names_the_handler_the_chain_the_parameter_and_what_to_do() -> 
         @command_handler
         async def place(self, command: PlaceOrder) -> None: ...
 
-    assert str(problem_of(Orders)) == (
+    # How many services are known is not the same in every application.
+    assert re.sub(r"\(\d+ known\)", "(… known)", str(problem_of(Orders))) == (
         "Orders.place -> Orders -> Repository: nothing supplies 'connection: Mailer'\n"
-        "Tried: Depends and other markers, headers, message, buses, services (1 known), payload, default.\n"
+        "Tried: Depends and other markers, headers, message, buses, services (… known), payload, default.\n"
         "Hint: give Ecotone(services={Mailer: ...}) or annotate it: Annotated[Mailer, Depends(...)]"
     )
 

@@ -101,12 +101,13 @@ async def test_what_a_full_queue_rejects_waits_in_the_outbox_and_no_other_is_sen
     full = json.dumps({"max-length": 3, "overflow": "reject-publish"})
     async with own_broker.policy(f"^{apart.queue}$", full):
         relay = await apart.start("outbox", "billing")
+        await relay.says("running")
         async with apart.placing() as numbers:  # the server notices a moment later that the queue is full
             await relay.says("not taken by the server")
         assert await apart.parked() == []
-        await apart.start("shipping")
+    await apart.start("shipping")
 
-        await apart.settled(numbers)
+    await apart.settled(numbers)
     await apart.once(numbers)
     assert {run: times for run, times in apart.runs().items() if times > 1} == {}
 

@@ -88,10 +88,9 @@ async def test_what_cannot_be_parked_is_kept_until_it_can(
     monkeypatch.setenv("FAULTS_POISONOUS", "shipped:3,billed:3")
     monkeypatch.setenv("FAULTS_RETRIES", "1")
     monkeypatch.setattr(failures, "_PARK_AGAIN", 0.2)
-    await faulty.place(range(6))
-    await faulty.execute("ALTER TABLE ecotone_dead_letter RENAME TO is_not_there")
-
     async with faulty.application().running():
+        await faulty.execute("ALTER TABLE ecotone_dead_letter RENAME TO is_not_there")
+        await faulty.place(range(6))
         await faulty.settled(set(range(6)) - {3})
         await eventually(lambda: caplog.text.count("could not be parked; it stays") >= 2, "two that are not parked")
         await faulty.execute("ALTER TABLE is_not_there RENAME TO ecotone_dead_letter")

@@ -597,3 +597,35 @@ def test_an_office_tells_how_long_it_keeps() -> None:
     assert repr(DeadLetterOffice()) == "DeadLetterOffice(keep=None)"
     with pytest.raises(ConfigurationError, match="kept"):
         DeadLetterOffice(keep=timedelta(0))
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_a_dead_letter_of_another_store_is_deleted_when_its_return_has_committed(
+    sqlite_url: str, mails: Mails, refused: bool
+) -> None:
+    database, elsewhere = SqlAlchemy(sqlite_url, create_schema=True), MemoryDeadLetters()
+
+    @command_handler("replay")
+    async def replay(parked_id: str, dead_letters: DeadLetters) -> None:
+        await dead_letters.replay(parked_id)
+        if refused:
+            raise ValueError(parked_id)
+
+    async with flow_test(
+        [mails, replay],
+        channels=[database.channel("mails"), database.channel("thanks")],
+        plugins=[database, Failures(Backoff(retries=0))],
+        services={DeadLetterStore: elsewhere},
+    ) as flow:
+        await flow.publish(OrderWasPlaced("order-1"))
+        await flow.run("mails", raises=False)
+        [parked] = await flow.dead_letters()
+
+        if refused:
+            with pytest.raises(ValueError, match=parked.id):
+                await flow.send(parked.id, to="replay")
+        else:
+            await flow.send(parked.id, to="replay")
+
+        assert [one.id for one in await elsewhere.list()] == ([parked.id] if refused else [])
+        assert len(await flow.waiting("mails")) == (0 if refused else 1)

@@ -65,7 +65,7 @@ class Database:
     async def savepoint(self, scope: Scope) -> AsyncIterator[None]:
         yield
 
-    def covers(self, channel: Channel) -> bool:
+    def covers(self, part: object) -> bool:
         return False
 
 

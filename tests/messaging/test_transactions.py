@@ -68,8 +68,8 @@ class Database:
             raise
         self.log.append("release savepoint")
 
-    def covers(self, channel: Channel) -> bool:
-        return channel.name in self._covered
+    def covers(self, part: object) -> bool:
+        return getattr(part, "name", None) in self._covered
 
 
 class Noted(MemoryChannel):

@@ -321,7 +321,7 @@ class Database:
     async def savepoint(self, scope: Scope) -> Any:
         yield
 
-    def covers(self, channel: object) -> bool:
+    def covers(self, part: object) -> bool:
         return False
 
 

@@ -21,7 +21,6 @@ from ecotone_fastapi.adapters.sqlalchemy.schedules import SqlSchedules
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
 from ecotone_fastapi.adapters.sqlalchemy.transactions import HeardSession, Transactions
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
-from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
 from ecotone_fastapi.core.gateway import current_scope
@@ -183,9 +182,9 @@ class SqlAlchemy:
         found = await self._transactions.read(find, "looking for messages in the outbox")
         return sorted(name.removeprefix(_OUTBOX) for name in found)
 
-    def covers(self, channel: Channel) -> bool:
-        """Whether `send` and `ack` on this channel commit or vanish with the transaction: it was made here."""
-        return isinstance(channel, SqlChannel) and channel.is_in(self._transactions)
+    def covers(self, part: object) -> bool:
+        """Whether what is done with a channel or a store commits or vanishes with the transaction: it was made here."""
+        return part is self.dead_letters or (isinstance(part, SqlChannel) and part.is_in(self._transactions))
 
     def begin(self, scope: Scope) -> AbstractAsyncContextManager[None]:
         """Open a transaction that everything in the scope shares; commit it when left well, else roll it back."""

@@ -1,18 +1,23 @@
 """The suite for channels. What a channel does not claim in its `Capabilities` is skipped, everything else must hold.
 
-The numbers in the docstrings, T1 to T42, name the cases in reports, so that transports can be compared.
+The numbers in the docstrings, T1 to T42, name the cases in reports, so that transports can be compared; the package has
+a table of them.
 """
 
 import pytest
 
+from ecotone_fastapi.testing.conformance.applications import Applications
 from ecotone_fastapi.testing.conformance.competition import Crowd, Leases
 from ecotone_fastapi.testing.conformance.delivery import Reception, RoundTrip, Settlement
+from ecotone_fastapi.testing.conformance.keys import Keys
 from ecotone_fastapi.testing.conformance.servers import Faults, Introspection, Transactions
 from ecotone_fastapi.testing.conformance.timing import Timing
 
 
 @pytest.mark.anyio
-class ChannelConformance(RoundTrip, Reception, Settlement, Timing, Crowd, Leases, Transactions, Faults, Introspection):
+class ChannelConformance(
+    RoundTrip, Reception, Settlement, Timing, Keys, Crowd, Leases, Transactions, Faults, Introspection, Applications
+):
     """What every channel must do. Subclass it, implement `channel` and as many of the hooks as you can.
 
     A hook that is not implemented skips the cases that need it, and the reason says so.

@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 from ecotone_fastapi.core.channel import Channel, Delivery, Inspectable, SettlesTogether
 from ecotone_fastapi.core.errors import ChannelError, LeaseLostError
 from ecotone_fastapi.core.message import HeaderName, Message, new_id
+from ecotone_fastapi.core.plugin import Plugin
 
 R = TypeVar("R")
 
@@ -81,6 +82,25 @@ class ChannelHooks(Hooks):
     def refused_message(self) -> Message[bytes]:
         """Hook: return a message that the server refuses, while it accepts the others of the same batch."""
         self._skip_without("refused_message", "a message that the server refuses")
+
+    def unroutable_channel(self, name: str) -> AbstractAsyncContextManager[Channel]:
+        """Hook: open a channel whose messages reach nobody, because the server has no queue for them."""
+        self._skip_without("unroutable_channel", "a server that may have no queue for a message")
+
+    async def delete_queue(self, name: str) -> None:
+        """Hook: delete the queue of a channel on the server, by the hand of somebody else, while it is in use."""
+        self._skip_without("delete_queue", "a queue that somebody else may delete")
+
+    def channel_that_keeps_order(self, name: str) -> AbstractAsyncContextManager[Channel]:
+        """Hook: open a channel that keeps the order of each partition key over all of its consumers."""
+        self._skip_without("channel_that_keeps_order", "a channel that keeps the order of each key")
+
+    def stores(self) -> Sequence[Plugin]:
+        """Hook: return the plugins that keep the dead letters and the inbox of an application with these channels.
+
+        An empty sequence means those in memory; channels that are durable need others.
+        """
+        self._skip_without("stores", "an application with a dead letter")
 
     def _needs(self, channel: Channel, capability: str) -> None:
         if not getattr(channel.capabilities, capability):

@@ -8,8 +8,9 @@ import anyio
 import pytest
 
 from ecotone_fastapi.core.channel import Channel, Delivery
-from ecotone_fastapi.core.errors import ConversionError, LeaseLostError, SendError
+from ecotone_fastapi.core.errors import ChannelError, ConversionError, LeaseLostError, SendError
 from ecotone_fastapi.core.message import HeaderName, Message
+from ecotone_fastapi.core.plugin import HealthCheck
 from ecotone_fastapi.testing.conformance.hooks import ChannelHooks, by_id, ids, letter, letters, unique
 
 
@@ -213,6 +214,54 @@ class Faults(ChannelHooks):
 
             assert list(caught.value.failed) == [bad.id]
             assert set(ids(await self._take(channel, 4))) == set(ids(good))
+
+    async def test_what_reaches_nobody_is_told_to_its_sender(self) -> None:
+        """T27: the error names every message that no queue took, and comes soon."""
+        async with self.unroutable_channel(unique()) as channel:
+            sent = letters(3)
+            with anyio.fail_after(self.patience), pytest.raises(SendError) as caught:
+                await channel.send(sent)
+
+            assert sorted(caught.value.failed) == sorted(ids(sent))
+
+    async def test_a_queue_that_was_deleted_is_consumed_again(self) -> None:
+        """T36: a consumer whose queue is gone is told so, or goes on by itself; it never waits in vain."""
+        name = unique()
+        received: list[Delivery] = []
+        if not self._has("delete_queue"):
+            await self.delete_queue(name)
+
+        async with self.channel(name) as consumer, self.channel(name) as publisher:
+            await publisher.send([letter(b"before")])
+            await self._take(consumer, 1)
+
+            async def wait() -> None:
+                received.extend(await self._insist(lambda: self._receive(consumer, 1)))
+
+            with anyio.fail_after(2 * self.patience):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(wait)
+                    await self.delete_queue(name)
+                    await self._insist(lambda: publisher.send([letter(b"after")]))
+            assert [delivery.message.payload for delivery in received] == [b"after"]
+            await received[0].ack()
+            await self._assert_nothing_arrives(consumer)
+
+    async def test_the_health_tells_that_a_queue_is_gone(self) -> None:
+        """T36: `check` fails until the queue is there again."""
+        name = unique()
+        async with self.channel(name) as channel:
+            if not isinstance(channel, HealthCheck):
+                pytest.skip(f"{type(channel).__name__} has no health of its own")
+            await channel.check()
+            await self.delete_queue(name)
+            with pytest.raises(ChannelError):
+                await channel.check()
+
+            await channel.open()
+            await channel.check()
+            await channel.send([letter()])
+            await self._take(channel, 1)
 
     async def test_a_payload_that_is_too_large_is_refused(self) -> None:
         """T29: the error comes before anything is sent, and the channel goes on."""
