@@ -181,6 +181,7 @@ class _Run:
         self.settling = False
         self.over = False
         self.careful = False
+        self.first = True
         self.stopped: ConsumerStoppedError | None = None
         self.lanes: dict[str, _Lane] = {}
         self.places = anyio.Semaphore(consumer.concurrency, fast_acquire=True)
@@ -265,6 +266,8 @@ class _Run:
         """
         together = next((at for at, delivery in enumerate(deliveries) if _is_suspicious(delivery)), None)
         self.careful = together is not None
+        if deliveries:
+            self.first = False
         if together == 0 and not self._lent():
             together = 1
         kept = deliveries if together is None else deliveries[:together]
@@ -299,7 +302,8 @@ class _Run:
         if self.careful and lent:
             return 0
         is_idle = not self.waiting and len(self.running) < self.consumer.concurrency
-        batch = 1 if self.careful else self.consumer.batch
+        # Where consumers have died, the first message tells; its neighbours would count as lent once more for nothing.
+        batch = 1 if self.careful or self.first else self.consumer.batch
         room = batch - lent if is_idle or lent <= batch // 2 else 0
         if self.limits.messages is not None:
             room = min(room, self.limits.messages - self.handled - lent)

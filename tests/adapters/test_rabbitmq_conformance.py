@@ -58,6 +58,14 @@ class RabbitMQChannels(ChannelConformance):
     async def drop_connections(self) -> None:
         self.network.cut()
 
+    @asynccontextmanager
+    async def server_away(self) -> AsyncIterator[None]:
+        self.network.refuse()
+        try:
+            yield
+        finally:
+            self.network.restore()
+
     def stores(self) -> Sequence[Plugin]:
         return (SqlAlchemy(self.database_url, create_schema=True),)
 

@@ -6,11 +6,11 @@ from aio_pika import Message
 
 from ecotone_fastapi.messaging import failures
 from tests.conftest import SERVERS
-from tests.faults.world import World, eventually
+from tests.faults.world import World, eventually, place
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.rabbitmq]
 
-RUNS_BEFORE_PARKED = 3
+RUNS_BEFORE_PARKED = 4
 
 
 async def test_a_handler_that_always_fails_is_run_as_often_as_allowed_by_all_workers_together(faulty: World) -> None:
@@ -31,16 +31,16 @@ async def test_a_handler_that_always_fails_is_run_as_often_as_allowed_by_all_wor
     assert await faulty.waiting() == 0
 
 
-@pytest.mark.parametrize("what", ["shipped", "billed"])
+@pytest.mark.parametrize(("what", "running"), [("shipped", ["outbox", "shipping"]), ("billed", ["billing"])])
 async def test_a_message_that_kills_each_worker_that_has_it_is_parked_without_being_run_again(
-    faulty: World, what: str
+    faulty: World, what: str, running: list[str]
 ) -> None:
     deadly = {"FAULTS_DEADLY": f"{what}:3", "FAULTS_UNSETTLED": str(RUNS_BEFORE_PARKED - 1), "FAULTS_LEASE": "1"}
     await faulty.place(range(6))
 
     for _ in range(RUNS_BEFORE_PARKED):
-        assert await (await faulty.start(**deadly)).ends() < 0
-    survivor = await faulty.start(**deadly)
+        assert await (await faulty.start(*running, **deadly)).ends() < 0
+    survivor = await faulty.start(*running, **deadly)
     await eventually(lambda: _parked(faulty, 1), "a dead letter")
 
     others = dict.fromkeys(set(range(6)) - {3}, 1)
@@ -74,7 +74,7 @@ async def test_what_nobody_can_read_is_parked_at_once_with_its_bytes_and_the_con
     await faulty.place([1])
     await faulty.settled([0, 1])
 
-    rows = await faulty.execute("SELECT payload, attempts, deliveries FROM ecotone_dead_letter")
+    rows = await faulty.execute("SELECT body, attempts, deliveries FROM ecotone_dead_letter")
     assert {bytes(payload) for payload, _, _ in rows} == set(strange)
     assert {attempts for _, attempts, _ in rows} == {1}
     assert {deliveries for _, _, deliveries in rows} == {1}
@@ -88,9 +88,10 @@ async def test_what_cannot_be_parked_is_kept_until_it_can(
     monkeypatch.setenv("FAULTS_POISONOUS", "shipped:3,billed:3")
     monkeypatch.setenv("FAULTS_RETRIES", "1")
     monkeypatch.setattr(failures, "_PARK_AGAIN", 0.2)
-    async with faulty.application().running():
+    async with faulty.application().running() as ecotone:
         await faulty.execute("ALTER TABLE ecotone_dead_letter RENAME TO is_not_there")
-        await faulty.place(range(6))
+        for number in range(6):
+            await place(ecotone, number, refused=False)
         await faulty.settled(set(range(6)) - {3})
         await eventually(lambda: caplog.text.count("could not be parked; it stays") >= 2, "two that are not parked")
         await faulty.execute("ALTER TABLE is_not_there RENAME TO ecotone_dead_letter")

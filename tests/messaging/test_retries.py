@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.bus import CommandBus, EventBus
-from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.endpoint import command_handler, event_handler, query_handler
 from ecotone_fastapi.core.errors import ChannelError, ConcurrencyError, ConfigurationError, LeaseLostError
 from ecotone_fastapi.core.message import Message

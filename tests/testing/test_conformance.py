@@ -1,5 +1,6 @@
 """A suite that cannot fail proves nothing: each of these channels is wrong in one way, and the suite finds it."""
 
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -10,11 +11,14 @@ from typing import Any
 import anyio
 import pytest
 
-from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryDeadLetters, MemoryDelivery, MemoryQueue
+from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryDeadLetters, MemoryDelivery, MemoryInbox, MemoryQueue
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.core.plugin import Assembly, Plugin
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.deduplication import DeduplicationStore
+from ecotone_fastapi.testing import conformance
 from ecotone_fastapi.testing.conformance import ChannelConformance, StoreConformance
 
 
@@ -35,7 +39,7 @@ class Suite(ChannelConformance):
     moment = 0.0
     volume = 1000
 
-    def __init__(self, kind: Callable[..., MemoryChannel]) -> None:
+    def __init__(self, kind: type[MemoryChannel]) -> None:
         self.kind = kind
         self.clock = TravellingClock()
         self.queues: defaultdict[str, MemoryQueue] = defaultdict(lambda: MemoryQueue(self.clock))
@@ -46,8 +50,64 @@ class Suite(ChannelConformance):
         yield channel
         await channel.close()
 
+    @asynccontextmanager
+    async def channel_that_keeps_order(self, name: str) -> AsyncIterator[Channel]:
+        if name not in self.queues:
+            self.queues[name] = MemoryQueue(self.clock, keeps_order=not issubclass(self.kind, KeepsNoOrder))
+        async with self.channel(name) as channel:
+            yield channel
+
     async def advance(self, seconds: float) -> None:
         self.clock.offset += timedelta(seconds=seconds)
+
+    def stores(self) -> Sequence[Plugin]:
+        return (WrongStores(self.kind),)
+
+
+class WrongStores:
+    """A plugin with the stores that a wrong channel of this kind comes with, if it has any."""
+
+    def __init__(self, kind: type[MemoryChannel]) -> None:
+        self._kind = kind
+
+    def install(self, assembly: Assembly) -> None:
+        if issubclass(self._kind, BehindNoInbox):
+            assembly.add_service(DeduplicationStore, KnowsNobody())
+        if issubclass(self._kind, BehindALeakyDeadLetter):
+            assembly.add_service(DeadLetterStore, DropsParkedHeaders())
+        if issubclass(self._kind, ClaimsToBeABroker):
+            assembly.add_service(DeadLetterStore, MemoryDeadLetters())
+
+
+class BareSuite(Suite):
+    """The suite without the hooks that not every transport has."""
+
+    channel_that_keeps_order = ChannelConformance.channel_that_keeps_order
+    stores = ChannelConformance.stores
+
+
+def lends_nothing(*args: Any) -> Sequence[MemoryDelivery]:
+    return ()
+
+
+class SuiteWithAServer(Suite):
+    """The suite where somebody else may delete queues, and where connections may break."""
+
+    async def drop_connections(self) -> None:
+        pass
+
+    @asynccontextmanager
+    async def server_away(self) -> AsyncIterator[None]:
+        yield
+
+    @asynccontextmanager
+    async def unroutable_channel(self, name: str) -> AsyncIterator[Channel]:
+        async with self.channel(name) as channel:
+            await self.delete_queue(name)
+            yield channel
+
+    async def delete_queue(self, name: str) -> None:
+        self.queues.pop(name).lend = lends_nothing  # type: ignore[method-assign]
 
 
 class DropsHeaders(MemoryChannel):
@@ -198,6 +258,53 @@ class TravelsWithDelay(Altered):
         delivery.message = delivery.message.with_headers({"delay": "0"})
 
 
+class KeepsNoOrder(MemoryChannel):
+    """Lends messages with one key to several consumers."""
+
+
+class BehindNoInbox(MemoryChannel):
+    """Stands before an inbox that knows nobody."""
+
+
+class BehindALeakyDeadLetter(MemoryChannel):
+    """Stands before a dead letter that forgets headers."""
+
+
+class KnowsNobody(MemoryInbox):
+    durable = True
+
+    async def record(self, message_id: str, endpoint: str) -> bool:
+        return True
+
+
+class DropsParkedHeaders(MemoryDeadLetters):
+    async def park(self, parked: ParkedMessage) -> None:
+        await super().park(replace(parked, message=parked.message.without_headers(["tenant", "traceparent"])))
+
+
+class IgnoresDeletion(MemoryChannel):
+    """Waits on a queue that is gone, and says that it is well."""
+
+    async def check(self) -> None:
+        pass
+
+
+class ClaimsToBeABroker(BehindNoInbox):
+    """Repeats messages before handlers that remember none."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.capabilities = replace(self.capabilities, durable=True)
+
+
+class LendsInAnyOrder(MemoryChannel):
+    """Hands out what was sent last first, which a single batch does not show."""
+
+    async def send(self, messages: Sequence[Message[bytes]]) -> None:
+        self.sent = getattr(self, "sent", 0) + 1
+        await super().send([one.with_headers({"priority": str(self.sent % 10)}) for one in messages])
+
+
 class CountsOnlyWaiting(MemoryChannel):
     async def depth(self) -> int:
         return len(self.queue.waiting())
@@ -254,6 +361,16 @@ class PurgesOnlyWhatIsReady(MemoryChannel):
         (ForgetsThatItWasLost, "a_lost_message_can_not_be_acked"),
         (ForgetsThatItWasLost, "one_lost_message_does_not_keep_the_others_from_being_acked"),
         (NeverGivesBack, "a_lost_message_is_not_given_back"),
+        (KeepsNoOrder, "a_key_is_in_one_hand_at_a_time"),
+        (KeepsNoOrder, "a_message_that_waits_for_its_retry_holds_up_its_key_only"),
+        (NeverGivesBack, "what_fails_again_and_again_is_parked_as_it_was_sent"),
+        (BehindALeakyDeadLetter, "what_fails_again_and_again_is_parked_as_it_was_sent"),
+        (NeverGivesBack, "what_cannot_be_parked_is_not_lost"),
+        (BehindALeakyDeadLetter, "a_replayed_message_begins_anew_where_it_failed"),
+        (CountsEveryDeliveryAsAttempt, "a_consumer_that_pauses_gives_back_what_it_has_not_begun"),
+        (NeverGivesBack, "a_consumer_that_pauses_gives_back_what_it_has_not_begun"),
+        (LendsInAnyOrder, "one_consumer_handles_a_key_in_order_and_keys_side_by_side"),
+        (BehindNoInbox, "what_is_sent_twice_is_handled_once"),
         (CountsOnlyWaiting, "the_depth_counts_what_waits_and_what_is_lent"),
         (IsAlwaysYoung, "the_age_is_that_of_the_oldest_message_that_is_ready"),
         (PeeksByReceiving, "peeking_lends_nothing"),
@@ -264,6 +381,30 @@ async def test_the_suite_finds(kind: type[MemoryChannel], case: str) -> None:
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - however it shows
         await getattr(Suite(kind), f"test_{case}")()
     assert not caught.errisinstance(pytest.skip.Exception)
+
+
+@pytest.mark.parametrize("case", ["what_a_broken_connection_held_comes_again", "a_server_that_is_away_is_told_in_time"])
+async def test_the_suite_finds_who_does_not_notice_that_the_server_is_gone(case: str) -> None:
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        await getattr(SuiteWithAServer(ClaimsToBeABroker), f"test_{case}")()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "what_reaches_nobody_is_told_to_its_sender",
+        "a_queue_that_was_deleted_is_consumed_again",
+        "the_health_tells_that_a_queue_is_gone",
+    ],
+)
+async def test_the_suite_finds_who_ignores_that_a_queue_is_gone(case: str) -> None:
+    with pytest.raises((AssertionError, pytest.fail.Exception, ExceptionGroup)):
+        await getattr(SuiteWithAServer(IgnoresDeletion), f"test_{case}")()
+
+
+async def test_the_suite_finds_a_broker_whose_repetitions_are_handled_twice() -> None:
+    with pytest.raises(AssertionError):
+        await Suite(ClaimsToBeABroker).test_what_a_broker_repeats_is_handled_once()
 
 
 @pytest.mark.parametrize("kind", [ReturnsEarly, ReturnsLate])
@@ -285,16 +426,30 @@ async def test_the_suite_finds_what_is_not_safe_for_bytes() -> None:
         ("drop_connections", "a_broken_connection_comes_back_by_itself"),
         ("drop_connections", "a_connection_may_break_while_somebody_waits"),
         ("refused_message", "a_batch_that_is_refused_in_part_says_which"),
+        ("drop_connections", "what_a_broken_connection_held_comes_again"),
+        ("unroutable_channel", "what_reaches_nobody_is_told_to_its_sender"),
+        ("delete_queue", "a_queue_that_was_deleted_is_consumed_again"),
+        ("stores", "what_cannot_be_parked_is_not_lost"),
+        ("channel_that_keeps_order", "a_key_is_in_one_hand_at_a_time"),
     ],
 )
 async def test_a_case_is_skipped_for_want_of_a_hook(hook: str, case: str) -> None:
-    with pytest.raises(pytest.skip.Exception, match=rf"needs .*, but Suite does not implement {hook}\(\)"):
-        await getattr(Suite(MemoryChannel), f"test_{case}")()
+    with pytest.raises(pytest.skip.Exception, match=rf"needs .*, but BareSuite does not implement {hook}\(\)"):
+        await getattr(BareSuite(MemoryChannel), f"test_{case}")()
 
 
 async def test_a_case_is_skipped_for_want_of_a_capability() -> None:
     with pytest.raises(pytest.skip.Exception, match="MemoryChannel does not claim to be 'durable'"):
         await Suite(MemoryChannel).test_what_was_not_acked_survives_the_end_of_all_channels()
+
+
+def test_the_table_names_every_case_that_there_is_and_says_which_there_is_not() -> None:
+    rows = re.findall(r"^\| T(\d+) \| (.+) \|$", conformance.__doc__ or "", flags=re.MULTILINE)
+    cases = [getattr(ChannelConformance, name).__doc__ for name in dir(ChannelConformance) if name.startswith("test_")]
+    shown = {int(number) for case in cases for number in re.findall(r"T(\d+)", (case or "").partition(":")[0])}
+
+    assert [int(number) for number, _ in rows] == list(range(1, 43))
+    assert {int(number) for number, text in rows if not text.startswith("*not here")} == shown
 
 
 def test_a_suite_without_a_channel_says_what_is_missing() -> None:

@@ -1,7 +1,7 @@
-"""Cases for a channel together with its stores, in an application: what becomes of what fails, pauses or is repeated."""
+"""Cases for a channel and its stores in an application: what becomes of what fails, pauses or is repeated."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,7 +10,6 @@ from typing import Any
 import anyio
 import pytest
 
-from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.endpoint import command_handler
 from ecotone_fastapi.core.errors import ChannelError
 from ecotone_fastapi.core.message import HeaderName, Message
@@ -296,15 +295,9 @@ class Applications(ChannelHooks):
 
     @asynccontextmanager
     async def _application(self, name: str, handler: object, *plugins: Plugin) -> AsyncIterator[Application]:
-        stores = self.stores()
-        async with self.channel(name) as channel:
-            async with self._started(channel, handler, [*plugins, *stores]) as application:
-                yield application
-
-    @asynccontextmanager
-    async def _started(
-        self, channel: Channel, handler: object, plugins: Sequence[Plugin]
-    ) -> AsyncIterator[Application]:
-        watch = Watch(channel.name)
-        async with flow_test([handler], channels=[channel], plugins=[watch, *plugins]) as flow:
+        watch, stores = Watch(name), self.stores()
+        async with (
+            self.channel(name) as channel,
+            flow_test([handler], channels=[channel], plugins=[watch, *plugins, *stores]) as flow,
+        ):
             yield Application(flow, watch, self.patience)

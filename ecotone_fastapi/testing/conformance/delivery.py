@@ -214,7 +214,7 @@ class Settlement(ChannelHooks):
             await self._assert_nothing_arrives(channel)
 
     async def test_settling_twice_is_harmless(self) -> None:
-        """T1: only the first ack or nack counts."""
+        """T1, T12: only the first ack or nack counts."""
         async with self.channel(unique()) as channel:
             await channel.send([letter()])
             [delivery] = await self._receive(channel, 1)
@@ -350,7 +350,7 @@ class Settlement(ChannelHooks):
             await delivery.ack()
 
     async def test_what_is_not_settled_is_neither_lost_nor_repeated(self) -> None:
-        """T5, T32: a lent message is its consumer's until that closes; then it comes again at once, and once only."""
+        """T5, T12, T32: a lent message is its consumer's until that closes; then it comes again at once, and only once."""
         name = unique()
 
         async with self.channel(name) as slow, self.channel(name) as other:

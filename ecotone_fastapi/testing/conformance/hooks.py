@@ -79,6 +79,10 @@ class ChannelHooks(Hooks):
         """Hook: cut all connections between the open channels and the server, which accepts new ones."""
         self._skip_without("drop_connections", "a connection that breaks")
 
+    def server_away(self) -> AbstractAsyncContextManager[None]:
+        """Hook: let nobody reach the server while the context is open: connections are cut, and new ones refused."""
+        self._skip_without("server_away", "a server that can be away")
+
     def refused_message(self) -> Message[bytes]:
         """Hook: return a message that the server refuses, while it accepts the others of the same batch."""
         self._skip_without("refused_message", "a message that the server refuses")

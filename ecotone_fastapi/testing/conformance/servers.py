@@ -163,6 +163,48 @@ class Faults(ChannelHooks):
             with suppress(LeaseLostError):  # an ack whose answer was lost may have taken effect
                 await self._insist(received[0].ack)
 
+    async def test_what_a_broken_connection_held_comes_again(self) -> None:
+        """T20, T24, T25: where nothing is leased, at once; it is counted, and who has lost it cannot ack it."""
+        name = unique()
+        if not self._has("drop_connections"):
+            await self.drop_connections()
+
+        async with self.channel(name) as dead, self.channel(name) as heir:
+            self._needs(dead, "durable")
+            if dead.capabilities.leased:
+                pytest.skip(f"{type(dead).__name__} lends messages for a time, not for a connection")
+            await dead.send([letter()])
+            [lost] = await self._receive(dead, 1)
+            await self.drop_connections()
+
+            [delivery] = await self._insist(lambda: self._receive(heir, 1))
+            assert delivery.message == lost.message
+            assert delivery.count == 2
+            with pytest.raises(LeaseLostError):
+                await lost.ack()
+            assert not lost.settled
+            await delivery.ack()
+            await self._assert_nothing_arrives(heir)
+
+    async def test_a_server_that_is_away_is_told_in_time(self) -> None:
+        """T28: neither `send` nor `receive` hangs, and the same channel goes on when the server is back."""
+        async with self.channel(unique()) as channel:
+            self._needs(channel, "durable")
+            await channel.send([letter(b"before")])
+            async with self.server_away():
+                for _ in range(3):
+                    with anyio.fail_after(self.patience), pytest.raises(ChannelError):
+                        await channel.send([letter(b"lost")])
+                    with anyio.fail_after(self.patience), pytest.raises(ChannelError):
+                        await channel.receive(1, self.patience)
+
+            await self._insist(lambda: channel.send([letter(b"after")]))
+            received: set[bytes] = set()
+            while not received >= {b"before", b"after"}:
+                for delivery in await self._insist(lambda: self._receive(channel, 1)):
+                    await delivery.ack()
+                    received.add(delivery.message.payload)
+
     async def test_connections_may_break_at_any_time(self) -> None:
         """T15: publishers and consumers that try again get everything to its end, a quarter between two breaks."""
         name = unique()
