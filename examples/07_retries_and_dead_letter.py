@@ -6,7 +6,7 @@ itself, as deadlocks do, which need no mark. The policy of the channel or handle
 headers and traceback, until somebody looks:
 
     ecotone deadletter list shop:ecotone --error TimeoutError
-    ecotone deadletter replay shop:ecotone --all --endpoint charge-customer
+    ecotone deadletter replay shop:ecotone --all --handler charge-customer
 
 A replay runs only the handler that failed.
 """

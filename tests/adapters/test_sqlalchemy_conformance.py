@@ -163,12 +163,29 @@ class OnSQLite:
 class OnPostgreSQL:
     """A database of its own, by asyncpg."""
 
+    url_of_case: str
+
     @pytest.fixture
     def url(self, postgresql_url: str) -> str:
         return postgresql_url
 
+    @asynccontextmanager
+    async def server_away(self) -> AsyncIterator[None]:
+        """Let the server refuse everybody who wants to have to do with this database."""
+        url = make_url(self.url_of_case)
+        engine = create_async_engine(url.set(database="postgres"), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql(f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS false')
+            await connection.exec_driver_sql(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{url.database}'"  # noqa: S608
+            )
+            try:
+                yield
+            finally:
+                await connection.exec_driver_sql(f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS true')
 
-class OnPostgreSQLByPsycopg:
+
+class OnPostgreSQLByPsycopg(OnPostgreSQL):
     """A database of its own, by psycopg."""
 
     @pytest.fixture

@@ -501,7 +501,7 @@ async def test_a_message_that_was_lost_before_its_ack_is_left_to_its_new_owner(
     channel = await channel_with("a", "b")
 
     async def handle(call: Call) -> None:
-        if name_of(call) == "a":
+        if name_of(call) == "b":
             await channel.purge()
             await channel.send([letter("c")])
 

@@ -294,7 +294,7 @@ class ClaimsToBeABroker(BehindNoInbox):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.capabilities = replace(self.capabilities, durable=True)
+        self.capabilities = replace(self.capabilities, durable=True, leased=False)
 
 
 class LendsInAnyOrder(MemoryChannel):

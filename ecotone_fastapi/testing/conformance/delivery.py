@@ -350,7 +350,7 @@ class Settlement(ChannelHooks):
             await delivery.ack()
 
     async def test_what_is_not_settled_is_neither_lost_nor_repeated(self) -> None:
-        """T5, T12, T32: a lent message is its consumer's until that closes; then it comes again at once, and only once."""
+        """T5, T12, T32: what is lent is its consumer's until that closes; then it comes at once, and only once."""
         name = unique()
 
         async with self.channel(name) as slow, self.channel(name) as other:
