@@ -3,24 +3,36 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.cli.application import AppArgument, FactoryOption, JsonOption, address_of, load
 from ecotone_fastapi.cli.output import remark, say, say_json
-from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.core.channel import Channel, Inspectable
 from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import EcotoneError
 from ecotone_fastapi.messaging.asynchronous import Asynchronous, runs_in_consumer
 
 
-def list_(app: AppArgument = None, *, factory: FactoryOption = False, json: JsonOption = False) -> None:
+def list_(
+    app: AppArgument = None,
+    *,
+    factory: FactoryOption = False,
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="Ask the servers how many messages wait, and for how long.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """List channels with their consumers, what else can be run, and all handlers."""
     ecotone = load(address_of(app, factory=factory), quiet=json)
-    found = inventory(ecotone, asyncio.run(_paused(ecotone)))
+    paused, depths = asyncio.run(_ask(ecotone, waiting=waiting))
+    found = inventory(ecotone, paused)
+    for row in found["channels"] if waiting else ():
+        row["waiting"] = depths.get(row["name"])
     if json:
         say_json(found)
         return
@@ -95,6 +107,26 @@ def type_text(type_: Any) -> str | None:
     return type_.__name__ if isinstance(type_, type) and not getattr(type_, "__args__", ()) else str(type_)
 
 
+async def _ask(ecotone: Ecotone, *, waiting: bool) -> tuple[Mapping[str, Hold], Mapping[str, dict[str, Any]]]:
+    if not waiting:
+        return await _paused(ecotone), {}
+    async with ecotone.running(consumers=False, patient=True):
+        return await _paused(ecotone), await _depths(ecotone.assembly.channels)
+
+
+async def _depths(channels: Mapping[str, Channel]) -> Mapping[str, dict[str, Any]]:
+    """How many messages each channel holds that can be looked into, and how old the oldest is that could be handled."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, channel in channels.items():
+        if isinstance(channel, Inspectable):
+            try:
+                async with asyncio.timeout(_ANSWER):
+                    found[name] = {"depth": await channel.depth(), "oldest_age": await channel.oldest_age()}
+            except (EcotoneError, TimeoutError) as error:
+                remark(f"channel {name} does not tell how many messages wait: {error}".splitlines()[0])
+    return found
+
+
 async def _paused(ecotone: Ecotone) -> Mapping[str, Hold]:
     """Which consumers pause in all processes; nothing when the database does not answer: there is more to list."""
     try:
@@ -125,7 +157,9 @@ def _abilities(capabilities: dict[str, Any]) -> str:
 
 
 def _channels(rows: Iterable[dict[str, Any]]) -> Table:
-    table = _table("channel", "type", "can", "consumer", "handlers")
+    rows = list(rows)
+    asked = any("waiting" in row for row in rows)
+    table = _table("channel", "type", "can", "consumer", *(["waiting"] if asked else []), "handlers")
     for row in rows:
         consumer = row["consumer"]
         table.add_row(
@@ -133,9 +167,17 @@ def _channels(rows: Iterable[dict[str, Any]]) -> Table:
             row["type"].rpartition(".")[2],
             _abilities(row["capabilities"]),
             _state(consumer, row["paused"]),
+            *([_waiting(row["waiting"])] if asked else []),
             "\n".join(row["handlers"]),
         )
     return table
+
+
+def _waiting(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not told"
+    age = found["oldest_age"]
+    return f"{found['depth']}" + ("" if age is None else f", the oldest for {age:.1f} s")
 
 
 def _state(consumer: dict[str, int] | None, paused: dict[str, str] | None) -> str:

@@ -1,6 +1,9 @@
 """`ecotone list`."""
 
 import json
+import subprocess
+import sys
+from textwrap import dedent
 
 from tests.cli.conftest import Project
 
@@ -112,3 +115,49 @@ def test_an_application_without_channels_has_one_table(project: Project) -> None
     assert "CHANNEL  TYPE" not in result.stdout
     assert result.stdout.startswith("KIND")
     assert json.loads(project.ecotone("list", "tiny:ecotone", "--json").stdout)["handlers"][0]["payload"] is None
+
+
+def test_how_many_messages_wait_is_asked_when_it_is_wanted(project: Project) -> None:
+    project.write(
+        "waiting.py",
+        """
+        from ecotone_fastapi import Ecotone, asynchronous, command_handler
+        from ecotone_fastapi.adapters.memory import MemoryChannel
+        from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+
+        database = SqlAlchemy("sqlite+aiosqlite:///waiting.db", create_schema=True)
+
+
+        class Silent(MemoryChannel):
+            depth = None
+
+
+        @asynchronous("work")
+        @command_handler("work", id="work")
+        async def work(number: int) -> None: ...
+
+
+        ecotone = Ecotone([work], channels=[database.channel("work"), Silent("silent")], plugins=[database])
+        """,
+    )
+    send = """
+        import asyncio
+        from waiting import ecotone
+
+        async def main():
+            async with ecotone.running(consumers=False):
+                await ecotone.command_bus.send(1, to="work")
+                await ecotone.command_bus.send(2, to="work", headers={"delay": 3600})
+
+        asyncio.run(main())
+        """
+    subprocess.run([sys.executable, "-c", dedent(send)], cwd=project.directory, check=True, timeout=60)
+
+    (work, silent) = json.loads(project.ecotone("list", "waiting:ecotone", "--waiting", "--json").stdout)["channels"]
+    shown = project.ecotone("list", "waiting:ecotone", "--waiting").stdout
+
+    assert work["waiting"]["depth"] == 2
+    assert work["waiting"]["oldest_age"] >= 0
+    assert silent["waiting"] is None
+    assert "2, the oldest for " in shown
+    assert "not told" in shown

@@ -1,5 +1,6 @@
 """Clocks that go wrong, leases that end too early, and messages that became due while nothing ran."""
 
+import json
 from dataclasses import dataclass, field
 
 import pytest
@@ -95,21 +96,26 @@ async def test_what_became_due_while_nothing_ran_comes_at_once_and_in_the_order_
 
     sender, database = application(Reminders())
     async with sender.running(consumers=False) as ecotone:
-        for number in range(200):
-            # The last one to be sent is due first.
-            await ecotone.command_bus.send(Remind(number), headers={"delay": 0.001 * (200 - number)})
+        for number in range(100):
+            # Half of them are due before those that were sent earlier.
+            await ecotone.command_bus.send(Remind(number), headers={"delay": 0.5 if number % 2 else 1.0})
+        due: list[int] = []
 
         async def all_due() -> bool:
             async with database.engine.connect() as connection:
-                due = "SELECT count(*) FROM ecotone_message WHERE available_at < now()"
-                return await connection.scalar(text(due)) == 200
+                rows = await connection.execute(
+                    text("SELECT body FROM ecotone_message WHERE available_at < now() ORDER BY available_at, id")
+                )
+                due[:] = [json.loads(body)["number"] for (body,) in rows]
+            return len(due) == 100
 
         await eventually(all_due, "the time at which all are due")
     reminders = Reminders()
     async with application(reminders)[0].running() as ecotone:
-        await eventually(lambda: len(reminders.seen) == 200, "all reminders", within=10)
+        await eventually(lambda: len(reminders.seen) == 100, "all reminders", within=10)
 
-    assert reminders.seen == sorted(reminders.seen, reverse=True)
+    assert due != sorted(due)
+    assert reminders.seen == due
 
 
 async def _billed(world: World, number: int) -> bool:
