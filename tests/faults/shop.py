@@ -53,11 +53,13 @@ class PoisonousError(Exception):
 class PlaceOrder:
     number: int
     refused: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class OrderWasPlaced:
     number: int
+    note: str = ""
 
 
 def by_chance() -> None:
@@ -93,7 +95,7 @@ class Orders:
     @command_handler
     async def place(self, command: PlaceOrder, session: AsyncSession, events: EventBus) -> None:
         await session.execute(text("INSERT INTO accepted VALUES (:number)"), {"number": command.number})
-        await events.publish(OrderWasPlaced(command.number))
+        await events.publish(OrderWasPlaced(command.number, command.note))
         if command.refused:
             raise RefusedError
 

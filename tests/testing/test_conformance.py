@@ -16,7 +16,7 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Assembly, Plugin
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter import EVERYTHING, DeadLetterFilter, DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.deduplication import DeduplicationStore
 from ecotone_fastapi.testing import conformance
 from ecotone_fastapi.testing.conformance import ChannelConformance, StoreConformance
@@ -82,7 +82,7 @@ class WrongStores:
 class BareSuite(Suite):
     """The suite without the hooks that not every transport has."""
 
-    channel_that_keeps_order = ChannelConformance.channel_that_keeps_order
+    channel_that_keeps_order = ChannelConformance.channel_that_keeps_order  # type: ignore[assignment]
     stores = ChannelConformance.stores
 
 
@@ -107,7 +107,7 @@ class SuiteWithAServer(Suite):
             yield channel
 
     async def delete_queue(self, name: str) -> None:
-        self.queues.pop(name).lend = lends_nothing  # type: ignore[method-assign]
+        self.queues.pop(name).lend = lends_nothing  # type: ignore[method-assign, assignment]
 
 
 class DropsHeaders(MemoryChannel):
@@ -478,8 +478,10 @@ class KeepsTheFirst(MemoryDeadLetters):
 
 
 class ListsTheOldestFirst(MemoryDeadLetters):
-    async def list(self, *, limit: int = 100, offset: int = 0) -> Sequence[ParkedMessage]:
-        return (await super().list())[::-1][offset : offset + limit]
+    async def list(
+        self, which: DeadLetterFilter = EVERYTHING, *, limit: int = 100, offset: int = 0
+    ) -> Sequence[ParkedMessage]:
+        return (await super().list(which))[::-1][offset : offset + limit]
 
 
 class DropsTracebacks(MemoryDeadLetters):
