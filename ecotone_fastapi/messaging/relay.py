@@ -160,7 +160,7 @@ class Relay:
         self.name = name
         self.lanes: Mapping[str, Lane] = lanes
         self.settings = settings
-        self.handled = 0
+        self.handled: int = 0
         self._stray = stray
         self._gateway = gateway
         self._store = store
@@ -343,7 +343,7 @@ class _Run:
     def __init__(self, relay: Relay, limits: Limits) -> None:
         self.relay = relay
         self.limits = limits
-        self.handled = 0
+        self.handled: int = 0
         self.under_way = 0
         self.lost: Exception | None = None
         self.over = anyio.Event()

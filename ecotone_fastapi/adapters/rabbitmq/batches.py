@@ -74,10 +74,10 @@ class Batch:
     __slots__ = ("_loop", "_refused", "_waiting", "done", "moved_at", "outgoing", "timer", "written")
 
     def __init__(self, outgoing: Sequence[Outgoing], loop: asyncio.AbstractEventLoop, started: float) -> None:
-        self.outgoing = outgoing
+        self.outgoing: Sequence[Outgoing] = outgoing
         self.done: asyncio.Future[None] = loop.create_future()
-        self.moved_at = started
-        self.written = 0
+        self.moved_at: float = started
+        self.written: int = 0
         self.timer: asyncio.TimerHandle | None = None
         self._loop = loop
         self._waiting = len(outgoing)

@@ -45,11 +45,11 @@ class Broker:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        self.publisher = Publisher(url, timeout=timeout)
+        self.publisher: Publisher = Publisher(url, timeout=timeout)
         self.prepared: set[str] = set()
-        self.given_back = GivenBack()
+        self.given_back: GivenBack = GivenBack()
         self._key = (url, timeout)
-        self.users = 0
+        self.users: int = 0
         self._wire: Wire | None = None
         self._connecting: asyncio.Task[Wire] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()

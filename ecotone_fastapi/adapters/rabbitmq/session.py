@@ -34,7 +34,7 @@ class Session:
     def __init__(self, wire: Wire, pen: Pen, window: int) -> None:
         self.wire = wire
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.confirmed = False
+        self.confirmed: bool = False
         self._loop = asyncio.get_running_loop()
         self._pen = pen
         self._window = window

@@ -46,9 +46,9 @@ class Watch:
     """A plugin that sees what is received from one channel, and ends runs when that is enough."""
 
     def __init__(self, channel: str) -> None:
-        self.channel = channel
-        self.seen = 0
-        self.enough = anyio.Event()
+        self.channel: str = channel
+        self.seen: int = 0
+        self.enough: anyio.Event = anyio.Event()
         self._wanted = 0
 
     def install(self, assembly: Assembly) -> None:
@@ -57,7 +57,8 @@ class Watch:
 
     def begin(self, wanted: int) -> None:
         """Count from now on."""
-        self.seen, self._wanted, self.enough = 0, wanted, anyio.Event()
+        self.seen, self._wanted = 0, wanted
+        self.enough = anyio.Event()
 
     async def _see(self, call: Call, proceed: Proceed) -> Any:
         try:
@@ -73,8 +74,8 @@ class Application:
     """An application with one channel, whose consumer runs when a case says so, with all that runs beside it."""
 
     def __init__(self, flow: Flow, watch: Watch, patience: float) -> None:
-        self.flow = flow
-        self.name = watch.channel
+        self.flow: Flow = flow
+        self.name: str = watch.channel
         self._watch = watch
         self._patience = patience
 
