@@ -57,7 +57,7 @@ async def place_two_orders(database: SqlAlchemy) -> list[str]:
     orders, broker = Orders(), Broker("shipping")
     async with flow_test([orders], channels=[broker], plugins=[database]) as flow:
         async with database.engine.begin() as connection:
-            await connection.execute(text("CREATE TABLE orders (id VARCHAR(20))"))
+            await connection.execute(text("CREATE TABLE IF NOT EXISTS orders (id VARCHAR(20))"))
         await flow.send("order-1", to="order.place")
         try:
             await flow.send("order-2", to="order.place")

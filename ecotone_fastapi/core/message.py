@@ -70,6 +70,8 @@ class HeaderName:
     """How often the message has come back from the dead letter; absent means never."""
 
 
+_OF_ADAPTERS = "x-ecotone-"  # what channels note for themselves begins with this
+
 _WRITTEN_BY_FRAMEWORK = (
     HeaderName.endpoint,
     HeaderName.attempt,
@@ -294,8 +296,8 @@ def check_given(headers: Mapping[str, str]) -> None:
         HeaderError: One of them is written by the framework alone.
         ConversionError: One that channels go by is not the number that it has to be.
     """
-    for name in _WRITTEN_BY_FRAMEWORK:
-        if name in headers:
+    for name in headers:
+        if name in _WRITTEN_BY_FRAMEWORK or name.startswith(_OF_ADAPTERS):
             raise HeaderError(
                 f"the header {name!r} is written by the framework",
                 hint="give your own header another name; headers to send are the user's, "

@@ -124,11 +124,6 @@ async def test_a_limit_of_deliveries_that_is_lower_than_ours_drops_nothing(apart
     await eventually(lambda: _at_least(apart, "shipped", 5), "the others")
 
 
-@pytest.mark.xfail(
-    reason="the server closes the AMQP channel, which the relay takes for a server that cannot be reached: it tries "
-    "the same message for ever, and what waits behind it is not sent. Only where max_message_size of the server is "
-    "lower than largest_body of the channel",
-)
 async def test_a_message_that_is_larger_than_the_server_allows_holds_up_no_other(
     apart: World, own_broker: Broker
 ) -> None:

@@ -5,6 +5,7 @@ handler failed is written anew, at the end of the queue or on the ladder of dela
 """
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,6 +27,8 @@ from ecotone_fastapi.core.channel import Capabilities, Delivery
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError, SendError
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
 from ecotone_fastapi.core.supervision import Pauses
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 DelayedSend = Callable[[Sequence[Message[bytes]]], Awaitable[None]]
 
@@ -102,7 +105,8 @@ class RabbitMQChannel:
         self.url = url
         self.delivery: Literal["outbox", "direct"] = delivery
         self.capabilities: Capabilities = Capabilities(
-            delay=True,
+            # What waits here comes back to the queue, past any exchange. The outbox waits before the exchange.
+            delay=not exchange,
             ordered=True,
             durable=True,
             competing=True,
@@ -335,6 +339,7 @@ class RabbitMQChannel:
                 prefetch=self._prefetch,
                 single=self._topology.single,
                 arrived=self._arrived,
+                returned=self._return_unasked,
             )
             self._failures = 0
             return self._subscription
@@ -346,11 +351,17 @@ class RabbitMQChannel:
         key = properties.message_id
         before = whole_number(noted.get(DELIVERIES))
         returned = subscription.broker.given_back.times(key)
-        suspect = False
+        suspect, forgiven, costly = False, 0, self._topology.type == "classic"
         if "x-acquired-count" in noted:  # RabbitMQ 4.3 does not count what was given back
             before += whole_number(noted.get("x-delivery-count"))
         elif "x-delivery-count" in noted:
-            before += max(0, whole_number(noted["x-delivery-count"]) - returned)
+            counted = whole_number(noted["x-delivery-count"])
+            unexplained = max(0, counted - returned)
+            # Another process may have given it back as it should, and once more what the server had sent after that;
+            # before it can happen again, the message is written anew.
+            forgiven = min(2, unexplained)
+            costly = costly or counted > 0
+            before += unexplained
         else:
             suspect = bool(delivered.redelivered) and not returned and self._topology.type == "classic"
         expires = _moment(noted.get(EXPIRES))
@@ -362,6 +373,8 @@ class RabbitMQChannel:
             message=message,
             count=before + 1,
             suspect=suspect,
+            forgiven=forgiven,
+            costly=costly,
             key=key,
             expires=expires,
             # Where the server was told, it goes by its own clock.
@@ -411,7 +424,7 @@ class RabbitMQChannel:
         return self._opened().start(self._give_back(arrival, delay, attempted=attempted), Context())
 
     async def _give_back(self, arrival: Arrival, delay: float, *, attempted: bool) -> None:
-        if not attempted and delay <= 0:
+        if not attempted and delay <= 0 and not arrival.costly:
             arrival.subscription.give_back(arrival)
             return
         headers: dict[str, str] = {}
@@ -421,13 +434,23 @@ class RabbitMQChannel:
             if HeaderName.first_failed_at not in arrival.message.headers:
                 headers[HeaderName.first_failed_at] = datetime.now(UTC).isoformat()
         await self._write_anew(
-            arrival, arrival.message.with_headers(headers), delay, lent=arrival.count - (not attempted)
+            arrival,
+            arrival.message.with_headers(headers),
+            delay,
+            lent=max(0, arrival.count - arrival.forgiven - (not attempted)),
         )
+
+    async def _return_unasked(self, arrival: Arrival) -> None:
+        try:
+            await self._give_back(arrival, 0.0, attempted=False)
+        except (ChannelError, ConversionError) as error:
+            logger.debug("channel %r: given back at its place, which counts as a delivery: %s", self.name, error)
+            arrival.subscription.give_back(arrival)
 
     async def _write_anew(self, arrival: Arrival, message: Message[bytes], delay: float, *, lent: int) -> None:
         """Put a message at the end of the queue or on the way there, and only then remove the old one."""
-        broker = self._opened()
         subscription = arrival.subscription
+        broker = subscription.broker  # that of the channel is gone when this is done by closing
         expires = arrival.expires
         message = message.with_headers({DELIVERIES: str(lent)})
         if expires is not None and expires <= time.time() + delay:
@@ -519,7 +542,10 @@ class RabbitMQDelivery:
             await self._channel.ack_all([self])
 
     async def nack(self, delay: float = 0.0, *, attempted: bool = True) -> None:
-        """Give the message back: with an attempt or a delay written anew, without both at its place in the queue.
+        """Give the message back: written anew, at the end of the queue or on the way there.
+
+        Without an attempt and a delay it keeps its place in a quorum queue, for once: the server counts that as if its
+        consumer had died, so that the second time it is written anew, too.
 
         Raises:
             ChannelError: It could not be written anew; it is still lent, and comes again when the connection ends.

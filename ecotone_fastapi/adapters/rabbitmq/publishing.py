@@ -10,11 +10,13 @@ those who publish, and acks must not wait behind that.
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 
 from ecotone_fastapi.adapters.rabbitmq.batches import Batch, Outgoing
 from ecotone_fastapi.adapters.rabbitmq.session import Session
-from ecotone_fastapi.core.errors import ChannelError
+from ecotone_fastapi.core.errors import ChannelError, ConversionError
+from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.core.supervision import Pauses, in_one_line
 
 __all__ = ["Outgoing", "Publisher"]
@@ -104,6 +106,7 @@ class Publisher:
 
         Raises:
             SendError: The server refused some; the error names them. All others have arrived.
+            ConversionError: The server has closed the channel because one of them is larger than it allows.
             ChannelError: The server cannot be reached, does not answer or takes no messages. What has happened to the
                 messages is in its text: those that were written may have arrived.
         """
@@ -119,6 +122,9 @@ class Publisher:
         batch.timer = loop.call_later(self._timeout, self._look_at, batch, session, loop)
         try:
             await batch.done
+        except ChannelError as error:
+            _check_size(outgoing, error)
+            raise
         finally:
             batch.timer.cancel()
             session.forget(batch)
@@ -194,6 +200,24 @@ def _end(attempt: asyncio.Future[Session], outcome: Session | ChannelError) -> N
     else:
         attempt.set_exception(outcome)
         attempt.exception()  # nobody need have waited for it
+
+
+def _check_size(outgoing: Sequence[Outgoing], error: ChannelError) -> None:
+    """Tell a message that the server will never take from a server that cannot be reached."""
+    found = _TOO_LARGE.search(error.what)
+    if found is None:
+        return
+    for one in outgoing:
+        if len(one.message.payload) > int(found[1]):
+            raise ConversionError(
+                f"message {one.message.headers.get(HeaderName.id, 'without id')} has {len(one.message.payload)} bytes, "
+                f"and the server takes {found[1]}",
+                hint="raise max_message_size of the server, or give the channel largest_body=, so that it is told "
+                "before anything is sent",
+            ) from error
+
+
+_TOO_LARGE = re.compile(r"larger than (?:configured )?max size (\d+)")
 
 
 def _not_open() -> ChannelError:

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ class Arrival:
         message: The message.
         count: How often it was lent, this time included.
         suspect: Whether somebody had it before and went away, which this kind of queue does not count.
+        forgiven: How many of these may have ended well: the server counts what was given back, too.
+        costly: Whether to give it back at its place would look as if somebody had died with it.
         key: Tells it from all other messages, if its sender has given it an id.
         expires: When it is no longer worth handling, in seconds since 1970.
         overdue: Whether that time has passed, without the server knowing it.
@@ -49,6 +51,8 @@ class Arrival:
     message: Message[bytes]
     count: int
     suspect: bool
+    forgiven: int
+    costly: bool
     key: str | None
     expires: float | None
     overdue: bool
@@ -65,6 +69,7 @@ class Subscription:
         prefetch: How many messages may be here without being settled.
         single: Whether the queue serves only one consumer at a time, which then must not come and go.
         arrived: Makes an arrival of what the driver delivers.
+        returned: Gives back an arrival that nobody has asked for.
 
     Attributes:
         broker: Whose connection it is.
@@ -82,6 +87,7 @@ class Subscription:
         prefetch: int,
         single: bool,
         arrived: Callable[["Subscription", DeliveredMessage], Arrival],
+        returned: Callable[[Arrival], Awaitable[None]],
     ) -> None:
         self.lost: str | None = None
         self.outstanding: dict[int, Arrival] = {}
@@ -92,6 +98,7 @@ class Subscription:
         self._prefetch = prefetch
         self._single = single
         self._arrived = arrived
+        self._returned = returned
         self._waiting: deque[Arrival] = deque()
         self._room: dict[str, int] = {}  # what each consumer may still be given
         self._given = 0  # what all of them may have together
@@ -218,8 +225,10 @@ class Subscription:
             await self._cancel_consumers()
             if not self._receivers:
                 surplus, self._waiting = self._waiting, deque()
-                for arrival in surplus:
-                    self.give_back(arrival)
+                await self._return(surplus)
+
+    async def _return(self, arrivals: Iterable[Arrival]) -> None:
+        await asyncio.gather(*map(self._returned, arrivals))
 
     async def _cancel_consumers(self) -> None:
         consumers, self._room, self._given = list(self._room), {}, 0
@@ -277,8 +286,7 @@ class Subscription:
                     await self._cancel_consumers()
                     await asyncio.sleep(0)  # what has arrived before that has its turn
                     self._waiting.clear()
-                    for arrival in tuple(self.outstanding.values()):
-                        self.give_back(arrival)
+                    await self._return(tuple(self.outstanding.values()))
                     # The answer tells that the server has read all of that.
                     await self._ask(self._amqp.close(), "closing an AMQP channel")
         except ChannelError as error:
