@@ -8,6 +8,7 @@
 Each asynchronous handler of an event gets a message of its own, so it fails, is retried and is parked alone.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 
 F = TypeVar("F")
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.asynchronous")
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,14 @@ class AsynchronousHandlers:
             return None
 
         assembly.add_interceptor(cross, stage=Stage.HANDLE, order=Order.ASYNCHRONOUS, when=runs_in_consumer)
+        for endpoint in assembly.endpoints:
+            if runs_in_consumer(endpoint) and endpoint.id.startswith("__main__."):
+                logger.warning(
+                    "%s has the id %s, because its module is run as a program: another process that imports the module "
+                    "knows it by another name; give it an id=",
+                    endpoint.label,
+                    endpoint.id,
+                )
         problems: list[ConfigurationError] = [
             ConfigurationError(
                 f"{endpoint.label} answers a query and is marked @asynchronous",

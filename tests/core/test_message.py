@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecotone_fastapi.core.errors import ConfigurationError
+from ecotone_fastapi.core.errors import ConfigurationError, HeaderError
 from ecotone_fastapi.core.message import (
     FRAMEWORK_HEADERS,
     FreshHeaders,
     Message,
     MessageTypes,
+    check_given,
     explicit_name_of,
     message_name,
     name_of,
@@ -164,6 +165,12 @@ def test_only_the_users_headers_are_inherited(
 )
 def test_what_belongs_to_one_way_through_a_channel_is_forgotten(name: str) -> None:
     assert name not in Message("order-1", {"id": "1", name: "5"}).caused("mail-1").headers
+
+
+@pytest.mark.parametrize("name", ["x-ecotone-expires", "x-ecotone-deliveries", "attempt", "forward_to"])
+def test_what_channels_note_for_themselves_is_not_for_users_to_write(name: str) -> None:
+    with pytest.raises(HeaderError, match=name):
+        check_given({name: "1"})
 
 
 # -------------------------------------------------------------------------------------------------------- fresh headers

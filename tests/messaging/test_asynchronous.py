@@ -538,3 +538,25 @@ async def test_a_channel_that_no_handler_names_has_no_consumer() -> None:
         assert [*flow.ecotone.assembly.runnables] == ["mail"]
         with pytest.raises(ConfigurationError, match="there is no consumer 'unused'\nTried: mail"):
             await flow.run("unused", Limits(messages=1))
+
+
+async def test_a_handler_of_a_program_is_warned_about_because_others_know_it_by_another_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work(number: int) -> None: ...
+
+    work.__module__, work.__qualname__ = "__main__", "work"
+    named = asynchronous("work")(command_handler("named", id="named")(work))
+
+    async with flow_test([named], channels=[MemoryChannel("work")]):
+        assert caplog.records == []
+
+    async def other(number: int) -> None: ...
+
+    other.__module__, other.__qualname__ = "__main__", "other"
+    unnamed = asynchronous("work")(command_handler("other")(other))
+
+    async with flow_test([unnamed], channels=[MemoryChannel("work")]):
+        [record] = caplog.records
+        assert "__main__.other" in record.getMessage()
+        assert "id=" in record.getMessage()
