@@ -1,6 +1,7 @@
 """`ecotone run`: limits, signals, and servers that are down."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -225,6 +226,6 @@ def test_tables_that_are_missing_end_the_run_with_2(jobs: Shop, tmp_path: Path) 
     with ecotone(*RUN, cwd=jobs.directory) as process:
         assert process.ends() == 2
 
-    assert "lacks the table ecotone_message" in process.stderr.replace("the table ecotone_dead_letter, ", "")
+    assert re.search(r"lacks .*the table ecotone_message", process.stderr)
     assert "run `ecotone migrate`" in process.stderr
     assert "Traceback" not in process.stderr

@@ -1,6 +1,7 @@
 """A RabbitMQ that restarts, has no memory, loses patience or its queues: nothing is lost, and nobody is held up."""
 
 import json
+import signal
 
 import aio_pika
 import pytest
@@ -78,11 +79,12 @@ async def test_a_queue_that_is_deleted_is_made_anew_by_those_who_consume_it(faul
 
 async def test_what_no_queue_takes_stays_in_the_outbox_until_there_is_one(faulty: World) -> None:
     relay = await faulty.start("outbox")
-    await relay.says("running")
-    await _delete(faulty.queue)
-    # The sender would make the queue anew when it starts; it must be gone when the relay sends.
+    await eventually(lambda: _is_there(faulty.queue), "the queue, which the relay makes when it starts")
+    relay.send(signal.SIGSTOP)
+    # The sender makes it, too, when it starts; it must be gone when the relay sends.
     async with faulty.placing() as numbers:
         await _delete(faulty.queue)
+        relay.send(signal.SIGCONT)
         await relay.says("returned by the server")
     refused = await faulty.execute(
         "SELECT count(*) FROM ecotone_message WHERE channel = 'outbox/shipping' AND attempts > 0"
@@ -144,6 +146,17 @@ async def _at_least(world: World, what: str, number: int) -> bool:
 def _complaints(worker: Worker) -> int:
     log = worker.log.read_text(errors="replace")
     return sum("WARNING" in line or "ERROR" in line for line in log.splitlines())
+
+
+async def _is_there(queue: str) -> bool:
+    connection = await aio_pika.connect(SERVERS["rabbitmq"].url)
+    async with connection:
+        channel = await connection.channel()
+        try:
+            await channel.declare_queue(queue, passive=True)
+        except aio_pika.exceptions.ChannelNotFoundEntity:
+            return False
+    return True
 
 
 async def _delete(queue: str) -> None:

@@ -36,6 +36,7 @@ from ecotone_fastapi.messaging.transactions import UnitOfWork
 
 logger: logging.Logger = logging.getLogger(__name__)
 
+_RELAYING = 20.0  # seconds
 _OUTBOX = "outbox/"  # what the channels are named after that keep messages on their way to others
 _LONGEST_CHAIN = 10  # errors, each the cause of the one before
 
@@ -165,7 +166,8 @@ class SqlAlchemy:
 
     def outbox_for(self, channel: str) -> SqlChannel:
         """Make the outbox of a channel that is somewhere else; it is named `outbox/` and the name of that channel."""
-        return self.channel(_OUTBOX + channel)
+        # A relay holds its messages for as long as a broker takes to confirm them. When it dies, nobody wants to wait.
+        return self.channel(_OUTBOX + channel, lease=_RELAYING)
 
     async def outboxes(self) -> Sequence[str]:
         """Return the names of the channels that messages are on their way to, whether anybody here has them or not.
