@@ -1,4 +1,4 @@
-"""Run the benchmarks: `poe bench [dispatch|memory|startup|postgresql|sqlite|rabbitmq|outbox]`."""
+"""Run the benchmarks: `poe bench [dispatch|memory|startup|postgresql|sqlite|rabbitmq|outbox|http]`."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from functools import partial
 import asyncpg
 from rich.console import Console
 
-from tests.benchmarks import dispatch, outbox, rabbitmq, sql_queue
+from tests.benchmarks import dispatch, http, outbox, rabbitmq, sql_queue
 
 SERVER = os.environ.get("ECOTONE_POSTGRESQL_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/test")
 
@@ -48,6 +48,7 @@ BENCHMARKS: dict[str, Callable[[Console], Awaitable[bool]]] = {
     "sqlite": sql_queue.on_sqlite,
     "rabbitmq": rabbitmq.on_rabbitmq,
     "outbox": relaying,
+    "http": http.posting,
 }
 
 
