@@ -100,6 +100,7 @@ class Subscription:
         self._arrived = arrived
         self._returned = returned
         self._waiting: deque[Arrival] = deque()
+        self._frames: deque[Any] = deque()
         self._room: dict[str, int] = {}  # what each consumer may still be given
         self._given = 0  # what all of them may have together
         self._numbers = itertools.count(1)
@@ -269,8 +270,24 @@ class Subscription:
             self._news.set()  # there is room for another consumer
 
     def _send(self, frame: Any) -> None:
-        """Hand a frame to the driver, in order and whatever happens to the caller."""
-        self.broker.start(frame)
+        """Hand a frame to the driver, whatever happens to the caller.
+
+        One after the other: in tasks of their own, those that wait for room in the driver's queue are overtaken, and an
+        ack of many that overtakes one of them acks it, too, which the server then takes for a fault.
+        """
+        self._frames.append(frame)
+        if len(self._frames) == 1:
+            self.broker.start(self._write_frames())
+
+    async def _write_frames(self) -> None:
+        try:
+            while self._frames:
+                await self._frames[0]
+                self._frames.popleft()
+        finally:
+            for frame in self._frames:  # the AMQP channel is closed; what was lent on it comes back
+                frame.close()
+            self._frames.clear()
 
     # ------------------------------------------------------------------------------------------------------ ending
 
@@ -287,6 +304,8 @@ class Subscription:
                     await asyncio.sleep(0)  # what has arrived before that has its turn
                     self._waiting.clear()
                     await self._return(tuple(self.outstanding.values()))
+                    while self._frames:
+                        await asyncio.sleep(0)
                     # The answer tells that the server has read all of that.
                     await self._ask(self._amqp.close(), "closing an AMQP channel")
         except ChannelError as error:
