@@ -101,6 +101,7 @@ class Subscription:
         self._returned = returned
         self._waiting: deque[Arrival] = deque()
         self._frames: deque[Any] = deque()
+        self._writing: asyncio.Task[None] | None = None
         self._room: dict[str, int] = {}  # what each consumer may still be given
         self._given = 0  # what all of them may have together
         self._numbers = itertools.count(1)
@@ -277,7 +278,7 @@ class Subscription:
         """
         self._frames.append(frame)
         if len(self._frames) == 1:
-            self.broker.start(self._write_frames())
+            self._writing = self.broker.start(self._write_frames())
 
     async def _write_frames(self) -> None:
         try:
@@ -304,8 +305,8 @@ class Subscription:
                     await asyncio.sleep(0)  # what has arrived before that has its turn
                     self._waiting.clear()
                     await self._return(tuple(self.outstanding.values()))
-                    while self._frames:
-                        await asyncio.sleep(0)
+                    if self._writing is not None:
+                        await asyncio.wait((self._writing,))
                     # The answer tells that the server has read all of that.
                     await self._ask(self._amqp.close(), "closing an AMQP channel")
         except ChannelError as error:
