@@ -334,7 +334,10 @@ class Conversion:
         return any(converter.handles(type_) for converter in self._converters)
 
     def _for(self, type_: Any) -> Converter:
-        return next((one for one in self._converters if one.handles(type_)), self._pydantic)
+        for converter in self._converters:
+            if converter.handles(type_):
+                return converter
+        return self._pydantic
 
     def _reading(self, type_: Any, media_type: str) -> Converter | None:
         for converter in self._converters:

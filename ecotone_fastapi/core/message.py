@@ -340,7 +340,8 @@ def explicit_name_of(cls: object) -> str | None:
 
 def name_of(cls: Any) -> str:
     """Return the name under which a type is written down: its `message_name`, else module and class."""
-    cls = get_origin(cls) or cls
+    if type(cls) is not type:  # a class with a metaclass of its own, or no class at all, may have an origin
+        cls = get_origin(cls) or cls
     name = explicit_name_of(cls)
     if name is not None:
         return name

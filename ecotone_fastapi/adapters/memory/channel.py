@@ -23,6 +23,7 @@ from ecotone_fastapi.core.errors import LeaseLostError
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
+_NUMBERS = frozenset((HeaderName.delay, HeaderName.time_to_live, HeaderName.priority, HeaderName.attempt))
 
 
 class MemoryChannel:
@@ -338,6 +339,9 @@ class MemoryEntry:
     def of(cls, message: Message[bytes], number: int, now: datetime) -> "MemoryEntry":
         """Return the entry of a message that was sent now."""
         headers = message.headers
+        key = headers.get(HeaderName.partition_key)
+        if _NUMBERS.isdisjoint(headers):  # as of most messages
+            return cls(message, number, 0, now, _NEVER, 0, key)
         lifetime = number_header(headers, HeaderName.time_to_live, float, LONGEST_TIME)
         return cls(
             message=message.without_headers((HeaderName.delay, HeaderName.attempt)),
@@ -346,7 +350,7 @@ class MemoryEntry:
             ready_at=_later(now, number_header(headers, HeaderName.delay, float, LONGEST_TIME) or 0.0),
             expires_at=_NEVER if lifetime is None else _later(now, lifetime),
             attempts=number_header(headers, HeaderName.attempt, int, LONGEST_TIME) or 0,
-            key=headers.get(HeaderName.partition_key),
+            key=key,
         )
 
     def as_received(self) -> Message[bytes]:
