@@ -25,6 +25,18 @@ from ecotone_fastapi.messaging.protection import CircuitBreaker, Consumers
 from ecotone_fastapi.messaging.retries import InstantRetries, Retried, retried
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, delayed, expiring, prioritized
 from ecotone_fastapi.messaging.transactions import untransacted
+from ecotone_fastapi.modelling.aggregates import (
+    Aggregates,
+    Fetched,
+    TargetIdentifier,
+    TargetVersion,
+    aggregate,
+    identified,
+    record,
+    take_recorded,
+)
+from ecotone_fastapi.modelling.event_store import EventStore
+from ecotone_fastapi.modelling.repository import Repository
 from ecotone_fastapi.web import (
     CommandBus,
     CommandBusDep,
@@ -41,6 +53,7 @@ from ecotone_fastapi.web import (
 
 __all__ = [
     "AggregateNotFoundError",
+    "Aggregates",
     "AsynchronousHandlers",
     "Backoff",
     "CircuitBreaker",
@@ -63,8 +76,10 @@ __all__ = [
     "ErrorPolicy",
     "EventBus",
     "EventBusDep",
+    "EventStore",
     "Failure",
     "Failures",
+    "Fetched",
     "HandlerNotFoundError",
     "HeaderName",
     "InstantRetries",
@@ -74,12 +89,16 @@ __all__ = [
     "ParkedMessage",
     "QueryBus",
     "QueryBusDep",
+    "Repository",
     "Retried",
     "Retry",
     "ScheduledMessage",
     "ScheduledMessages",
     "Stop",
+    "TargetIdentifier",
+    "TargetVersion",
     "add_error_handlers",
+    "aggregate",
     "asynchronous",
     "command_bus",
     "command_handler",
@@ -88,12 +107,15 @@ __all__ = [
     "event_bus",
     "event_handler",
     "expiring",
+    "identified",
     "internal_handler",
     "message_name",
     "on_failure",
     "prioritized",
     "query_bus",
     "query_handler",
+    "record",
     "retried",
+    "take_recorded",
     "untransacted",
 ]

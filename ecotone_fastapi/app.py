@@ -9,7 +9,13 @@ from typing import Any, cast
 import anyio
 from fastapi import APIRouter, FastAPI
 
-from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryDeadLetters, MemoryInbox, MemorySchedules
+from ecotone_fastapi.adapters.memory import (
+    MemoryAggregates,
+    MemoryChannel,
+    MemoryDeadLetters,
+    MemoryInbox,
+    MemorySchedules,
+)
 from ecotone_fastapi.core import bus
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
@@ -30,6 +36,8 @@ from ecotone_fastapi.messaging.protection import Consumers
 from ecotone_fastapi.messaging.retries import InstantRetries
 from ecotone_fastapi.messaging.scheduling import Scheduling
 from ecotone_fastapi.messaging.transactions import Transactions
+from ecotone_fastapi.modelling.aggregates import Aggregates
+from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.web.buses import (
     CommandBus,
     EventBus,
@@ -46,6 +54,7 @@ from ecotone_fastapi.web.markers import FastAPIMarkers
 _DEFAULTS: tuple[
     type[
         Outbox
+        | Aggregates
         | Transactions
         | Scheduling
         | AsynchronousHandlers
@@ -58,6 +67,7 @@ _DEFAULTS: tuple[
     ...,
 ] = (
     Outbox,  # the others are to see what stands in front of a broker's channel
+    Aggregates,  # and which of two handlers of one message stays on the bus
     Transactions,
     Scheduling,
     AsynchronousHandlers,
@@ -462,6 +472,7 @@ class _InMemory:
     def __init__(self, channels: Iterable[Channel]) -> None:
         # What stands in front of a channel by now would hide it.
         self.schedules: MemorySchedules = MemorySchedules(one for one in channels if isinstance(one, MemoryChannel))
+        self.aggregate_stores: Sequence[AggregateStore] = (MemoryAggregates(),)
 
     def install(self, assembly: Assembly) -> None:
         if not any(channel.capabilities.durable for channel in assembly.channels.values()):

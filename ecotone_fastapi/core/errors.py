@@ -194,7 +194,30 @@ class DeadLetterNotFoundError(EcotoneError, LookupError):
 
 
 class ConcurrencyError(EcotoneError):
-    """Somebody else saved first."""
+    """Somebody else saved first.
+
+    Args:
+        what: What was to be saved.
+        expected: The version that it was to have.
+        actual: The version that it has; `None` where that is not known.
+        tried: What was looked at.
+        hint: What the reader can do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: int | None = None,
+        actual: int | None = None,
+        tried: str = "",
+        hint: str = "",
+    ) -> None:
+        if expected is not None and not tried:
+            tried = f"expected version {expected}, found {'another one' if actual is None else actual}"
+        super().__init__(what, tried=tried, hint=hint)
+        self.expected = expected
+        self.actual = actual
 
 
 class TransactionAbortedError(EcotoneError):

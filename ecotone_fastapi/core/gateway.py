@@ -118,7 +118,9 @@ class _Handler:
         self._accepted: set[type] = set()
         outer = [around.interceptor for around in arounds if around.order <= Order.ASYNCHRONOUS]
         inner = [around.interceptor for around in arounds if around.order > Order.ASYNCHRONOUS]
+        users = [around.interceptor for around in arounds if Order.OUTGOING < around.order < Order.STATE]
         self.handle = compose([*outer, *inner], self._run)
+        self.handle_within = self._reading(compose(users, self._run))
         # What only crosses a channel is never read: bytes become a payload inside the asynchronous interceptor.
         self.handle_received = compose(outer, self._reading(compose(inner, self._run)))
 
@@ -349,6 +351,16 @@ class Gateway:
         """Return the handler with this id; `None` when there is none."""
         handler = self._handlers.get(endpoint_id)
         return None if handler is None else handler.endpoint
+
+    def inner(self, endpoint_id: str) -> Proceed:
+        """Return what runs one handler within the unit of work of the call it is given, and nothing that opens one.
+
+        Of the interceptors, only those of users stand around it. For plugins that reach handlers on ways of their own.
+
+        Raises:
+            UnknownEndpointError: There is no such handler.
+        """
+        return self._handler(endpoint_id).handle_within
 
     async def _dispatch_joining(self, outer: _Frame, kind: Kind, message: Message[Any], to: str | None) -> Any:
         scope = outer.scope

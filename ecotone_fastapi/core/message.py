@@ -68,6 +68,18 @@ class HeaderName:
     """When the time to live of a message in the outbox is over, ISO 8601 in UTC."""
     replays = "replays"
     """How often the message has come back from the dead letter; absent means never."""
+    aggregate_id = "aggregate.id"
+    """Which aggregate a message is for, stronger than what its payload says; a JSON object for several identifiers."""
+    aggregate_version = "aggregate.version"
+    """The version that its sender expects the aggregate to have."""
+    stream = "event.stream"
+    """The stream that an event was appended to."""
+    stream_version = "event.version"
+    """Its version there."""
+    revision = "event.revision"
+    """The revision of the event's type when it was written; absent means 1."""
+    tags = "event.tags"
+    """What an event can be found by besides its stream: a JSON array of texts."""
 
 
 _OF_ADAPTERS = "x-ecotone-"  # what channels note for themselves begins with this
@@ -81,6 +93,9 @@ _WRITTEN_BY_FRAMEWORK = (
     HeaderName.forward_headers,
     HeaderName.forward_until,
     HeaderName.replays,
+    HeaderName.stream,
+    HeaderName.stream_version,
+    HeaderName.revision,
 )
 
 FRAMEWORK_HEADERS = frozenset(value for name, value in vars(HeaderName).items() if not name.startswith("_"))

@@ -20,6 +20,7 @@ AGREED = {
         ScheduledMessage ScheduledMessages
         before after around output_to orchestrator
         aggregate event_sourced applies saga projection
+        Aggregates identified record take_recorded Fetched TargetIdentifier TargetVersion
         Message MessageHeader message_name
         HeaderName untransacted
         ErrorPolicy Backoff Failure Retry DeadLetter Discard Stop on_failure InstantRetries Retried

@@ -1,11 +1,13 @@
 """Everything in this process: the default, and the test double of every other adapter."""
 
+from ecotone_fastapi.adapters.memory.aggregates import MemoryAggregates
 from ecotone_fastapi.adapters.memory.channel import MemoryChannel, MemoryDelivery, MemoryEntry, MemoryQueue
 from ecotone_fastapi.adapters.memory.dead_letters import MemoryDeadLetters
 from ecotone_fastapi.adapters.memory.inbox import MemoryInbox
 from ecotone_fastapi.adapters.memory.schedules import MemorySchedules
 
 __all__ = [
+    "MemoryAggregates",
     "MemoryChannel",
     "MemoryDeadLetters",
     "MemoryDelivery",

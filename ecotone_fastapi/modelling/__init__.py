@@ -1,0 +1,1 @@
+"""Features of state: aggregates, event sourcing, projections, documents."""

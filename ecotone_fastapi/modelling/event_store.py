@@ -1,0 +1,500 @@
+"""The event store: streams of events that are never changed, appended to with an expected version.
+
+    async def close(basket_id: str, events: EventStore) -> None:
+        history = await events.load(f"basket-{basket_id}")
+        await events.append(f"basket-{basket_id}", [BasketWasClosed(basket_id)], expected=len(history))
+
+A stream is named `category-identifier`: all streams of one category can be read as one. Every event has a version in
+its stream, counted from 1, and a position among all events of the store. Readers of all events go by the position; it
+is opaque, and the store sees to it that nothing ever appears before a position that was read.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+from ecotone_fastapi.core.errors import ConversionError, EcotoneError
+from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.core.message import Message
+
+NO_VERSION = 0
+"""The version of a stream without events."""
+
+
+class Expected(StrEnum):
+    """What may be expected of a stream besides an exact version."""
+
+    ANY = "any"
+    """Append whatever its version is."""
+    EXISTS = "exists"
+    """Append only if it has events."""
+
+
+class Position(NamedTuple):
+    """Where an event stands among all events of a store. To be compared and kept, not computed with.
+
+    Args:
+        transaction: What orders commits, where the server counts them; 0 elsewhere.
+        number: The number of the event.
+    """
+
+    transaction: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.transaction}:{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """Return the position that was written as text.
+
+        Example:
+            >>> Position.parse("7:12") > START
+            True
+        """
+        transaction, _, number = text.partition(":")
+        return cls(int(transaction), int(number))
+
+
+START: Position = Position(0, 0)
+"""Before the first event."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as it is in the store.
+
+    Args:
+        stream: The stream that it was read from.
+        version: Its version there.
+        position: Where it stands among all events; `None` as long as the transaction that appends it is open.
+        name: The name of its type, see `message_name`.
+        body: Its payload as it was written.
+        headers_text: Its headers as they were written: JSON.
+        recorded_at: When it was appended, by the clock of the store.
+        origin: The stream that a linked event was appended to, with its version there; `None` where it is at home.
+    """
+
+    stream: str
+    version: int
+    position: Position | None
+    name: str
+    body: bytes
+    headers_text: str
+    recorded_at: datetime
+    origin: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event that is to be appended, in the form in which it is written.
+
+    Args:
+        id: The id of its message; unique in the store.
+        name: The name of its type.
+        body: Its payload.
+        headers_text: Its headers as JSON.
+        tags: What it can be found by besides its stream, see `EventFilter`.
+    """
+
+    id: str
+    name: str
+    body: bytes
+    headers_text: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events are meant: all that fit every given condition.
+
+    Args:
+        categories: Streams of one of these categories.
+        streams: One of these streams.
+        names: Of one of these names.
+        tags: With all of these tags.
+    """
+
+    categories: frozenset[str] = frozenset()
+    streams: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
+
+
+EVERYTHING: EventFilter = EventFilter()
+"""All events."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppendCondition:
+    """Append only if no event has come that would have changed the decision.
+
+    Args:
+        filters: The events that the decision was made on: those that fit one of these.
+        after: The position up to which they were known.
+    """
+
+    filters: tuple[EventFilter, ...]
+    after: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a reader of all events has got.
+
+    Args:
+        events: The events, in order.
+        upto: Where to read on. It may be beyond the last event, when what lies between does not fit the filter.
+        more: Whether there may be more at this moment.
+    """
+
+    events: Sequence[StoredEvent]
+    upto: Position
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How far readers of all events can see.
+
+    Args:
+        head: The position of the last event that can be seen; `START` without any.
+        lag: For how many seconds something has kept readers from what lies behind it; 0 when nothing does.
+        blocked_by: What it is, in words: which session of the server, since when, doing what.
+    """
+
+    head: Position
+    lag: float = 0.0
+    blocked_by: str = ""
+
+
+class EventStorage(Protocol):
+    """Keeps events. A database adapter implements it; `EventStorageConformance` tells whether it does so well."""
+
+    async def append(
+        self,
+        stream: str,
+        events: Sequence[NewEvent],
+        *,
+        expected: int | Expected,
+        condition: AppendCondition | None = None,
+    ) -> Sequence[StoredEvent]:
+        """Append events to a stream, all or none, with the unit of work of the calling task's scope, if any.
+
+        Returns:
+            The events as they are stored, with their versions. Their positions are known where the store gives them at
+            once.
+
+        Raises:
+            ConcurrencyError: The stream is not as expected, or an event has come that the condition excludes. It has
+                both versions. The unit of work may be unable to commit after that.
+            ChannelError: The database cannot be reached.
+        """
+        ...
+
+    async def read(
+        self, stream: str, *, after: int = 0, limit: int | None = None, archived: bool = False
+    ) -> Sequence[StoredEvent]:
+        """Return events of one stream in the order of their versions, those of the open unit of work included.
+
+        Args:
+            stream: The stream.
+            after: Return those with a greater version.
+            limit: How many at most; `None` is all.
+            archived: Whether a stream that is archived is read, too; else it is as if it had no events.
+        """
+        ...
+
+    async def read_all(self, *, after: Position, limit: int, which: EventFilter = EVERYTHING) -> Page:
+        """Return events of all streams in the order of their positions.
+
+        What was appended by a transaction that is still open is never passed over: nothing behind it is returned before
+        it has ended. Events of the caller's own open unit of work are not returned. Links are returned only where
+        `which` names the stream or category that they are in; archived streams are not.
+        """
+        ...
+
+    async def version(self, stream: str) -> int:
+        """Return the version of a stream; 0 without events."""
+        ...
+
+    async def link(self, stream: str, events: Sequence[StoredEvent]) -> int:
+        """Let events be read in another stream, too; return how many links were added. They are not copied.
+
+        An event is linked to a stream once. One that is deleted at home is gone here, too.
+        """
+        ...
+
+    async def archive(self, stream: str) -> bool:
+        """Hide a stream from readers; nothing can be appended to it any more. Return whether there was one."""
+        ...
+
+    async def delete(self, stream: str) -> int:
+        """Delete all events of a stream, for ever; return how many there were."""
+        ...
+
+    async def streams(self, category: str, *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        """Return the names of the streams of a category that are not archived, in order, behind `after`."""
+        ...
+
+    async def horizon(self) -> Horizon:
+        """Tell how far readers of all events can see, and what keeps them from more."""
+        ...
+
+    async def check_restored(self) -> None:
+        """Make sure that the database counts transactions on from where the events were written.
+
+        Raises:
+            ConfigurationError: It was restored elsewhere, and readers would miss what is appended from now on.
+        """
+        ...
+
+
+class UnknownEventError(EcotoneError, LookupError):
+    """An event in the store has a name, or a revision, that nothing here knows.
+
+    Args:
+        what: Which, and where.
+        event: The event.
+        known: The names that are known.
+    """
+
+    def __init__(self, what: str, *, event: StoredEvent, known: Iterable[str], hint: str) -> None:
+        self.known: tuple[str, ...] = tuple(sorted(known))
+        shown = ", ".join(self.known[:20]) + (", …" if len(self.known) > 20 else "")
+        super().__init__(what, tried=f"known: {shown or 'none'}", hint=hint)
+        self.stream: str = event.stream
+        self.version: int = event.version
+        self.position: Position | None = event.position
+
+
+class EventReader(Protocol):
+    """Makes messages of stored events: knows their types, and brings old ones up to date."""
+
+    def write(self, event: Message[Any]) -> NewEvent:
+        """Return an event in the form in which it is stored.
+
+        Raises:
+            ConversionError: It has no form as bytes.
+        """
+        ...
+
+    def read(self, event: StoredEvent) -> Message[Any]:
+        """Return the event as it is today.
+
+        Raises:
+            UnknownEventError: Its name or revision is not known.
+            ConversionError: It does not fit its type.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvent:
+    """An event of a stream.
+
+    Args:
+        payload: The event.
+        headers: What was written with it.
+        stream: The stream that it was read from.
+        version: Its version there.
+        position: Where it stands among all events; `None` as long as the transaction that appends it is open.
+        recorded_at: When it was appended.
+        origin: Of a linked event, the stream and version where it is at home.
+    """
+
+    payload: Any
+    headers: Mapping[str, str] = field(repr=False)
+    stream: str
+    version: int
+    position: Position | None = field(repr=False)
+    recorded_at: datetime = field(repr=False)
+    origin: tuple[str, int] | None = field(default=None, repr=False)
+
+
+Appended = Callable[[Sequence[StoredEvent], Sequence[Message[Any]]], Awaitable[None]]
+"""Is told what was appended just now, in the unit of work that appends it."""
+
+
+class EventStore:
+    """Streams of events, for handlers that ask for it by its type.
+
+    Args:
+        storage: Keeps them.
+        reader: Makes messages of them.
+        gateway: Makes new messages.
+
+    Example:
+        >>> async def history(stream: str, events: EventStore) -> list[object]:
+        ...     return [event.payload for event in await events.load(stream)]
+    """
+
+    def __init__(self, storage: EventStorage, reader: EventReader, gateway: Gateway) -> None:
+        self.storage: EventStorage = storage
+        self.reader: EventReader = reader
+        self._gateway = gateway
+        self._listeners: list[Appended] = []
+
+    def when_appended(self, listener: Appended) -> None:
+        """Call this with all that is appended, in the unit of work that appends it; what it raises fails that unit."""
+        self._listeners.append(listener)
+
+    async def append(
+        self,
+        stream: str,
+        events: Sequence[Any],
+        *,
+        expected: int | Expected = Expected.ANY,
+        headers: Mapping[str, str] | None = None,
+        condition: AppendCondition | None = None,
+    ) -> Sequence[RecordedEvent]:
+        """Append events to a stream, all or none, in the transaction of the handler. They are not published.
+
+        Args:
+            stream: Its name, `category-identifier`.
+            events: Payloads, or `Message`s of payloads with headers of their own.
+            expected: The version that the stream has to have; 0 is none.
+            headers: What is written with each event, besides what it inherits from the message that is being handled.
+            condition: What must not have happened meanwhile.
+
+        Raises:
+            ConcurrencyError: Somebody else was there first; it has both versions.
+            ConversionError: An event cannot be written.
+        """
+        messages = [self.message(event, headers) for event in events]
+        stored = await self.append_messages(stream, messages, expected=expected, condition=condition)
+        return [_recorded(event, message) for event, message in zip(stored, messages, strict=True)]
+
+    async def append_messages(
+        self,
+        stream: str,
+        messages: Sequence[Message[Any]],
+        *,
+        expected: int | Expected,
+        condition: AppendCondition | None = None,
+    ) -> Sequence[StoredEvent]:
+        """Append events that are messages already, with the headers that they have; as `append`."""
+        if not messages:
+            return ()
+        written = [self.reader.write(message) for message in messages]
+        stored = await self.storage.append(check_stream(stream), written, expected=expected, condition=condition)
+        for listener in self._listeners:
+            await listener(stored, messages)
+        return stored
+
+    def message(self, event: Any, headers: Mapping[str, str] | None = None) -> Message[Any]:
+        """Make the message of an event: caused by the one that is being handled, with an id of its own."""
+        given = dict(headers or {})
+        if isinstance(event, Message):
+            given.update(event.headers)
+            event = event.payload
+        return self._gateway.message(event, given or None)
+
+    async def load(self, stream: str, *, after: int = 0, limit: int | None = None) -> Sequence[RecordedEvent]:
+        """Return the events of a stream in their order; none when there is no such stream.
+
+        Args:
+            stream: Its name.
+            after: Return those with a greater version.
+            limit: How many at most.
+
+        Raises:
+            UnknownEventError: One has a name or a revision that nothing here knows.
+        """
+        return [self._read(event) for event in await self.storage.read(stream, after=after, limit=limit)]
+
+    async def all(
+        self, *, after: Position = START, which: EventFilter = EVERYTHING, batch: int = 500
+    ) -> AsyncIterator[RecordedEvent]:
+        """Yield the events of all streams, in the order of their positions, up to those that can be seen now.
+
+        Args:
+            after: Where to begin.
+            which: Which events are meant.
+            batch: How many are read at a time.
+        """
+        more = True
+        while more:
+            page = await self.storage.read_all(after=after, limit=batch, which=which)
+            for event in page.events:
+                yield self._read(event)
+            after, more = page.upto, page.more
+
+    async def version(self, stream: str) -> int:
+        """Return the version of a stream; 0 when there is none."""
+        return await self.storage.version(stream)
+
+    async def link(self, stream: str, events: Sequence[RecordedEvent]) -> int:
+        """Let events be read in another stream, too; return how many were not there already."""
+        stored = [
+            StoredEvent(event.stream, event.version, event.position, "", b"", "{}", event.recorded_at, event.origin)
+            for event in events
+        ]
+        return await self.storage.link(check_stream(stream), stored)
+
+    async def archive(self, stream: str) -> bool:
+        """Hide a stream from readers and writers; return whether there was one."""
+        return await self.storage.archive(stream)
+
+    async def delete(self, stream: str) -> int:
+        """Delete a stream for ever; return how many events it had."""
+        return await self.storage.delete(stream)
+
+    async def streams(self, category: str, *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        """Return the names of the streams of a category, in order."""
+        return await self.storage.streams(category, after=after, limit=limit)
+
+    def _read(self, event: StoredEvent) -> RecordedEvent:
+        return _recorded(event, self.reader.read(event))
+
+
+def _recorded(event: StoredEvent, message: Message[Any]) -> RecordedEvent:
+    return RecordedEvent(
+        message.payload,
+        message.headers,
+        event.stream,
+        event.version,
+        event.position,
+        event.recorded_at,
+        event.origin,
+    )
+
+
+LONGEST_STREAM = 190
+"""Characters that the name of a stream may have: every database can index them."""
+
+
+def stream_of(category: str, identifier: str) -> str:
+    """Return the name of the stream of one thing in a category.
+
+    Example:
+        >>> stream_of("basket", "7")
+        'basket-7'
+    """
+    return f"{category}-{identifier}"
+
+
+def category_of(stream: str) -> str:
+    """Return the category of a stream: what stands before the first dash.
+
+    Example:
+        >>> category_of("basket-7-b")
+        'basket'
+    """
+    return stream.partition("-")[0]
+
+
+def check_stream(stream: str) -> str:
+    """Return the name of a stream if it is one.
+
+    Raises:
+        ConversionError: It is empty, too long, or has a character that databases do not compare alike.
+    """
+    if not stream or len(stream) > LONGEST_STREAM or not stream.isprintable() or stream != stream.strip():
+        raise ConversionError(
+            f"{stream[:80]!r} is no name for a stream",
+            hint=f"1 to {LONGEST_STREAM} printable characters, without a space at either end",
+        )
+    return stream

@@ -1,0 +1,139 @@
+"""Repositories: where aggregates are loaded from and saved to.
+
+    async def rename(command: RenameOrder, orders: Repository[Order]) -> None:
+        order = await orders.get(command.order_id)
+        order.rename(command.name)
+        await orders.save(order)
+
+A handler asks for `Repository[Order]` by its type. What stands behind it is an `AggregateStore`: one of a database
+adapter, the one in memory, or one of your own, given among the plugins or services.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from urllib.parse import quote
+
+from ecotone_fastapi.core.message import Message
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Identifier:
+    """What tells one aggregate from all others of its class: one value, or several that belong together.
+
+    Args:
+        names: The names of the attributes.
+        values: Their values; none of them is `None`.
+
+    Example:
+        >>> str(Identifier(("shop", "number"), ("north/1", 7)))
+        'north%2F1/7'
+    """
+
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+
+    @property
+    def value(self) -> Any:
+        """The value, when there is one; a dict of names and values, when there are several."""
+        return self.values[0] if len(self.values) == 1 else dict(self.items())
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Return names and values."""
+        return iter(zip(self.names, self.values, strict=True))
+
+    def __str__(self) -> str:
+        if len(self.values) == 1:
+            return str(self.values[0])
+        return "/".join(quote(str(value), safe="") for value in self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned(Generic[A]):
+    """An aggregate as it was loaded.
+
+    Args:
+        state: The aggregate.
+        version: How often it has been saved; of an event-sourced one, how many events it has.
+    """
+
+    state: A
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What became of an aggregate that was saved.
+
+    Args:
+        version: Its version now.
+        events: What it has recorded, as it is to be published.
+    """
+
+    version: int
+    events: Sequence[Message[Any]] = ()
+
+
+@runtime_checkable
+class AggregateStore(Protocol):
+    """Loads and saves aggregates of some classes. Adapters implement it, and so can you."""
+
+    def serves(self, cls: type) -> bool:
+        """Whether aggregates of this class are kept here."""
+        ...
+
+    async def load(self, cls: type[A], identifier: Identifier) -> Versioned[A] | None:
+        """Return an aggregate, another object each time; `None` when there is none."""
+        ...
+
+    async def save(
+        self,
+        cls: type[A],
+        identifier: Identifier | None,
+        state: A,
+        *,
+        events: Sequence[Message[Any]],
+        expected: int,
+    ) -> Saved:
+        """Save an aggregate with the unit of work of the calling task's scope, if any.
+
+        Args:
+            cls: Its class.
+            identifier: Its identifier; `None` for a new one that gets it from the database, as an attribute.
+            state: The aggregate.
+            events: What it has recorded. Stores of events append these, all others just return them.
+            expected: The version that it was loaded with; 0 for a new one.
+
+        Raises:
+            ConcurrencyError: It has another version by now, or a new one exists already.
+        """
+        ...
+
+
+class Repository(Protocol[A]):
+    """The aggregates of one class, for handlers that ask for `Repository[Order]`."""
+
+    async def get(self, identifier: Any) -> A:
+        """Return an aggregate.
+
+        Args:
+            identifier: The value of its identifier; a mapping of names and values when it has several.
+
+        Raises:
+            AggregateNotFoundError: There is none.
+        """
+        ...
+
+    async def find(self, identifier: Any) -> A | None:
+        """Return an aggregate; `None` when there is none."""
+        ...
+
+    async def save(self, aggregate: A) -> None:
+        """Save an aggregate, a new one or one that was loaded here, and publish the events that it has recorded.
+
+        Raises:
+            ConcurrencyError: Somebody else has saved it since it was loaded, or a new one exists already.
+        """
+        ...
