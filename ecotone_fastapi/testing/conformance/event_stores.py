@@ -228,7 +228,7 @@ class EventStoreConformance(Hooks):
             await events.append("order-2", [event], expected=0)
             assert streams(await everything(events)) == ["order-2"]
 
-    # ----------------------------------------------------------------------------------- E1 to E9: readers of all events
+    # ---------------------------------------------------------------------------------- E1 to E9: readers of all events
 
     async def test_e3_what_a_slow_transaction_has_appended_is_not_passed_over(self) -> None:
         """Although a fast one, which began later, has committed before."""
