@@ -13,6 +13,7 @@ from ecotone_fastapi.adapters.memory import (
     MemoryAggregates,
     MemoryChannel,
     MemoryDeadLetters,
+    MemoryDocuments,
     MemoryEvents,
     MemoryInbox,
     MemorySchedules,
@@ -38,6 +39,7 @@ from ecotone_fastapi.messaging.retries import InstantRetries
 from ecotone_fastapi.messaging.scheduling import Scheduling
 from ecotone_fastapi.messaging.transactions import Transactions
 from ecotone_fastapi.modelling.aggregates import Aggregates
+from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.repository import AggregateStore
@@ -484,6 +486,8 @@ class _InMemory:
             assembly.add_service(DeadLetterStore, MemoryDeadLetters())
         assembly.add_service(DeduplicationStore, MemoryInbox(assembly.gateway.clock))
         assembly.add_service(EventStorage, MemoryEvents(assembly.gateway.clock))
+        documents = DocumentStore(MemoryDocuments(assembly.gateway.clock), assembly.gateway.conversion)
+        assembly.add_service(DocumentStore, documents)
         self.schedules.watch(one for one in assembly.channels.values() if isinstance(one, MemoryChannel))
 
 
