@@ -3,6 +3,7 @@
 from ecotone_fastapi.adapters.memory.aggregates import MemoryAggregates
 from ecotone_fastapi.adapters.memory.channel import MemoryChannel, MemoryDelivery, MemoryEntry, MemoryQueue
 from ecotone_fastapi.adapters.memory.dead_letters import MemoryDeadLetters
+from ecotone_fastapi.adapters.memory.documents import MemoryDocuments
 from ecotone_fastapi.adapters.memory.inbox import MemoryInbox
 from ecotone_fastapi.adapters.memory.schedules import MemorySchedules
 
@@ -11,6 +12,7 @@ __all__ = [
     "MemoryChannel",
     "MemoryDeadLetters",
     "MemoryDelivery",
+    "MemoryDocuments",
     "MemoryEntry",
     "MemoryInbox",
     "MemoryQueue",
