@@ -15,6 +15,8 @@ from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
 from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
+from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventTables
+from ecotone_fastapi.adapters.sqlalchemy.events import SqlEvents
 from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
 from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
@@ -35,6 +37,7 @@ from ecotone_fastapi.messaging.protection import PauseStore
 from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
+from ecotone_fastapi.modelling.event_store import EventStorage
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class SqlAlchemy:
         inbox: What was handled, by the messages that must not be handled twice.
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
+        events: Events in this database, see `EventStorage`; handlers ask for an `EventStore`.
         documents: Documents in this database; those that handlers get use the converters of the application, too.
 
     Example:
@@ -129,6 +133,13 @@ class SqlAlchemy:
             lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
         )
         self.documents: DocumentStore = DocumentStore(self._documents)
+        self.events: SqlEvents = SqlEvents(
+            EventTables(*map(self._schema.table, ("ecotone_event", "ecotone_event_tag", "ecotone_event_counter"))),
+            self._transactions,
+            self._prepare,
+            lambda: self._clock,
+            self._wakeup,
+        )
         self.schedules: SqlSchedules = SqlSchedules(
             self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
         )
@@ -141,6 +152,7 @@ class SqlAlchemy:
         assembly.add_service(OutboxStorage, self)
         assembly.add_service(PassingErrors, self)
         assembly.add_service(PauseStore, self.pauses)
+        assembly.add_service(EventStorage, self.events)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
         assembly.add_service(SqlAlchemy, self)
         assembly.add_service(AsyncSession, self.session)

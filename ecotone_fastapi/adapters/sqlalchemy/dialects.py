@@ -77,7 +77,8 @@ class Dialect:
 
     def read_moment(self, value: Any) -> datetime:
         """Return a moment that was read."""
-        return datetime.fromisoformat(str(value)).astimezone(UTC)
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
     def is_passing(self, error: DBAPIError) -> bool:
         """Tell whether the same statements can be expected to succeed when they are tried again at once."""
@@ -156,7 +157,8 @@ class MariaDB(Dialect):
 
     def read_moment(self, value: Any) -> datetime:
         """Return a moment that was read."""
-        return datetime.fromisoformat(str(value)).replace(tzinfo=UTC)
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        return moment.replace(tzinfo=UTC)
 
     def is_passing(self, error: DBAPIError) -> bool:
         """Tell whether a deadlock or the wait for a lock ended the transaction."""
