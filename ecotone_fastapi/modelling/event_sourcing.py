@@ -72,10 +72,26 @@ class EventSourced:
     """
 
     def __init__(self, cls: type, stream: str | None, recording: bool, snapshots: Snapshots | None) -> None:
-        self.stream: str = name_of(cls) if stream is None else stream
+        self._cls = cls
+        self._stream = stream
         self.recording = recording
         self.snapshots = snapshots
         self.applying: Applying = Applying(cls)
+
+    @property
+    def category(self) -> str:
+        """What the names of its streams begin with.
+
+        Raises:
+            ConfigurationError: Names could not be made of it.
+        """
+        category = name_of(self._cls) if self._stream is None else self._stream
+        if not category or "-" in category:
+            raise ConfigurationError(
+                f"{category!r} cannot be the stream of {self._cls.__qualname__}",
+                hint="a stream is named by its category, a dash and an identifier: give a category without a dash",
+            )
+        return category
 
     def choose(self, stores: Sequence[AggregateStore]) -> AggregateStore | None:
         """Choose the one for streams, whatever others there are."""
@@ -108,7 +124,7 @@ class EventSourced:
         return Outcome(changed, identify=instance is None and bool(changed))
 
     def __repr__(self) -> str:
-        return f"EventSourced({self.stream!r})"
+        return f"EventSourced({self.category!r})"
 
 
 def _headers_of(event: Any) -> Mapping[str, str]:
@@ -157,13 +173,7 @@ def event_sourced(
     settings = Snapshots(every=snapshots) if isinstance(snapshots, int) else snapshots
 
     def decorate(cls: C) -> C:
-        model = EventSourced(cls, stream, recording, settings)
-        if "-" in model.stream or not model.stream:
-            raise ConfigurationError(
-                f"{model.stream!r} cannot be the stream of {cls.__qualname__}",
-                hint="a stream is named by its category, a dash and an identifier: give a category without a dash",
-            )
-        return attach(Aggregate(names, version, None, model))(cls)
+        return attach(Aggregate(names, version, None, EventSourced(cls, stream, recording, settings)))(cls)
 
     return decorate
 
@@ -241,7 +251,7 @@ class EventSourcing:
             for named in _named_by(cls):
                 types.learn(named)
             if model.snapshots is None:
-                return Sourced(cls, model.stream, model.applying, None)
+                return Sourced(cls, model.category, model.applying, None)
             if snapshots is None:
                 raise MissingServiceError(
                     f"nothing keeps the snapshots of {cls.__qualname__}", hint="give a database among the plugins"
@@ -252,7 +262,7 @@ class EventSourcing:
                     hint="leave background= out",
                 )
             of_class = SnapshotsOf(cls, model.snapshots, snapshots, gateway.conversion, gateway.clock)
-            return Sourced(cls, model.stream, model.applying, of_class)
+            return Sourced(cls, model.category, model.applying, of_class)
 
         async def take_later(channel: str, stream: str) -> None:
             await gateway.dispatch(Kind.INTERNAL, gateway.message(SnapshotDue(stream)), channels[channel])
