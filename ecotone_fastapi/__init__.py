@@ -35,6 +35,7 @@ from ecotone_fastapi.modelling.aggregates import (
     record,
     take_recorded,
 )
+from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.repository import Repository
@@ -73,6 +74,7 @@ __all__ = [
     "DeadLettersDep",
     "Deduplication",
     "Discard",
+    "DocumentStore",
     "Ecotone",
     "EcotoneError",
     "ErrorPolicy",
