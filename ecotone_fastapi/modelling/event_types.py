@@ -2,6 +2,11 @@
 
 An event is written down under the name of its class, see `message_name`, with its revision. What nothing here knows is
 never passed over and never handed out as something else: reading it is an `UnknownEventError`.
+
+Payloads are written and read by the converters of the application, so that is where personal data is encrypted: a
+`Converter` that handles a type, given as `Ecotone(converters=[...])`, makes the bytes of its events, and of snapshots of
+a class that it handles. Its media type is stored with the event and says who reads it. Names, headers and streams are
+stored as they are: nothing personal belongs there.
 """
 
 import json
