@@ -22,6 +22,7 @@ from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
 from ecotone_fastapi.adapters.sqlalchemy.schedules import SqlSchedules
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
+from ecotone_fastapi.adapters.sqlalchemy.snapshots import SqlSnapshots
 from ecotone_fastapi.adapters.sqlalchemy.transactions import HeardSession, Transactions
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock, SystemClock
@@ -38,6 +39,7 @@ from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.snapshots import SnapshotStore
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class SqlAlchemy:
         sessionmaker: Makes sessions.
         dead_letters: The dead letter in this database.
         inbox: What was handled, by the messages that must not be handled twice.
+        snapshots: What the events of streams have led to.
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
         events: Events in this database, see `EventStorage`; handlers ask for an `EventStore`.
@@ -140,6 +143,9 @@ class SqlAlchemy:
             lambda: self._clock,
             self._wakeup,
         )
+        self.snapshots: SqlSnapshots = SqlSnapshots(
+            self._schema.table("ecotone_snapshot"), self._transactions, self._prepare
+        )
         self.schedules: SqlSchedules = SqlSchedules(
             self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
         )
@@ -154,6 +160,7 @@ class SqlAlchemy:
         assembly.add_service(PauseStore, self.pauses)
         assembly.add_service(EventStorage, self.events)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
+        assembly.add_service(SnapshotStore, self.snapshots)
         assembly.add_service(SqlAlchemy, self)
         assembly.add_service(AsyncSession, self.session)
         assembly.add_lifespan(self.lifespan)

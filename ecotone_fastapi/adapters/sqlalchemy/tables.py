@@ -87,6 +87,10 @@ class _Xid8(UserDefinedType[int]):
         return "xid8"
 
 
+# Else whoever looks at the tables, we and Alembic, is warned that there is a type that nobody knows.
+postgresql.dialect.ischema_names.setdefault("xid8", _Xid8)
+
+
 class _Transaction(ColumnElement[int]):
     """What orders the events of one transaction among those of others, when nothing else is said.
 
@@ -289,6 +293,21 @@ event_counter: Table = Table(
     **_MARIADB,
 )
 """Orders transactions with events where the server does not: whoever is about to commit takes the next number."""
+
+snapshot: Table = Table(
+    "ecotone_snapshot",
+    metadata,
+    Column("stream", _name(), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("event_id", _long_text(), nullable=False),
+    Column("form", _long_text(), nullable=False),
+    Column("content_type", _long_text(), nullable=False),
+    Column("body", _bytes(), nullable=False),
+    Column("taken_at", _moment(), nullable=False),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""What the events of a stream have led to, up to one of them. Can be emptied at any time."""
 
 schema: Table = Table(
     "ecotone_schema",
