@@ -24,13 +24,25 @@ class SqlEventStores(EventStoreConformance):
 
     @pytest.fixture(autouse=True)
     async def application(self, url: str) -> AsyncIterator[None]:
+        self.opened = False
         self.database = SqlAlchemy(url, create_schema=True)
         async with self.database.lifespan():
             yield
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[EventStorage]:
-        yield self.database.events
+        if self.opened:
+            async with self.another() as database:
+                yield database.events
+        else:
+            self.opened = True
+            yield self.database.events
+
+    @asynccontextmanager
+    async def another(self) -> AsyncIterator[SqlAlchemy]:
+        database = SqlAlchemy(self.database.engine.url)
+        async with database.lifespan():
+            yield database
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
@@ -65,6 +77,7 @@ class TestPsycopgEvents(SqlEventStores):
 @pytest.mark.mariadb
 class TestMariaDBEvents(SqlEventStores):
     hides = False
+    decides_together = False
 
     @pytest.fixture
     def url(self, mariadb_url: str) -> str:

@@ -223,9 +223,14 @@ class EventQueries:
             f" WHERE {visible.format('e')} ORDER BY e.transaction_id DESC, e.position DESC LIMIT 1) AS head ON 1 = 1"
         )
 
-    def excluded(self, condition: AppendCondition) -> Phrase:
-        """Return SQL that is true when an event has come, committed or our own, that a condition excludes."""
-        phrases, parameters = ["1 = 0"], self._place(condition.after)
+    def excluded(self, condition: AppendCondition, first: int = LAST_NUMBER) -> Phrase:
+        """Return SQL that is true when an event has come, committed or our own, that a condition excludes.
+
+        Args:
+            condition: The condition.
+            first: The first position that was appended at under this condition, where it is checked after that.
+        """
+        phrases, parameters = ["1 = 0"], {**self._place(condition.after), "first": first}
         for number, which in enumerate(condition.filters):
             prefix = f"f{number}_"
             found = self._search(which, links=False, prefix=prefix)
@@ -282,7 +287,7 @@ class MariaDBEventQueries(EventQueries):
     _transaction = "{0}.transaction_id"
     # The comparison of pairs would not find its place in the index.
     _behind = "({0}.transaction_id > :transaction OR ({0}.transaction_id = :transaction AND {0}.position > :number))"
-    _come_behind = f"({{0}}.transaction_id = 0 OR {_behind})"
+    _come_behind = f"({{0}}.transaction_id = 0 AND {{0}}.position < :first OR {{0}}.transaction_id > 0 AND {_behind})"
     _decided = _committed = "{0}.transaction_id > 0"
     _sight = ("0", "NULL", "NULL", "0")
 
