@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TypeVar
 
 import anyio
 from sqlalchemy import URL, make_url, text
@@ -16,6 +17,7 @@ from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
 from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
 from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
+from ecotone_fastapi.adapters.sqlalchemy.methods import implemented
 from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
 from ecotone_fastapi.adapters.sqlalchemy.schedules import SqlSchedules
@@ -37,6 +39,8 @@ from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.snapshots import SnapshotStore
+
+T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -181,6 +185,28 @@ class SqlAlchemy:
             clock=self._clock,
             in_order=self._in_order if keeps_order else None,
         )
+
+    def implement(self, interface: Callable[..., T]) -> T:
+        """Return an object whose methods are the SQL that `@query` and `@statement` say, for use as a service.
+
+        In a handler they run on its session and in its transaction; elsewhere each is a transaction of its own. What
+        the database refuses is raised as SQLAlchemy has it.
+
+        Args:
+            interface: A protocol or an abstract class with such methods.
+
+        Raises:
+            ConfigurationError: A method cannot be what it says: parameters that the SQL does not have, for example.
+
+        Example:
+            >>> from typing import Protocol
+            >>> from ecotone_fastapi.adapters.sqlalchemy import query
+            >>> class Orders(Protocol):
+            ...     @query("SELECT id FROM orders WHERE customer = :customer ORDER BY id")
+            ...     async def of_customer(self, customer: str) -> list[str]: ...
+            >>> ecotone = Ecotone([], plugins=[database], services={Orders: database.implement(Orders)})
+        """
+        return implemented(interface, self._transactions)
 
     def outbox_for(self, channel: str) -> SqlChannel:
         """Make the outbox of a channel that is somewhere else; it is named `outbox/` and the name of that channel."""

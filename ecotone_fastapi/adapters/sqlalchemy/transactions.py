@@ -260,6 +260,29 @@ class Transactions:
                 hint="put what may fail into a savepoint: async with session.begin_nested(): ...",
             )
 
+    # ------------------------------------------------------------------------------------------ statements of the user
+
+    @asynccontextmanager
+    async def joined(self, *, writing: bool) -> AsyncIterator[AsyncConnection]:
+        """Give the connection of the unit of work of the calling task's scope, else one in a transaction of its own.
+
+        What the session of the unit has not written yet is written before, unless that is switched off. Errors pass as
+        they are.
+
+        Args:
+            writing: Whether it is about to write.
+        """
+        scoped = self._present()
+        if scoped is None or scoped.unit is None:
+            async with taking(self.turn if writing else None), self.engine.begin() as connection:
+                yield connection
+            return
+        connection = await self._writing(scoped)
+        session = scoped.session
+        if session.autoflush and (session.new or session.dirty or session.deleted):
+            await session.flush()
+        yield connection
+
     # ------------------------------------------------------------------------------------------ statements of our own
 
     async def join(self, statements: Statements[T], doing: str, *, several: bool = False) -> T:
