@@ -16,6 +16,8 @@ from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
 from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
+from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventTables
+from ecotone_fastapi.adapters.sqlalchemy.events import SqlEvents
 from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
 from ecotone_fastapi.adapters.sqlalchemy.methods import implemented
 from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
@@ -38,6 +40,7 @@ from ecotone_fastapi.messaging.protection import PauseStore
 from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
+from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.snapshots import SnapshotStore
 
 T = TypeVar("T")
@@ -73,6 +76,7 @@ class SqlAlchemy:
         snapshots: What the events of streams have led to.
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
+        events: Events in this database, see `EventStorage`; handlers ask for an `EventStore`.
         documents: Documents in this database; those that handlers get use the converters of the application, too.
 
     Example:
@@ -136,6 +140,13 @@ class SqlAlchemy:
             lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
         )
         self.documents: DocumentStore = DocumentStore(self._documents)
+        self.events: SqlEvents = SqlEvents(
+            EventTables(*map(self._schema.table, ("ecotone_event", "ecotone_event_tag", "ecotone_event_counter"))),
+            self._transactions,
+            self._prepare,
+            lambda: self._clock,
+            self._wakeup,
+        )
         self.snapshots: SqlSnapshots = SqlSnapshots(
             self._schema.table("ecotone_snapshot"), self._transactions, self._prepare
         )
@@ -151,6 +162,7 @@ class SqlAlchemy:
         assembly.add_service(OutboxStorage, self)
         assembly.add_service(PassingErrors, self)
         assembly.add_service(PauseStore, self.pauses)
+        assembly.add_service(EventStorage, self.events)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
         assembly.add_service(SnapshotStore, self.snapshots)
         assembly.add_service(SqlAlchemy, self)

@@ -81,7 +81,8 @@ class Dialect:
 
     def read_moment(self, value: Any) -> datetime:
         """Return a moment that was read."""
-        return datetime.fromisoformat(str(value)).astimezone(UTC)
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
     def parameter(self, value: Any) -> Any:
         """Return a value as a parameter of the user's SQL: in the form that SQLAlchemy's types give it here."""
@@ -165,7 +166,8 @@ class MariaDB(Dialect):
 
     def read_moment(self, value: Any) -> datetime:
         """Return a moment that was read."""
-        return datetime.fromisoformat(str(value)).replace(tzinfo=UTC)
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        return moment.replace(tzinfo=UTC)
 
     def parameter(self, value: Any) -> Any:
         """Return a value as a parameter of the user's SQL: moments are in UTC, for columns know no zones."""
