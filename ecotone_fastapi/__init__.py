@@ -35,9 +35,12 @@ from ecotone_fastapi.modelling.aggregates import (
     record,
     take_recorded,
 )
-from ecotone_fastapi.modelling.event_sourcing import EventSourcing
+from ecotone_fastapi.modelling.applying import applies
+from ecotone_fastapi.modelling.documents import DocumentStore
+from ecotone_fastapi.modelling.event_sourcing import EventSourcing, event_sourced
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.repository import Repository
+from ecotone_fastapi.modelling.snapshots import Snapshots
 from ecotone_fastapi.modelling.upcasting import revision, upcaster
 from ecotone_fastapi.web import (
     CommandBus,
@@ -73,6 +76,7 @@ __all__ = [
     "DeadLettersDep",
     "Deduplication",
     "Discard",
+    "DocumentStore",
     "Ecotone",
     "EcotoneError",
     "ErrorPolicy",
@@ -97,11 +101,13 @@ __all__ = [
     "Retry",
     "ScheduledMessage",
     "ScheduledMessages",
+    "Snapshots",
     "Stop",
     "TargetIdentifier",
     "TargetVersion",
     "add_error_handlers",
     "aggregate",
+    "applies",
     "asynchronous",
     "command_bus",
     "command_handler",
@@ -109,6 +115,7 @@ __all__ = [
     "delayed",
     "event_bus",
     "event_handler",
+    "event_sourced",
     "expiring",
     "identified",
     "internal_handler",

@@ -2,6 +2,11 @@
 
 An event is written down under the name of its class, see `message_name`, with its revision. What nothing here knows is
 never passed over and never handed out as something else: reading it is an `UnknownEventError`.
+
+Payloads are written and read by the converters of the application, so that is where personal data is encrypted: a
+`Converter` that handles a type, given as `Ecotone(converters=[...])`, makes the bytes of its events, and of snapshots
+of a class that it handles. Its media type is stored with the event, and says who reads it. Names, headers and streams
+are stored as they are: nothing personal belongs there.
 """
 
 import json
@@ -17,6 +22,7 @@ from ecotone_fastapi.core.errors import ConfigurationError, ConversionError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import (
     FRAMEWORK_HEADERS,
+    FreshHeaders,
     HeaderName,
     Message,
     MessageTypes,
@@ -106,7 +112,6 @@ class EventTypes:
         self._classes: dict[type, None] = {}
         for cls in classes:
             self.add(cls)
-        self._upcasters.rename({alias: name_of(cls) for cls in self._classes for alias in aliases_of(cls)})
 
     def add(self, cls: type) -> None:
         """Make a class of events known.
@@ -114,17 +119,27 @@ class EventTypes:
         Raises:
             ConfigurationError: Another one has its name.
         """
-        self._types.add(cls)
-        self._classes[cls] = None
+        if cls not in self._classes:
+            self._types.add(cls)
+            self._classes[cls] = None
+            self._upcasters.rename({alias: name_of(cls) for alias in aliases_of(cls)})
 
-    def check(self) -> None:
+    def learn(self, cls: type) -> None:
+        """Make a class known that may be one of events, unless another one has its name."""
+        if may_be_event(cls) and self._types.find(name_of(cls)) in (None, cls):
+            self.add(cls)
+
+    def check(self, *, complete: bool = False) -> None:
         """Make sure that every former revision of the known events can be read.
+
+        Args:
+            complete: Whether all classes are known by now.
 
         Raises:
             ConfigurationError: A chain of upcasters has a gap, or leads elsewhere.
         """
         classes = dict.fromkeys(one for cls in self._classes for one in (cls, *descendants_of(cls)))
-        ConfigurationError.raise_all(list(self._upcasters.problems(self._types, classes)))
+        ConfigurationError.raise_all(list(self._upcasters.problems(self._types, classes, complete=complete)))
 
     def knows(self, cls: type) -> bool:
         """Whether objects of a class are events."""
@@ -140,7 +155,9 @@ class EventTypes:
         cls = type(payload)
         name, revision = self._writing.get(cls) or self._name(cls)
         body, content_type = self._gateway.conversion.encode(payload)
-        headers = {key: value for key, value in event.headers.items() if key not in _NOT_STORED}
+        headers = event.headers.copy() if isinstance(event.headers, FreshHeaders) else dict(event.headers)
+        for key in _NOT_STORED & headers.keys():
+            del headers[key]
         if revision > 1:
             headers[HeaderName.revision] = str(revision)
         if content_type != JSON:
