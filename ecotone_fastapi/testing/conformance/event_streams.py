@@ -310,6 +310,21 @@ class Lives(EventHooks):
             with pytest.raises(ConcurrencyError, match="archived"):
                 await events.link("order-1", await events.read("order-2"))
 
+    async def test_readers_pass_what_is_archived_however_much_it_is(self) -> None:
+        """Also when it fills a page, or several."""
+        async with self.events() as events:
+            await events.append("order-1", facts(10), expected=0)
+            await events.append("order-2", facts(1), expected=0)
+            await events.append("order-3", facts(7), expected=0)
+            await events.append("order-4", facts(1), expected=0)
+            await events.archive("order-1")
+            await events.archive("order-3")
+
+            for which in (EventFilter(), EventFilter(categories=frozenset({"order"}))):
+                for limit in (1, 2, 3, 100):
+                    found = await everything(events, which, limit=limit)
+                    assert places(found) == [("order-2", 1), ("order-4", 1)]
+
     async def test_a_deleted_stream_is_gone(self) -> None:
         """It may begin anew, even with the same events, and readers get these."""
         event = fact(tags=["t"])
