@@ -391,21 +391,18 @@ async def test_on_mariadb_whoever_does_not_see_what_is_committed_cannot_decide(m
 
 
 async def history(database: SqlAlchemy) -> None:
-    """Append events whose order is not that of their positions."""
-    async with database.engine.connect() as first, database.engine.connect() as second:
-        for number, connection in enumerate((first, second, first, second)):
-            if number < 2:
-                await connection.execute(text("SELECT pg_current_xact_id()"))
-        insert = text(
-            "INSERT INTO ecotone_event (event_id, category, stream, version, name, headers, body, recorded_at)"
-            " VALUES (:id, 'old', :stream, :version, 'old', '{}', '', now())"
-        )
-        for version in range(1, 4):
-            for stream, connection in (("old-2", second), ("old-1", first)):
-                await connection.execute(insert, {"id": f"{stream}/{version}", "stream": stream, "version": version})
-        await second.commit()
-        await first.commit()
+    """Append events whose order is not that of their positions, as if the first transaction had ended last."""
+    for version in range(3):
+        for stream in ("old-1", "old-2"):
+            await database.events.append(stream, facts(1), expected=version)
     await database.events.append("old-3", [fact(tags=["t"]) for _ in range(3)], expected=0)
+    async with database.engine.begin() as connection:
+        for transaction, stream in ((10, "old-2"), (11, "old-1"), (12, "old-3")):
+            await connection.execute(
+                text("UPDATE ecotone_event SET transaction_id = CAST(:number AS text)::xid8 WHERE stream = :stream"),
+                {"number": str(transaction), "stream": stream},
+            )
+        await connection.execute(text("UPDATE ecotone_event_tag SET transaction_id = '12'"))
 
 
 @POSTGRESQL
