@@ -21,6 +21,7 @@ EcotoneError
 ├── ConsumerStoppedError                a consumer does not go on behind a message that failed
 ├── AggregateNotFoundError (LookupError)
 ├── DeadLetterNotFoundError (LookupError)
+├── AggregateError                      what a handler has left of an aggregate cannot be saved
 ├── ConcurrencyError                    somebody else saved first
 ├── TransactionAbortedError             a statement failed in it, and the handler went on
 └── ProjectionError                     a projection stopped; carries position and event
@@ -193,6 +194,10 @@ class DeadLetterNotFoundError(EcotoneError, LookupError):
     """No dead letter has this id."""
 
 
+class AggregateError(EcotoneError):
+    """What a handler has left of an aggregate cannot be saved: that is a mistake in its code, not of the sender."""
+
+
 class ConcurrencyError(EcotoneError):
     """Somebody else saved first.
 
@@ -200,6 +205,8 @@ class ConcurrencyError(EcotoneError):
         what: What was to be saved.
         expected: The version that it was to have.
         actual: The version that it has; `None` where that is not known.
+        passing: Whether the same message may succeed when it is handled again: not when its sender has said which
+            version it expects.
         tried: What was looked at.
         hint: What the reader can do about it.
     """
@@ -210,6 +217,7 @@ class ConcurrencyError(EcotoneError):
         *,
         expected: int | None = None,
         actual: int | None = None,
+        passing: bool = True,
         tried: str = "",
         hint: str = "",
     ) -> None:
@@ -218,6 +226,7 @@ class ConcurrencyError(EcotoneError):
         super().__init__(what, tried=tried, hint=hint)
         self.expected = expected
         self.actual = actual
+        self.passing = passing
 
 
 class TransactionAbortedError(EcotoneError):
