@@ -26,11 +26,13 @@ from ecotone_fastapi.messaging.retries import InstantRetries, Retried, retried
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, delayed, expiring, prioritized
 from ecotone_fastapi.messaging.transactions import untransacted
 from ecotone_fastapi.modelling.aggregates import Aggregates, aggregate
+from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.fetching import Fetched
 from ecotone_fastapi.modelling.identification import TargetIdentifier, TargetVersion, identified
 from ecotone_fastapi.modelling.recording import record, take_recorded
 from ecotone_fastapi.modelling.repository import Repository
+from ecotone_fastapi.modelling.upcasting import revision, upcaster
 from ecotone_fastapi.web import (
     CommandBus,
     CommandBusDep,
@@ -70,6 +72,7 @@ __all__ = [
     "ErrorPolicy",
     "EventBus",
     "EventBusDep",
+    "EventSourcing",
     "EventStore",
     "Failure",
     "Failures",
@@ -110,6 +113,8 @@ __all__ = [
     "query_handler",
     "record",
     "retried",
+    "revision",
     "take_recorded",
     "untransacted",
+    "upcaster",
 ]

@@ -13,6 +13,8 @@ from ecotone_fastapi.adapters.memory import (
     MemoryAggregates,
     MemoryChannel,
     MemoryDeadLetters,
+    MemoryDocuments,
+    MemoryEvents,
     MemoryInbox,
     MemorySchedules,
 )
@@ -37,6 +39,9 @@ from ecotone_fastapi.messaging.retries import InstantRetries
 from ecotone_fastapi.messaging.scheduling import Scheduling
 from ecotone_fastapi.messaging.transactions import Transactions
 from ecotone_fastapi.modelling.aggregates import Aggregates
+from ecotone_fastapi.modelling.documents import DocumentStore
+from ecotone_fastapi.modelling.event_sourcing import EventSourcing
+from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.web.buses import (
     CommandBus,
@@ -54,6 +59,7 @@ from ecotone_fastapi.web.markers import FastAPIMarkers
 _DEFAULTS: tuple[
     type[
         Outbox
+        | EventSourcing
         | Aggregates
         | Transactions
         | Scheduling
@@ -67,6 +73,7 @@ _DEFAULTS: tuple[
     ...,
 ] = (
     Outbox,  # the others are to see what stands in front of a broker's channel
+    EventSourcing,  # what it takes out of the handlers is for nobody else
     Aggregates,  # and which of two handlers of one message stays on the bus
     Transactions,
     Scheduling,
@@ -478,6 +485,9 @@ class _InMemory:
         if not any(channel.capabilities.durable for channel in assembly.channels.values()):
             assembly.add_service(DeadLetterStore, MemoryDeadLetters())
         assembly.add_service(DeduplicationStore, MemoryInbox(assembly.gateway.clock))
+        assembly.add_service(EventStorage, MemoryEvents(assembly.gateway.clock))
+        documents = DocumentStore(MemoryDocuments(assembly.gateway.clock), assembly.gateway.conversion)
+        assembly.add_service(DocumentStore, documents)
         self.schedules.watch(one for one in assembly.channels.values() if isinstance(one, MemoryChannel))
 
 

@@ -89,6 +89,13 @@ class StateStored:
     One with the same identifier takes the place of the aggregate: a frozen one changes like that.
     """
 
+    def choose(self, stores: Sequence[AggregateStore]) -> AggregateStore | None:
+        """Choose the first one."""
+        return next(iter(stores), None)
+
+    def when_recorded(self, aggregate: Any, event: Any) -> None:
+        """Do nothing: the method that records has changed the state."""
+
     def outcome(self, kept: Kept, instance: Any, result: Any, known: Mapping[type, Kept]) -> Outcome:
         """Save the aggregate, and those that were returned."""
         returned = list(result) if isinstance(result, list | tuple) and result else [result]
@@ -151,14 +158,14 @@ class Aggregates:
             ConfigurationError: A factory and a method do not fit together, or a class has not what it needs.
             MissingServiceError: Nothing keeps aggregates of a class.
         """
-        stores = [*self._stores]
+        own, others = [*self._stores], list[AggregateStore]()
         if AggregateStore in assembly.services:
-            stores.append(cast("AggregateStore", assembly.services[AggregateStore]))
+            own.append(cast("AggregateStore", assembly.services[AggregateStore]))
         for plugin in assembly.plugins:
             if isinstance(plugin, KeepsAggregates):
-                stores += plugin.aggregate_stores
+                others += plugin.aggregate_stores
         gateway = assembly.gateway
-        keeping = Keeping(stores, gateway)
+        keeping = Keeping(own, others, gateway)
         problems: list[ConfigurationError] = []
         for owner in dict.fromkeys(one.owner for one in assembly.endpoints if is_of_aggregate(one)):
             try:

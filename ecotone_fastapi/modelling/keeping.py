@@ -44,7 +44,15 @@ class Outcome:
 
 
 class Model(Protocol):
-    """What a handler of an aggregate means by what it returns."""
+    """What a handler of an aggregate means by what it returns, and where the aggregate is kept."""
+
+    def choose(self, stores: Sequence[AggregateStore]) -> AggregateStore | None:
+        """Choose among those stores of plugins that serve the class; the user's own are asked before."""
+        ...
+
+    def when_recorded(self, aggregate: Any, event: Any) -> None:
+        """Do what is to be done as soon as an aggregate records an event."""
+        ...
 
     def outcome(self, kept: "Kept", instance: Any, result: Any, known: "Mapping[type, Kept]") -> Outcome:
         """Tell what is to be saved and answered.
@@ -73,6 +81,10 @@ class Aggregate:
     version: str | None
     events: str | None
     model: Model
+
+    def when_recorded(self, aggregate: Any, event: Any) -> None:
+        """Let the model know."""
+        self.model.when_recorded(aggregate, event)
 
 
 def aggregate_mark(cls: type) -> Aggregate | None:
@@ -236,17 +248,19 @@ class Keeping:
     """All classes of aggregates of one application.
 
     Args:
-        stores: Where aggregates are; the first one that serves a class has its aggregates.
+        own: Stores of the user: the first one that serves a class has its aggregates.
+        others: Stores of plugins, among which the model of the class chooses.
         gateway: Makes messages of events.
 
     Attributes:
         known: The classes that were asked for.
     """
 
-    def __init__(self, stores: Sequence[AggregateStore], gateway: Gateway) -> None:
+    def __init__(self, own: Sequence[AggregateStore], others: Sequence[AggregateStore], gateway: Gateway) -> None:
         self.known: dict[type, Kept] = {}
         self.gateway = gateway
-        self._stores = stores
+        self._own = own
+        self._others = others
 
     def kept(self, cls: Any) -> Kept:
         """Return what is known of a class of aggregates.
@@ -264,11 +278,12 @@ class Keeping:
                     hint='put @aggregate(identifier="…") above the class',
                 )
             _check_attributes(cls, described)
-            store = next((one for one in self._stores if one.serves(cls)), None)
+            store = next((one for one in self._own if one.serves(cls)), None)
+            store = store or described.model.choose([one for one in self._others if one.serves(cls)])
             if store is None:
                 raise MissingServiceError(
                     f"nothing keeps the aggregates of {cls.__qualname__}",
-                    tried=", ".join(type(one).__name__ for one in self._stores) or "no store was given",
+                    tried=", ".join(type(one).__name__ for one in (*self._own, *self._others)) or "no store was given",
                     hint="give the database that has them among the plugins, or Aggregates(stores=[...])",
                 )
             known = self.known[cls] = Kept(cls, described, store, self.gateway)

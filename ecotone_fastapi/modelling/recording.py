@@ -11,11 +11,21 @@ whoever compares, copies or stores it.
 import weakref
 from collections.abc import Callable
 from inspect import isroutine
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from ecotone_fastapi.core.endpoint import marks_of
 from ecotone_fastapi.core.errors import AggregateError
 
 _recorded: dict[int, tuple[weakref.ref[object], list[Any]]] = {}  # by the id of the object, and gone with it
+
+
+@runtime_checkable
+class HearsRecorded(Protocol):
+    """A mark of a class that wants to know at once what its instances record."""
+
+    def when_recorded(self, aggregate: Any, event: Any) -> None:
+        """Do what is to be done as soon as an aggregate records an event."""
+        ...
 
 
 def record(aggregate: object, event: object) -> None:
@@ -36,11 +46,11 @@ def record(aggregate: object, event: object) -> None:
         >>> take_recorded(order)
         ['placed']
     """
-    key = id(aggregate)
-    kept = _recorded.get(key)
-    if kept is None:
-        kept = _recorded[key] = (_referred(aggregate, _forgetting(key)), [])
-    kept[1].append(event)
+    for cls in type(aggregate).__mro__:
+        for one in marks_of(cls):
+            if isinstance(one, HearsRecorded):
+                one.when_recorded(aggregate, event)
+    _keep(aggregate, event)
 
 
 def take_recorded(aggregate: object) -> list[Any]:
@@ -54,7 +64,15 @@ def hand_over(before: object, after: object) -> None:
     _, earlier = _recorded.pop(id(before), (None, []))
     _, later = _recorded.pop(id(after), (None, []))
     for event in (*earlier, *later):
-        record(after, event)
+        _keep(after, event)
+
+
+def _keep(aggregate: object, event: object) -> None:
+    key = id(aggregate)
+    kept = _recorded.get(key)
+    if kept is None:
+        kept = _recorded[key] = (_referred(aggregate, _forgetting(key)), [])
+    kept[1].append(event)
 
 
 def _forgetting(key: int) -> Callable[[object], None]:
