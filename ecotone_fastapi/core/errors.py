@@ -24,7 +24,7 @@ EcotoneError
 ├── DocumentNotFoundError (LookupError)
 ├── RowNotFoundError (LookupError)      a query of one row has found none
 ├── DuplicateDocumentError              another document has this id already
-├── AggregateError                      what a handler has left of an aggregate cannot be saved
+├── AggregateError                      an aggregate cannot be saved or read as it is
 ├── ConcurrencyError                    somebody else saved first
 ├── TransactionAbortedError             a statement failed in it, and the handler went on
 └── ProjectionError                     a projection stopped; carries position and event
@@ -210,7 +210,7 @@ class DuplicateDocumentError(EcotoneError):
 
 
 class AggregateError(EcotoneError):
-    """What a handler has left of an aggregate cannot be saved: that is a mistake in its code, not of the sender."""
+    """An aggregate cannot be saved, or read, as it is: that is a mistake in code, and not of the sender."""
 
 
 class ConcurrencyError(EcotoneError):
