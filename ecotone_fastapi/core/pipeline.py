@@ -121,7 +121,7 @@ class Scope:
         self.entered.insert(0 if outermost else len(self.entered), entered)
         return value
 
-    def note_change(self, undo: Callable[[], None]) -> None:
+    def note_change(self, undo: Callable[[], object]) -> None:
         """Note how a change in memory is taken back if the nested command fails that has made it."""
         self.state.setdefault(_CHANGES, []).append(undo)
 
@@ -131,7 +131,7 @@ class Scope:
 
     def take_back(self, count: int) -> None:
         """Take back all changes but the first so many, the last one first."""
-        noted: list[Callable[[], None]] = self.state.get(_CHANGES, [])
+        noted: list[Callable[[], object]] = self.state.get(_CHANGES, [])
         while len(noted) > count:
             noted.pop()()
 

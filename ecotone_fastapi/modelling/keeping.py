@@ -15,11 +15,12 @@ from ecotone_fastapi.core.errors import (
     MissingServiceError,
 )
 from ecotone_fastapi.core.gateway import Gateway, current_scope
-from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.core.message import Message, MessageTypes
 from ecotone_fastapi.modelling.identification import hints_of, tells
 from ecotone_fastapi.modelling.recording import hand_over, take_recorded
 from ecotone_fastapi.modelling.repository import (
     AggregateStore,
+    ChecksAggregates,
     Identifier,
     Saved,
     TypesIdentifiers,
@@ -210,7 +211,7 @@ class Kept:
         if identifier is None:
             identifier = self.identifier_of(instance)
             if identifier is None:
-                raise lacks_identifier(self.cls, self.described.identifier)
+                raise lacks_identifier(self.cls)
             # Those that tell the identifier could not be made before.
             saved = Saved(saved.version, self._messages(instance))
         loaded[id(instance)] = _Loaded(instance, saved.version, identifier)
@@ -259,6 +260,7 @@ class Keeping:
     def __init__(self, own: Sequence[AggregateStore], others: Sequence[AggregateStore], gateway: Gateway) -> None:
         self.known: dict[type, Kept] = {}
         self.gateway = gateway
+        self._names = MessageTypes()
         self._own = own
         self._others = others
 
@@ -266,7 +268,7 @@ class Keeping:
         """Return what is known of a class of aggregates.
 
         Raises:
-            ConfigurationError: It is none, or has no such attributes.
+            ConfigurationError: It is none, has no such attributes, or has the name of another one.
             MissingServiceError: Nothing keeps its instances.
         """
         known = self.known.get(cls)
@@ -286,6 +288,9 @@ class Keeping:
                     tried=", ".join(type(one).__name__ for one in (*self._own, *self._others)) or "no store was given",
                     hint="give the database that has them among the plugins, or Aggregates(stores=[...])",
                 )
+            if isinstance(store, ChecksAggregates):
+                store.check(cls)
+            self._names.add(cls)
             known = self.known[cls] = Kept(cls, described, store, self.gateway)
         return known
 

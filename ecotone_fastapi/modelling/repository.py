@@ -99,11 +99,7 @@ class AggregateStore(Protocol):
     """Loads and saves aggregates of some classes. Adapters implement it, and so can you."""
 
     def serves(self, cls: type) -> bool:
-        """Whether aggregates of this class are kept here. Asked once, at start.
-
-        Raises:
-            ConfigurationError: They would be, but their state would not come back as it was.
-        """
+        """Whether aggregates of this class can be kept here."""
         ...
 
     async def load(self, cls: type[A], identifier: Identifier) -> Versioned[A] | None:
@@ -139,6 +135,19 @@ class AggregateStore(Protocol):
 
 
 @runtime_checkable
+class ChecksAggregates(Protocol):
+    """A store that can tell at start whether all will be well."""
+
+    def check(self, cls: type) -> None:
+        """Look at a class whose aggregates will be kept here.
+
+        Raises:
+            ConfigurationError: Their state would not come back as it was, or something else is missing.
+        """
+        ...
+
+
+@runtime_checkable
 class TypesIdentifiers(Protocol):
     """A store that knows better than annotations do of which types identifiers are."""
 
@@ -147,10 +156,10 @@ class TypesIdentifiers(Protocol):
         ...
 
 
-def lacks_identifier(cls: type, names: Sequence[str]) -> AggregateError:
+def lacks_identifier(cls: type) -> AggregateError:
     """Return the error for an aggregate that nobody could find again."""
     return AggregateError(
-        f"a new {cls.__name__} has no {', '.join(names)}",
+        f"a new {cls.__name__} has no identifier",
         hint="set it before the handler returns, or keep it in a database that gives identifiers",
     )
 

@@ -33,7 +33,7 @@ AGREED = {
     """,
     f"{PACKAGE}.testing": """
         flow_test Flow StartFlow Recorded TravellingClock ParkedMessage Limits
-        ChannelConformance EventStoreConformance InboxConformance StoreConformance
+        AggregateStoreConformance ChannelConformance EventStoreConformance InboxConformance StoreConformance
     """,
     f"{PACKAGE}.core": """
         Plugin Assembly Interceptor Call Scope Proceed Stage Order mark Inline Endpoint Kind

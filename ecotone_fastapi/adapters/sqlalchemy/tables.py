@@ -4,6 +4,7 @@ Columns and tables are only ever added. Moments are kept with microseconds and i
 as `DATETIME(6)` on MariaDB and MySQL, as microseconds since 1970 on SQLite.
 """
 
+import hashlib
 from typing import Any
 
 from sqlalchemy import (
@@ -66,6 +67,13 @@ def _json() -> TypeEngine[Any]:
 def _name() -> TypeEngine[str]:
     # Ordered by code points everywhere: with the collation of a language, pages would differ from database to database.
     return String(LONGEST_NAME).with_variant(String(LONGEST_NAME, collation="C"), "postgresql")
+
+
+def indexed(name: str) -> str:
+    """Return a text that every database can index, and compares as Python does: MariaDB ignores spaces at the end."""
+    if len(name) <= LONGEST_NAME and name.isprintable() and not name.endswith(" "):
+        return name
+    return "sha256:" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
 
 
 metadata: MetaData = MetaData()
@@ -171,6 +179,19 @@ document: Table = Table(
     **_MARIADB,
 )
 """Documents of all collections, as JSON."""
+
+aggregate: Table = Table(
+    "ecotone_aggregate",
+    metadata,
+    Column("type", String(LONGEST_NAME), primary_key=True),
+    Column("identifier", String(LONGEST_NAME), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("body", _long_text(), nullable=False),
+    Column("updated_at", _moment(), nullable=False),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Aggregates that are no rows of tables of their own: their state as JSON."""
 
 schema: Table = Table(
     "ecotone_schema",
