@@ -26,12 +26,15 @@ from ecotone_fastapi.messaging.retries import InstantRetries, Retried, retried
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, delayed, expiring, prioritized
 from ecotone_fastapi.messaging.transactions import untransacted
 from ecotone_fastapi.modelling.aggregates import Aggregates, aggregate
-from ecotone_fastapi.modelling.event_sourcing import EventSourcing
+from ecotone_fastapi.modelling.applying import applies
+from ecotone_fastapi.modelling.documents import DocumentStore
+from ecotone_fastapi.modelling.event_sourcing import EventSourcing, event_sourced
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.fetching import Fetched
 from ecotone_fastapi.modelling.identification import TargetIdentifier, TargetVersion, identified
 from ecotone_fastapi.modelling.recording import record, take_recorded
 from ecotone_fastapi.modelling.repository import Repository
+from ecotone_fastapi.modelling.snapshots import Snapshots
 from ecotone_fastapi.modelling.upcasting import revision, upcaster
 from ecotone_fastapi.web import (
     CommandBus,
@@ -67,6 +70,7 @@ __all__ = [
     "DeadLettersDep",
     "Deduplication",
     "Discard",
+    "DocumentStore",
     "Ecotone",
     "EcotoneError",
     "ErrorPolicy",
@@ -91,11 +95,13 @@ __all__ = [
     "Retry",
     "ScheduledMessage",
     "ScheduledMessages",
+    "Snapshots",
     "Stop",
     "TargetIdentifier",
     "TargetVersion",
     "add_error_handlers",
     "aggregate",
+    "applies",
     "asynchronous",
     "command_bus",
     "command_handler",
@@ -103,6 +109,7 @@ __all__ = [
     "delayed",
     "event_bus",
     "event_handler",
+    "event_sourced",
     "expiring",
     "identified",
     "internal_handler",

@@ -174,7 +174,6 @@ class Aggregates:
                 problems.append(problem)
         factories, misfits = pair(assembly)
         problems += misfits
-        ConfigurationError.raise_all(problems)
         parameters = AggregateParameters(keeping, lambda endpoint: endpoint.id in factories)
         flow = _Flow(keeping, parameters, factories)
 
@@ -209,6 +208,7 @@ class Aggregates:
             when=lambda one: one.id in parameters.saving and not is_of_aggregate(one),
         )
         assembly.add_resolver(parameters)
+        ConfigurationError.raise_all(problems)
 
 
 class _Flow:

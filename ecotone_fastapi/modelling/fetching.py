@@ -13,7 +13,7 @@ from ecotone_fastapi.core.injection import Constant, Dependency, Supplier, Wante
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.signatures import Parameter
 from ecotone_fastapi.modelling.identification import By, Finder, Identified
-from ecotone_fastapi.modelling.keeping import Keeping, Kept
+from ecotone_fastapi.modelling.keeping import Keeping, Kept, aggregate_mark
 from ecotone_fastapi.modelling.publishing import StoredRepository
 from ecotone_fastapi.modelling.repository import Repository
 
@@ -63,10 +63,12 @@ class AggregateParameters:
         for marker in parameter.metadata:
             if isinstance(marker, Fetched) or marker is Fetched:
                 return self._fetching(marker if isinstance(marker, Fetched) else Fetched(), parameter, wanted)
-        endpoint = wanted.endpoint
-        if parameter.name == "self" and annotation is endpoint.owner and annotation in self._keeping.known:
-            return self._instance(self._keeping.known[annotation], endpoint, wanted)
-        return None
+        owner = wanted.endpoint.owner
+        if parameter.name != "self" or owner is None or annotation is not owner or aggregate_mark(owner) is None:
+            return None
+        if owner not in self._keeping.known:  # there is another error about it
+            return Constant(None)
+        return self._instance(self._keeping.known[owner], wanted.endpoint, wanted)
 
     def _repository(self, cls: Any, parameter: Parameter, wanted: Wanted) -> Supplier:
         kept = self._kept(cls, parameter, wanted)

@@ -17,7 +17,7 @@ from ecotone_fastapi.core.errors import (
 from ecotone_fastapi.core.gateway import Gateway, current_scope
 from ecotone_fastapi.core.message import Message, MessageTypes
 from ecotone_fastapi.modelling.identification import hints_of, tells
-from ecotone_fastapi.modelling.recording import hand_over, take_recorded
+from ecotone_fastapi.modelling.recording import hand_over, is_made_later, made, taken
 from ecotone_fastapi.modelling.repository import (
     AggregateStore,
     ChecksAggregates,
@@ -163,13 +163,13 @@ class Kept:
 
     def recorded(self, instance: Any) -> list[Any]:
         """Take the events that an aggregate has recorded."""
-        taken = take_recorded(instance)
+        recorded = taken(instance)
         if self.described.events is not None:
             own = getattr(instance, self.described.events)
-            taken += list(own()) if callable(own) else list(own)
+            recorded += list(own()) if callable(own) else list(own)
             if not callable(own):
                 own.clear()
-        return taken
+        return recorded
 
     def tell_version(self, instance: Any, version: int) -> None:
         """Set the attribute that wants to know the version."""
@@ -203,7 +203,10 @@ class Kept:
                 f"the {self.label} {before.identifier.value!r} has become {identifier and identifier.value!r}",
                 hint="an identifier never changes: make a new aggregate",
             )
-        events = self._messages(instance) if identifier is not None else ()
+        recorded = self.recorded(instance)
+        # What tells an identifier that the database gives can only be made after it has.
+        later = identifier is None and any(map(is_made_later, recorded))
+        events = () if later else self._messages(recorded)
         saved = await self.store.save(
             self.cls, identifier, instance, events=events, expected=before.version if before is not None else 0
         )
@@ -212,10 +215,8 @@ class Kept:
             identifier = self.identifier_of(instance)
             if identifier is None:
                 raise lacks_identifier(self.cls)
-            # Those that tell the identifier could not be made before.
-            saved = Saved(saved.version, self._messages(instance))
         loaded[id(instance)] = _Loaded(instance, saved.version, identifier)
-        return identifier, saved
+        return identifier, Saved(saved.version, self._messages(recorded)) if later else saved
 
     def succeed(self, instance: Any, successor: Any) -> None:
         """Let another object be saved in place of one that was loaded, with what both have recorded."""
@@ -236,8 +237,8 @@ class Kept:
             hint="was it created, and under this identifier? @identified(missing='ignore') ignores such messages",
         )
 
-    def _messages(self, instance: Any) -> Sequence[Message[Any]]:
-        return [self._gateway.message(*_with_headers(one)) for one in self.recorded(instance)]
+    def _messages(self, recorded: Sequence[Any]) -> Sequence[Message[Any]]:
+        return [self._gateway.message(*_with_headers(made(one))) for one in recorded]
 
 
 def kept_of(instance: object, known: Mapping[type, Kept]) -> Kept | None:

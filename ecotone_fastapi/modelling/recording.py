@@ -55,15 +55,28 @@ def record(aggregate: object, event: object) -> None:
 
 def take_recorded(aggregate: object) -> list[Any]:
     """Return what an aggregate has recorded, and forget it; for tests of an aggregate alone."""
+    return [made(event) for event in taken(aggregate)]
+
+
+def taken(aggregate: object) -> list[Any]:
+    """Take what an aggregate has recorded as it is: some of it may be made later."""
     _, events = _recorded.pop(id(aggregate), (None, []))
-    return [event() if isroutine(event) else event for event in events]
+    return events
+
+
+def is_made_later(event: object) -> bool:
+    """Whether an event is still to be made."""
+    return isroutine(event)
+
+
+def made(event: Any) -> Any:
+    """Return an event, which is made if it is not yet."""
+    return event() if isroutine(event) else event
 
 
 def hand_over(before: object, after: object) -> None:
     """Let one object have what another one has recorded, before what it has recorded itself."""
-    _, earlier = _recorded.pop(id(before), (None, []))
-    _, later = _recorded.pop(id(after), (None, []))
-    for event in (*earlier, *later):
+    for event in (*taken(before), *taken(after)):
         _keep(after, event)
 
 

@@ -14,6 +14,7 @@ It needs pytest: `pip install pytest`.
 from ecotone_fastapi.testing.conformance import (
     AggregateStoreConformance,
     ChannelConformance,
+    DocumentStoreConformance,
     EventStoreConformance,
     InboxConformance,
     StoreConformance,
@@ -23,6 +24,7 @@ from ecotone_fastapi.testing.flow import Flow, Recorded, TravellingClock, flow_t
 __all__ = [
     "AggregateStoreConformance",
     "ChannelConformance",
+    "DocumentStoreConformance",
     "EventStoreConformance",
     "Flow",
     "InboxConformance",

@@ -20,20 +20,21 @@ AGREED = {
         ScheduledMessage ScheduledMessages
         before after around output_to orchestrator
         aggregate event_sourced applies saga projection
-        EventSourcing revision upcaster
+        EventSourcing Snapshots revision upcaster
         Aggregates identified record take_recorded Fetched TargetIdentifier TargetVersion
         Message MessageHeader message_name
         HeaderName untransacted
         ErrorPolicy Backoff Failure Retry DeadLetter Discard Stop on_failure InstantRetries Retried
         DeadLetters DeadLettersDep DeadLetterFilter DeadLetterOffice ParkedMessage
         AsynchronousHandlers ConsumerSettings Deduplication Consumers CircuitBreaker Failures Outbox
-        Repository EventStore
+        Repository EventStore DocumentStore
         add_error_handlers command_bus event_bus query_bus
         EcotoneError ConfigurationError ConversionError HandlerNotFoundError AggregateNotFoundError ConcurrencyError
     """,
     f"{PACKAGE}.testing": """
         flow_test Flow StartFlow Recorded TravellingClock ParkedMessage Limits
-        AggregateStoreConformance ChannelConformance EventStoreConformance InboxConformance StoreConformance
+        AggregateStoreConformance ChannelConformance DocumentStoreConformance EventStoreConformance
+        InboxConformance StoreConformance
     """,
     f"{PACKAGE}.core": """
         Plugin Assembly Interceptor Call Scope Proceed Stage Order mark Inline Endpoint Kind

@@ -7,6 +7,7 @@ from ecotone_fastapi.adapters.memory.documents import MemoryDocuments
 from ecotone_fastapi.adapters.memory.events import MemoryEvents
 from ecotone_fastapi.adapters.memory.inbox import MemoryInbox
 from ecotone_fastapi.adapters.memory.schedules import MemorySchedules
+from ecotone_fastapi.adapters.memory.snapshots import MemorySnapshots
 
 __all__ = [
     "MemoryAggregates",
@@ -19,4 +20,5 @@ __all__ = [
     "MemoryInbox",
     "MemoryQueue",
     "MemorySchedules",
+    "MemorySnapshots",
 ]

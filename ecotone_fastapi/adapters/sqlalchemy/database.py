@@ -23,6 +23,7 @@ from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
 from ecotone_fastapi.adapters.sqlalchemy.schedules import SqlSchedules
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
+from ecotone_fastapi.adapters.sqlalchemy.snapshots import SqlSnapshots
 from ecotone_fastapi.adapters.sqlalchemy.transactions import HeardSession, Transactions
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock, SystemClock
@@ -39,6 +40,7 @@ from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.repository import AggregateStore
+from ecotone_fastapi.modelling.snapshots import SnapshotStore
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class SqlAlchemy:
         sessionmaker: Makes sessions.
         dead_letters: The dead letter in this database.
         inbox: What was handled, by the messages that must not be handled twice.
+        snapshots: What the events of streams have led to.
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
         aggregate_stores: Aggregates in this database: mapped classes in their own tables, all others as JSON.
@@ -143,6 +146,9 @@ class SqlAlchemy:
                 lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
             ),
         )
+        self.snapshots: SqlSnapshots = SqlSnapshots(
+            self._schema.table("ecotone_snapshot"), self._transactions, self._prepare
+        )
         self.schedules: SqlSchedules = SqlSchedules(
             self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
         )
@@ -156,6 +162,7 @@ class SqlAlchemy:
         assembly.add_service(PassingErrors, self)
         assembly.add_service(PauseStore, self.pauses)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
+        assembly.add_service(SnapshotStore, self.snapshots)
         assembly.add_service(SqlAlchemy, self)
         assembly.add_service(AsyncSession, self.session)
         assembly.add_lifespan(self.lifespan)

@@ -65,6 +65,7 @@ pytest.register_assert_rewrite(__name__)
 
 from ecotone_fastapi.testing.conformance.aggregates import AggregateStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.channels import ChannelConformance  # noqa: E402
+from ecotone_fastapi.testing.conformance.documents import DocumentStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.event_stores import EventStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.inbox import InboxConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.stores import StoreConformance  # noqa: E402
@@ -72,6 +73,7 @@ from ecotone_fastapi.testing.conformance.stores import StoreConformance  # noqa:
 __all__ = [
     "AggregateStoreConformance",
     "ChannelConformance",
+    "DocumentStoreConformance",
     "EventStoreConformance",
     "InboxConformance",
     "StoreConformance",
