@@ -16,7 +16,7 @@ What the markers of a web framework mean is told by resolvers from outside; this
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import isroutine
 from operator import attrgetter
@@ -219,7 +219,10 @@ class Injector:
         Raises:
             ConfigurationError: A parameter before it can never be supplied.
         """
-        return _Planner(self, endpoint, asynchronous=False, overrides={}).find_payload_type()
+        # Resolvers are not to take for granted what is being found out.
+        return _Planner(
+            self, replace(endpoint, payload_type=None), asynchronous=False, overrides={}
+        ).find_payload_type()
 
 
 _Life = frozenset[int] | Literal["application", "message"]
@@ -322,7 +325,7 @@ class _Planner:
         key = (_identity(call), handler)
         if key not in self.inspected:
             try:
-                parameters = parameters_of(call, self.endpoint.names)
+                parameters = parameters_of(call, self.endpoint.known_names)
                 if handler and self.endpoint.needs_instance:
                     parameters = parameters[1:]
                 self.inspected[key] = [(one, self._supplier(one, handler=handler)) for one in parameters]

@@ -36,8 +36,8 @@ from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.modelling.factories import Factory, is_of_aggregate, pair
-from ecotone_fastapi.modelling.fetching import AggregateParameters
-from ecotone_fastapi.modelling.identification import Identified, expected_version
+from ecotone_fastapi.modelling.fetching import AggregateParameters, with_payload_type
+from ecotone_fastapi.modelling.identification import Identified
 from ecotone_fastapi.modelling.keeping import Aggregate, Keeping, Kept, Outcome, kept_of
 from ecotone_fastapi.modelling.publishing import holding, publish
 from ecotone_fastapi.modelling.repository import UNVERSIONED, AggregateStore, Identifier, Versioned
@@ -172,6 +172,7 @@ class Aggregates:
                 keeping.kept(cast("type", owner))
             except ConfigurationError as problem:
                 problems.append(problem)
+        assembly.endpoints = [with_payload_type(one) for one in assembly.endpoints]
         factories, misfits = pair(assembly)
         problems += misfits
         parameters = AggregateParameters(keeping, lambda endpoint: endpoint.id in factories)
@@ -228,7 +229,7 @@ class _Flow:
         instance: Any = None
         expected: int | None = None
         if endpoint.needs_instance:
-            expected = expected_version(call.message)
+            expected = self._finders[endpoint.id].expected_version(call.message)
             loaded = await self._load(kept, call, expected)
             if loaded is not None:
                 instance = loaded.state

@@ -4,14 +4,14 @@ async def ship(command: ShipOrder, order: Annotated[Order, Fetched()], orders: R
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, get_args, get_origin
 
 from ecotone_fastapi.core.endpoint import Endpoint
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.injection import Constant, Dependency, Supplier, Wanted
 from ecotone_fastapi.core.message import Message
-from ecotone_fastapi.core.signatures import Parameter
+from ecotone_fastapi.core.signatures import Parameter, parameters_of
 from ecotone_fastapi.modelling.identification import By, Finder, Identified
 from ecotone_fastapi.modelling.keeping import Keeping, Kept, aggregate_mark
 from ecotone_fastapi.modelling.publishing import StoredRepository
@@ -32,6 +32,21 @@ class Fetched:
     """
 
     by: By = None
+
+
+def with_payload_type(endpoint: Endpoint) -> Endpoint:
+    """Return a handler with the type of its payload, when something of ours stands in front of that."""
+    if not _is_ours(endpoint.payload_type):
+        return endpoint
+    parameters = parameters_of(endpoint.function, endpoint.known_names)[1 if endpoint.needs_instance else 0 :]
+    return replace(
+        endpoint, payload_type=next((one.annotated for one in parameters if not _is_ours(one.annotated)), None)
+    )
+
+
+def _is_ours(annotation: Any) -> bool:
+    markers = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return get_origin(annotation) is Repository or any(one is Fetched or isinstance(one, Fetched) for one in markers)
 
 
 class AggregateParameters:
@@ -93,7 +108,7 @@ class AggregateParameters:
         may_be_missing = bool(members)
         kept = self._kept(members[0] if members else parameter.annotation, parameter, wanted)
         finder = Finder(kept.described.identifier, wanted.endpoint, marker.by, header=False)
-        if wanted.endpoint.payload_type is not None and not may_be_missing:
+        if not may_be_missing:
             _raise_problems(finder, kept, wanted)
 
         async def fetch(message: Message[Any]) -> Any:

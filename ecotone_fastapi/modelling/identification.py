@@ -111,6 +111,8 @@ class Finder:
         self._header = header
         # A handler without payload is sent the identifier alone, or nothing; another one says so by the name.
         self._payload_is_it = by is None and len(names) == 1 and _payload_name(endpoint) in (None, names[0])
+        typed_dicts = [one for one in members_of(endpoint.payload_type) if isinstance(one, type) and is_typed_dict(one)]
+        self._of_dicts = markers_of(typed_dicts[0]) if typed_dicts else ({}, None)
 
     def find(self, message: Message[Any]) -> Mapping[str, Any] | None:
         """Return the values that a message tells, by the names of the identifiers; `None` when it tells not all.
@@ -128,7 +130,7 @@ class Finder:
             return self._spread(told, f"header {HeaderName.aggregate_id!r}")
         if self._together is not None:
             return self._spread(_read(self._together, message, names[0]), "what the handler is identified by")
-        targets, _ = markers_of(type(payload))
+        targets, _ = self._markers(payload)
         values = {
             name: _read(self._sources[name], message, name)
             if name in self._sources
@@ -138,6 +140,25 @@ class Finder:
         if self._payload_is_it and values[names[0]] is None and self._may_identify(payload):
             values[names[0]] = payload
         return values
+
+    def _markers(self, payload: Any) -> tuple[Mapping[str, str], str | None]:
+        """The marked fields of a payload; a dict does not know its own type."""
+        return self._of_dicts if isinstance(payload, Mapping) else markers_of(type(payload))
+
+    def expected_version(self, message: Message[Any]) -> int | None:
+        """Return the version that the sender of a message expects the aggregate to have.
+
+        Raises:
+            ConversionError: The header is no number.
+        """
+        told = message.headers.get(HeaderName.aggregate_version)
+        if told is not None:
+            if not told.isdecimal():
+                raise ConversionError(f"header {HeaderName.aggregate_version!r} is {told!r}", hint="give a number")
+            return int(told)
+        _, field = self._markers(message.payload)
+        value = _attribute(message.payload, field) if field is not None else None
+        return None if value is None else int(value)
 
     def _may_identify(self, payload: Any) -> bool:
         if self._endpoint.payload_type is None:
@@ -210,22 +231,6 @@ class Finder:
                     yield f"{shown} does not tell the {name} of {of}", f"{marked}, or write {explicit}"
 
 
-def expected_version(message: Message[Any]) -> int | None:
-    """Return the version that the sender of a message expects the aggregate to have.
-
-    Raises:
-        ConversionError: The header is no number.
-    """
-    told = message.headers.get(HeaderName.aggregate_version)
-    if told is not None:
-        if not told.isdecimal():
-            raise ConversionError(f"header {HeaderName.aggregate_version!r} is {told!r}", hint="give a number")
-        return int(told)
-    _, field = markers_of(type(message.payload))
-    value = _attribute(message.payload, field) if field is not None else None
-    return None if value is None else int(value)
-
-
 def markers_of(cls: Any) -> tuple[Mapping[str, str], str | None]:
     """Return the marked fields of a message type: those that identify, by the identifiers' names, and the version."""
     return _markers_of(cls)
@@ -288,7 +293,7 @@ def _payload_name(endpoint: Endpoint) -> str | None:
     """The name of the parameter that is the payload; `None` when the handler takes none."""
     if endpoint.payload_type is None:
         return None
-    parameters = parameters_of(endpoint.function, endpoint.names)[1 if endpoint.needs_instance else 0 :]
+    parameters = parameters_of(endpoint.function, endpoint.known_names)[1 if endpoint.needs_instance else 0 :]
     return next((one.name for one in parameters if one.annotated == endpoint.payload_type), "")
 
 
