@@ -150,6 +150,7 @@ class Aggregates:
 
     def __init__(self, stores: Sequence[AggregateStore] = ()) -> None:
         self._stores = tuple(stores)
+        self._keeping: Keeping | None = None
 
     def install(self, assembly: Assembly) -> None:
         """Load and save around the handlers of aggregates, and offer repositories.
@@ -165,7 +166,7 @@ class Aggregates:
             if isinstance(plugin, KeepsAggregates):
                 others += plugin.aggregate_stores
         gateway = assembly.gateway
-        keeping = Keeping(own, others, gateway)
+        keeping = self._keeping = Keeping(own, others, gateway)
         problems: list[ConfigurationError] = []
         for owner in dict.fromkeys(one.owner for one in assembly.endpoints if is_of_aggregate(one)):
             try:
@@ -210,6 +211,16 @@ class Aggregates:
         )
         assembly.add_resolver(parameters)
         ConfigurationError.raise_all(problems)
+
+    def kept(self, cls: type) -> Kept:
+        """Return what is known of a class of aggregates, for tools.
+
+        Raises:
+            ConfigurationError: It is none, or this plugin was not installed.
+        """
+        if self._keeping is None:
+            raise ConfigurationError("aggregates are known when the application was put together", hint="start it")
+        return self._keeping.kept(cls)
 
 
 class _Flow:

@@ -255,7 +255,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Field:
+class Field:  # noqa: PLW1641 - it is compared to give a condition
     """A field of the documents of a collection: compared with values it gives a condition, see `Collection.field`.
 
     Args:
@@ -269,8 +269,6 @@ class Field:
     kinds: frozenset[ValueKind] | None
     name: str
     descending: bool = False
-
-    __hash__ = None  # type: ignore[assignment]  # it is compared to give a condition
 
     def __eq__(self, value: object) -> Filter:  # type: ignore[override]
         return IsNull(self.path) if value is None else self._compared(Operator.EQUAL, value)
@@ -318,10 +316,11 @@ class Field:
         Raises:
             ConversionError: It is no text.
         """
-        is_text = {ValueKind.TEXT, ValueKind.MOMENT, ValueKind.DECIMAL}
-        if not isinstance(prefix, str) or (self.kinds is not None and not self.kinds & is_text):
+        kind, scalar = _told(prefix, self.name)
+        is_text = self.kinds is None or self.kinds & {ValueKind.TEXT, ValueKind.MOMENT, ValueKind.DECIMAL}
+        if kind is not ValueKind.TEXT or not is_text:
             raise self._unfit(prefix)
-        return Comparison(self.path, Operator.PREFIX, ValueKind.TEXT, (_writable(prefix, self.name),))
+        return Comparison(self.path, Operator.PREFIX, ValueKind.TEXT, (scalar,))
 
     def is_null(self) -> Filter:
         """Return the condition that it is null or not there. The opposite is `~field.is_null()`."""

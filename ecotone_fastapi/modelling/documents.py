@@ -515,6 +515,11 @@ class _Shape:
 
     @classmethod
     def of(cls, type_: Any, conversion: Conversion) -> "_Shape":
+        """Return what documents of a type look like.
+
+        Raises:
+            ConfigurationError: They do not come back as they are written.
+        """
         losses = conversion.problems_of_round_trip(type_)
         if losses:
             told = "; ".join([f"{loss.where}: {loss.what}" for loss in losses])
