@@ -12,7 +12,8 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, get_type_hints
+from inspect import get_annotations
+from typing import Any, Protocol
 
 from pydantic import PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
 from pydantic_core import to_json
@@ -164,5 +165,5 @@ def _fingerprint(cls: type) -> str:
     try:
         form = to_json(TypeAdapter(cls).json_schema())
     except (PydanticUserError, PydanticInvalidForJsonSchema):  # a converter of the user's knows it
-        form = repr(sorted(get_type_hints(cls).items())).encode()
+        form = repr([sorted(map(str, get_annotations(one).items())) for one in cls.__mro__]).encode()
     return hashlib.sha256(form).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """`@applies` methods: which one is called, how objects are made, and what is found at start."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import pytest
 from pydantic import BaseModel, ConfigDict
@@ -226,6 +226,10 @@ def test_a_method_that_cannot_be_called_when_an_object_is_loaded_is_found_at_sta
         @applies
         def opened(self, event: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
+    class Odd:
+        @applies
+        def opened(self, event: Literal["opened"]) -> None: ...
+
     class Nothing: ...
 
     assert "Slow.opened applies events and is no plain def" in problem(Slow)
@@ -234,6 +238,7 @@ def test_a_method_that_cannot_be_called_when_an_object_is_loaded_is_found_at_sta
         assert f"{cls.__name__}.opened does not tell which events it applies" in problem(cls)
     assert "Static.opened applies events and gets no object" in problem(Static)
     assert "Lost.opened: annotation 'Nowhere'" in problem(Lost)
+    assert "Odd.opened applies typing.Literal, which is no class" in problem(Odd)
     assert "nothing applies the events of" in problem(Nothing)
 
 

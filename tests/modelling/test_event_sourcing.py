@@ -469,6 +469,15 @@ async def test_a_factory_whose_events_set_no_identifier_fails_before_anything_is
         assert flow.published == []
 
 
+async def test_an_event_is_applied_once_also_by_a_class_that_inherits_from_another_one() -> None:
+    @event_sourced(identifier="wallet_id", stream="till", recording=True)
+    class Till(Wallet): ...
+
+    async with flow_test([Till]) as flow:
+        await flow.send(Charge("w", 5))
+        assert await flow.send(Charge("w", 5)) == 10
+
+
 def test_an_aggregate_can_be_tested_alone() -> None:
     wallet = Wallet.create(Charge("w", 5))
 

@@ -343,6 +343,87 @@ async def test_without_channels_a_test_takes_snapshots_in_line() -> None:
         assert world.snapshots.taken == [2]
 
 
+async def test_a_program_that_takes_none_any_more_leaves_what_waits() -> None:
+    world, channels = World(), [MemoryChannel("snapshots")]
+    in_background = Snapshots(every=1, background="snapshots")
+
+    @event_sourced(identifier="account_id", stream="other", snapshots=in_background)
+    @dataclass
+    class Other(Account):
+        @command_handler("other")
+        def other(self) -> None: ...
+
+    async with world.run(account(in_background), channels=channels) as flow:
+        await open_and_move(flow)
+    async with world.run(Other, channels=channels) as flow:
+        assert await flow.run("snapshots") == 1
+    assert world.snapshots.taken == []
+
+
+async def test_a_converter_of_the_user_writes_and_reads_snapshots_of_a_plain_class() -> None:
+    @event_sourced(identifier="account_id", stream="account", snapshots=2)
+    class Plain:
+        account_id = ""
+        balance: "int | Nowhere" = 0  # type: ignore[name-defined]  # noqa: F821
+
+        @classmethod
+        @command_handler("open")
+        def open(cls, account_id: str) -> list[Any]:
+            return [Opened(account_id), Moved(5)]
+
+        @query_handler("state")
+        def get_state(self) -> int:
+            return self.balance
+
+        @applies
+        def opened(self, event: Opened) -> None:
+            self.account_id = event.account_id
+
+        @applies
+        def moved(self, event: Moved) -> None:
+            self.balance += event.amount
+
+    class AsText:
+        content_type = "text/x-account"
+
+        def handles(self, type_: Any) -> bool:
+            return type_ is Plain
+
+        def encode(self, value: Plain) -> bytes:
+            return f"{value.account_id}|{value.balance}".encode()
+
+        def decode(self, data: bytes, type_: Any) -> Plain:
+            plain = Plain()
+            plain.account_id, balance = data.decode().split("|")
+            plain.balance = int(balance)
+            return plain
+
+    world = World()
+    async with world.run(Plain, converters=[AsText()]) as flow:
+        await flow.send("1", to="open")
+        kept = await world.snapshots.load("account-1")
+        assert kept is not None
+        assert (kept.body, kept.content_type) == (b"1|5", "text/x-account")
+        assert await flow.ask("1", to="state") == 5
+
+
+async def test_an_event_that_cannot_be_applied_tells_which_it_is() -> None:
+    @event_sourced(identifier="account_id", stream="account")
+    @dataclass
+    class Broken(Account):
+        @applies
+        def moved(self, event: Moved) -> None:
+            self.balance //= event.amount
+
+    world = World()
+    async with world.run(account(None)) as flow:
+        await open_and_move(flow, 1, 0)
+    async with world.run(Broken) as flow:
+        with pytest.raises(ZeroDivisionError) as caught:
+            await flow.ask("1", to="state")
+    assert "while applying 'account.moved', version 3 of 'account-1'" in caught.value.__notes__
+
+
 def problem(*handlers: Any) -> str:
     with pytest.raises(ConfigurationError) as caught:
         Ecotone(handlers).prepare()

@@ -27,7 +27,10 @@ from ecotone_fastapi import (
     revision,
     upcaster,
 )
+from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.modelling.snapshots import SnapshotStore
 from ecotone_fastapi.testing import Flow, flow_test
 
 Start = Callable[..., AbstractAsyncContextManager[Flow]]
@@ -259,6 +262,30 @@ async def test_several_at_once_all_get_their_turn(start: Start) -> None:
         assert await flow.ask("w", to="wallet.balance") == 36
         store: EventStore = flow.ecotone.assembly.services[EventStore]  # type: ignore[assignment]
         assert [event.version for event in await store.load("wallet-w")] == list(range(1, 10))
+
+
+# ------------------------------------------------------------------------------ snapshots that a consumer takes later
+
+
+@event_sourced(identifier="wallet_id", stream="purse", snapshots=Snapshots(every=2, background="snapshots"))
+@dataclass
+class Purse(Wallet): ...
+
+
+async def test_a_consumer_takes_snapshots_beside_the_commands(database_url: str | None) -> None:
+    database = None if database_url is None else SqlAlchemy(database_url, create_schema=True)
+    channel: Channel = MemoryChannel("snapshots") if database is None else database.channel("snapshots")
+    async with flow_test([Purse], channels=[channel], plugins=[] if database is None else [database]) as flow:
+        for amount in (1, 2, 3, 4, 5):
+            await flow.send(AddMoney("w", amount))
+
+        assert await flow.run("snapshots") == 2
+        snapshots: SnapshotStore = flow.ecotone.assembly.services[SnapshotStore]  # type: ignore[assignment]
+        snapshot = await snapshots.load("purse-w")
+        assert snapshot is not None
+        assert (snapshot.version, snapshot.body) == (5, b'{"wallet_id":"w","balance":15}')
+        await flow.send(AddMoney("w", 6))
+        assert await flow.ask("w", to="wallet.balance") == 21
 
 
 # ------------------------------------------------------------------------------------ a program that has been rewritten
