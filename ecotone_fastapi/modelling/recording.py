@@ -46,10 +46,10 @@ def record(aggregate: object, event: object) -> None:
         >>> take_recorded(order)
         ['placed']
     """
-    for cls in type(aggregate).__mro__:
-        for one in marks_of(cls):
-            if isinstance(one, HearsRecorded):
-                one.when_recorded(aggregate, event)
+    marks = (one for cls in type(aggregate).__mro__ for one in marks_of(cls))
+    nearest = next((one for one in marks if isinstance(one, HearsRecorded)), None)
+    if nearest is not None:
+        nearest.when_recorded(aggregate, event)
     _keep(aggregate, event)
 
 
