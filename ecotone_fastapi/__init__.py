@@ -27,6 +27,7 @@ from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMess
 from ecotone_fastapi.messaging.transactions import untransacted
 from ecotone_fastapi.modelling.aggregates import Aggregates, aggregate
 from ecotone_fastapi.modelling.applying import applies
+from ecotone_fastapi.modelling.consistency import Decisions
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing, event_sourced
 from ecotone_fastapi.modelling.event_store import EventStore
@@ -35,6 +36,7 @@ from ecotone_fastapi.modelling.identification import TargetIdentifier, TargetVer
 from ecotone_fastapi.modelling.recording import record, take_recorded
 from ecotone_fastapi.modelling.repository import Repository
 from ecotone_fastapi.modelling.snapshots import Snapshots
+from ecotone_fastapi.modelling.tags import Tag
 from ecotone_fastapi.modelling.upcasting import revision, upcaster
 from ecotone_fastapi.web import (
     CommandBus,
@@ -68,6 +70,7 @@ __all__ = [
     "DeadLetterOffice",
     "DeadLetters",
     "DeadLettersDep",
+    "Decisions",
     "Deduplication",
     "Discard",
     "DocumentStore",
@@ -97,6 +100,7 @@ __all__ = [
     "ScheduledMessages",
     "Snapshots",
     "Stop",
+    "Tag",
     "TargetIdentifier",
     "TargetVersion",
     "add_error_handlers",

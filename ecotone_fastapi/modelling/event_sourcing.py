@@ -29,10 +29,12 @@ What a handler returns is appended to the stream `basket-7` and then published, 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar, cast, get_args, get_type_hints
+
+from pydantic import BaseModel
 
 from ecotone_fastapi.core.conversion import header_texts
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
@@ -43,7 +45,8 @@ from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.routing import members_of
 from ecotone_fastapi.modelling.aggregate_streams import EventSourcedStore, Sourced
 from ecotone_fastapi.modelling.aggregates import StateStored, attach
-from ecotone_fastapi.modelling.applying import Applying
+from ecotone_fastapi.modelling.applying import Applying, applied_by
+from ecotone_fastapi.modelling.consistency import Decisions
 from ecotone_fastapi.modelling.event_store import EventStorage, EventStore
 from ecotone_fastapi.modelling.event_types import EventTypes, may_be_event
 from ecotone_fastapi.modelling.keeping import Aggregate, Kept, Outcome, aggregate_mark
@@ -183,8 +186,8 @@ class SnapshotDue:
 class EventSourcing:
     """The plugin behind `@event_sourced` and `EventStore`; installed by default.
 
-    The types of events are known from `@applies` methods, from what handlers take, and from what the methods of
-    event-sourced classes return and name.
+    The types of events are known from `@applies` methods, from what handlers take, and from the classes that handlers
+    and the methods of event-sourced classes return and name.
 
     Args:
         events: Classes of events that are known by none of these.
@@ -210,9 +213,14 @@ class EventSourcing:
         types = EventTypes(gateway, self._events, [*take_upcasters(assembly.endpoints), *self._upcasters])
         for cls in _handled(assembly.endpoints):
             types.learn(cls)
+        for cls in _named_in_handlers(assembly.endpoints):
+            for event in (cls, *applied_by(cls)):
+                types.learn(event)
         storage = cast("EventStorage | None", assembly.services.get(EventStorage))
         if storage is not None:
-            assembly.add_service(EventStore, EventStore(storage, types, gateway))
+            store = EventStore(storage, types, gateway)
+            assembly.add_service(EventStore, store)
+            assembly.add_service(Decisions, Decisions(store, types, gateway))
         sourced = [cls for cls in _owners(assembly.endpoints) if _model_of(cls) is not None]
         events = cast("EventStore | None", assembly.services.get(EventStore))
         if events is not None:
@@ -310,25 +318,37 @@ def _handled(endpoints: Iterable[Endpoint]) -> Iterator[type]:
                 yield member
 
 
+def _named_in_handlers(endpoints: Iterable[Endpoint]) -> Iterator[type]:
+    """The classes that handlers name in their code and that hold data: events that they append, or models of these."""
+    for endpoint in endpoints:
+        for cls in _named_in(endpoint.function):
+            if is_dataclass(cls) or (issubclass(cls, BaseModel) and cls is not BaseModel) or applied_by(cls):
+                yield cls
+
+
 def _named_by(cls: type) -> Iterator[type]:
     """The classes that the methods of a class say they return, or name in their code: events that they make."""
     for name in dict.fromkeys(name for base in cls.__mro__ for name in vars(base)):
-        raw = inspect.getattr_static(cls, name)
-        function = raw.__func__ if isinstance(raw, staticmethod | classmethod) else raw
-        if not isinstance(function, FunctionType):
-            continue
-        with suppress(Exception):  # an annotation that only a type checker can read
-            yield from _classes_in(get_type_hints(function).get("return"))
-        known = dict(function.__globals__)
-        for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            with suppress(ValueError):  # it has no value yet
-                known[variable] = cell.cell_contents
-        names = set(_names_in(function.__code__))
-        for value in [known[one] for one in names if one in known]:
-            if isinstance(value, type):
-                yield value
-            elif isinstance(value, ModuleType):  # `events.ItemWasAdded`
-                yield from (one for one in map(vars(value).get, names) if isinstance(one, type))
+        yield from _named_in(inspect.getattr_static(cls, name))
+
+
+def _named_in(function: Any) -> Iterator[type]:
+    """The classes that a function says it returns, or names in its code."""
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, FunctionType):
+        return
+    with suppress(Exception):  # an annotation that only a type checker can read
+        yield from _classes_in(get_type_hints(function).get("return"))
+    known = dict(function.__globals__)
+    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # it has no value yet
+            known[variable] = cell.cell_contents
+    names = set(_names_in(function.__code__))
+    for value in [known[one] for one in names if one in known]:
+        if isinstance(value, type):
+            yield value
+        elif isinstance(value, ModuleType):  # `events.ItemWasAdded`
+            yield from (one for one in map(vars(value).get, names) if isinstance(one, type))
 
 
 def _names_in(code: CodeType) -> Iterator[str]:
