@@ -290,7 +290,10 @@ async def appended(console: Console, database: str, ours: Ours, by_hand: ByHand,
             rows.append(Row(f"{events} per command, {together}: Core loop (limit)", limit, limit))
             reached, target = limit / seconds["ours"] >= 0.8, "0.8 of Core"
             if "peer" in seconds and database == "PostgreSQL":
-                reached, target = reached and seconds["peer"] / seconds["ours"] >= 1.2, f"{target}, 1.2 of eventsourcing"
+                reached, target = (
+                    reached and seconds["peer"] / seconds["ours"] >= 1.2,
+                    f"{target}, 1.2 of eventsourcing",
+                )
             rows.append(Row("    ecotone_fastapi", seconds["ours"], limit, target, reached))
             if "peer" in seconds:
                 rows.append(Row("    eventsourcing", seconds["peer"], limit))
