@@ -35,8 +35,10 @@ from ecotone_fastapi.modelling.aggregates import (
     record,
     take_recorded,
 )
+from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.repository import Repository
+from ecotone_fastapi.modelling.upcasting import revision, upcaster
 from ecotone_fastapi.web import (
     CommandBus,
     CommandBusDep,
@@ -76,6 +78,7 @@ __all__ = [
     "ErrorPolicy",
     "EventBus",
     "EventBusDep",
+    "EventSourcing",
     "EventStore",
     "Failure",
     "Failures",
@@ -116,6 +119,8 @@ __all__ = [
     "query_handler",
     "record",
     "retried",
+    "revision",
     "take_recorded",
     "untransacted",
+    "upcaster",
 ]

@@ -37,6 +37,7 @@ from ecotone_fastapi.messaging.retries import InstantRetries
 from ecotone_fastapi.messaging.scheduling import Scheduling
 from ecotone_fastapi.messaging.transactions import Transactions
 from ecotone_fastapi.modelling.aggregates import Aggregates
+from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.web.buses import (
     CommandBus,
@@ -54,6 +55,7 @@ from ecotone_fastapi.web.markers import FastAPIMarkers
 _DEFAULTS: tuple[
     type[
         Outbox
+        | EventSourcing
         | Aggregates
         | Transactions
         | Scheduling
@@ -67,6 +69,7 @@ _DEFAULTS: tuple[
     ...,
 ] = (
     Outbox,  # the others are to see what stands in front of a broker's channel
+    EventSourcing,  # what it takes out of the handlers is for nobody else
     Aggregates,  # and which of two handlers of one message stays on the bus
     Transactions,
     Scheduling,

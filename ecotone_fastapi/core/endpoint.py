@@ -152,7 +152,7 @@ def command_handler(target: Any = None, /, *, id: str | None = None, dependencie
         >>> @command_handler
         ... async def place_order(command: dict) -> None: ...
     """
-    return _handler(target, Handles(Kind.COMMAND, id=id, dependencies=tuple(dependencies), names=_local_names()))
+    return _handler(target, Handles(Kind.COMMAND, id=id, dependencies=tuple(dependencies), names=local_names()))
 
 
 @overload
@@ -174,7 +174,7 @@ def query_handler(target: Any = None, /, *, id: str | None = None, dependencies:
         ... async def get_status(order_id: str) -> str:
         ...     return "placed"
     """
-    return _handler(target, Handles(Kind.QUERY, id=id, dependencies=tuple(dependencies), names=_local_names()))
+    return _handler(target, Handles(Kind.QUERY, id=id, dependencies=tuple(dependencies), names=local_names()))
 
 
 @overload
@@ -199,7 +199,7 @@ def event_handler(
         >>> @event_handler("order.*", priority=5)
         ... async def note(event: dict) -> None: ...
     """
-    handles = Handles(Kind.EVENT, id=id, priority=priority, dependencies=tuple(dependencies), names=_local_names())
+    handles = Handles(Kind.EVENT, id=id, priority=priority, dependencies=tuple(dependencies), names=local_names())
     return _handler(target, handles)
 
 
@@ -222,7 +222,7 @@ def internal_handler(target: Any = None, /, *, id: str | None = None, dependenci
         ... async def verify(order_id: str) -> str:
         ...     return order_id
     """
-    return _handler(target, Handles(Kind.INTERNAL, id=id, dependencies=tuple(dependencies), names=_local_names()))
+    return _handler(target, Handles(Kind.INTERNAL, id=id, dependencies=tuple(dependencies), names=local_names()))
 
 
 def _handler(target: Any, handles: Handles) -> Any:
@@ -230,13 +230,14 @@ def _handler(target: Any, handles: Handles) -> Any:
 
     def attach(function: Any) -> Any:
         # Keeping the names keeps alive what they name, so only those keep them whose annotations need them.
-        names = handles.names if _has_string_annotations(function) else {}
+        names = handles.names if has_string_annotations(function) else {}
         return mark(replace(handles, route=route, names=names))(function)
 
     return attach if target is None or route is not None else attach(target)
 
 
-def _has_string_annotations(function: Any) -> bool:
+def has_string_annotations(function: Any) -> bool:
+    """Whether an annotation of a function is text that has to be evaluated later."""
     try:
         annotations = inspect.get_annotations(getattr(function, "__func__", function))
     except NameError:  # evaluated late since Python 3.14, and not yet evaluable
@@ -244,7 +245,7 @@ def _has_string_annotations(function: Any) -> bool:
     return any(isinstance(annotation, str) for annotation in annotations.values())
 
 
-def _local_names() -> Mapping[str, Any]:
+def local_names() -> Mapping[str, Any]:
     """Names that a string annotation may use and that are no globals: those of the functions around the decorator."""
     names: dict[str, Any] = {}
     frame: FrameType | None = inspect.currentframe()

@@ -21,6 +21,9 @@ EcotoneError
 ├── ConsumerStoppedError                a consumer does not go on behind a message that failed
 ├── AggregateNotFoundError (LookupError)
 ├── DeadLetterNotFoundError (LookupError)
+├── DocumentNotFoundError (LookupError)
+├── RowNotFoundError (LookupError)      a query of one row has found none
+├── DuplicateDocumentError              another document has this id already
 ├── ConcurrencyError                    somebody else saved first
 ├── TransactionAbortedError             a statement failed in it, and the handler went on
 └── ProjectionError                     a projection stopped; carries position and event
@@ -191,6 +194,18 @@ class AggregateNotFoundError(EcotoneError, LookupError):
 
 class DeadLetterNotFoundError(EcotoneError, LookupError):
     """No dead letter has this id."""
+
+
+class DocumentNotFoundError(EcotoneError, LookupError):
+    """No document of the collection has this id."""
+
+
+class RowNotFoundError(EcotoneError, LookupError):
+    """A query that is to return one row has found none."""
+
+
+class DuplicateDocumentError(EcotoneError):
+    """A document was to be added, and the collection has one with this id already."""
 
 
 class ConcurrencyError(EcotoneError):

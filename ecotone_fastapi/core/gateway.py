@@ -27,7 +27,7 @@ from ecotone_fastapi.core.errors import (
     UnknownEndpointError,
 )
 from ecotone_fastapi.core.injection import Injector
-from ecotone_fastapi.core.message import FreshHeaders, HeaderName, Message, check_given, name_of
+from ecotone_fastapi.core.message import FreshHeaders, HeaderName, Message, MessageTypes, check_given, name_of
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage, compose
 from ecotone_fastapi.core.plan import Plan
 from ecotone_fastapi.core.routing import Routing, is_typed_dict, members_of
@@ -253,6 +253,11 @@ class Gateway:
         self._send = compose([around.interceptor for around in self.around(Stage.SEND)], self._transmit)
         self._receive = self._receiving(self.deliver)
         return problems
+
+    @property
+    def types(self) -> MessageTypes:
+        """The types that the handlers take, by their names."""
+        return self._routing.types
 
     def around(self, stage: Stage, endpoint: Endpoint | None = None) -> Sequence[Around]:
         """Return the interceptors of a stage, the outermost first; in HANDLE, those for this endpoint."""

@@ -365,6 +365,12 @@ def name_of(cls: Any) -> str:
     return str(qualified) if module == "builtins" else f"{module}.{qualified}"
 
 
+def aliases_of(cls: type) -> tuple[str, ...]:
+    """Return the names that `message_name` says a class had before."""
+    aliases: tuple[str, ...] = vars(cls).get(_ALIASES, ())
+    return aliases
+
+
 class MessageTypes:
     """The message types of one application, found by the names that are written down.
 
@@ -379,7 +385,7 @@ class MessageTypes:
 
     def add(self, cls: type) -> None:
         """Make a class known by its name and its aliases."""
-        for name in (name_of(cls), *vars(cls).get(_ALIASES, ())):
+        for name in (name_of(cls), *aliases_of(cls)):
             known = self._classes.setdefault(name, cls)
             if known is not cls:
                 raise ConfigurationError(
@@ -388,22 +394,27 @@ class MessageTypes:
                     hint="give one of them another @message_name",
                 )
 
+    def items(self) -> Iterable[tuple[str, type]]:
+        """Return the known names and their classes."""
+        return self._classes.items()
+
     def find(self, name: str) -> type | None:
         """Return the class with this name: a known one, or a subclass of a known one."""
         if name not in self._classes:
             for cls in list(self._classes.values()):
-                for descendant in _descendants(cls):
-                    if name in (name_of(descendant), *vars(descendant).get(_ALIASES, ())):
+                for descendant in descendants_of(cls):
+                    if name in (name_of(descendant), *aliases_of(descendant)):
                         self._classes[name] = descendant
                         return descendant
         return self._classes.get(name)
 
 
-def _descendants(cls: type) -> Iterable[type]:
+def descendants_of(cls: type) -> Iterable[type]:
+    """Return the subclasses of a message type, and theirs."""
     # Builtins have thousands of unrelated subclasses, none of which is a message.
     if cls.__module__ == "builtins":
         return
     children: list[type] = cls.__subclasses__()
     for child in children:
         yield child
-        yield from _descendants(child)
+        yield from descendants_of(child)

@@ -14,8 +14,11 @@ from ecotone_fastapi.core.errors import (
     ConcurrencyError,
     ConversionError,
     DeadLetterNotFoundError,
+    DocumentNotFoundError,
+    DuplicateDocumentError,
     EcotoneError,
     HandlerNotFoundError,
+    RowNotFoundError,
 )
 
 STATUS: dict[type[EcotoneError], int] = {
@@ -23,6 +26,9 @@ STATUS: dict[type[EcotoneError], int] = {
     HandlerNotFoundError: 404,
     AggregateNotFoundError: 404,
     DeadLetterNotFoundError: 404,
+    DocumentNotFoundError: 404,
+    RowNotFoundError: 404,
+    DuplicateDocumentError: 409,
     ConcurrencyError: 409,
     ChannelError: 503,
 }

@@ -21,10 +21,10 @@ from sqlalchemy import (
     Text,
     Uuid,
 )
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Grows with every change to the tables."""
 
 LONGEST_NAME = 190
@@ -57,6 +57,15 @@ def _long_text() -> TypeEngine[str]:
 
 def _bytes() -> TypeEngine[bytes]:
     return LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+
+
+def _json() -> TypeEngine[Any]:
+    return Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb").with_variant(postgresql.JSONB(), "postgresql")
+
+
+def _name() -> TypeEngine[str]:
+    # Ordered by code points everywhere: with the collation of a language, pages would differ from database to database.
+    return String(LONGEST_NAME).with_variant(String(LONGEST_NAME, collation="C"), "postgresql")
 
 
 metadata: MetaData = MetaData()
@@ -149,6 +158,19 @@ channel: Table = Table(
     **_MARIADB,
 )
 """What all processes are to know of a channel: whether its consumers pause, and why."""
+
+document: Table = Table(
+    "ecotone_document",
+    metadata,
+    Column("collection", _name(), primary_key=True),
+    Column("document_id", _name(), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("body", _json(), nullable=False),
+    Column("updated_at", _moment(), nullable=False),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Documents of all collections, as JSON."""
 
 schema: Table = Table(
     "ecotone_schema",
