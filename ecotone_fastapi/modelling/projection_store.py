@@ -12,6 +12,9 @@ from typing import Protocol
 
 from ecotone_fastapi.modelling.event_store import START, Position
 
+EVER: Position = Position(2**62, 0)
+"""Behind every event."""
+
 
 class Condition(StrEnum):
     """How a version of a projection is."""
@@ -166,12 +169,11 @@ class ProjectionStore(Protocol):
         """Add a version; return whether it was not there. Waits for others that add the same."""
         ...
 
-    async def lock(self, name: str, version: int, *, shared: bool = False) -> ProjectionRecord | None:
-        """Return a version as it is now, and let nobody else change it before the unit of work ends.
+    async def lock(self, name: str, *, shared: bool = False) -> Sequence[ProjectionRecord]:
+        """Return the versions of a projection as they are now; nobody else changes them before the unit of work ends.
 
         Args:
             name: The projection.
-            version: The version.
             shared: Whether others may do the same at the same time, if they ask for it shared, too.
 
         Raises:

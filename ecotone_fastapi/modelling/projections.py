@@ -278,12 +278,12 @@ class Run:
     Attributes:
         event: The event that is handled.
         message: What it says.
-        silent: Whether it emits nothing just now.
+        silent_until_version: Up to which version of the partition's stream nothing is emitted.
         emitter: Emits.
         over: Whether all events have been handled.
     """
 
-    __slots__ = ("emitter", "event", "message", "over", "partition", "record", "silent", "state")
+    __slots__ = ("emitter", "event", "message", "over", "partition", "record", "silent_until_version", "state")
 
     def __init__(self, record: ProjectionRecord, state: Any = None, partition: str | None = None) -> None:
         self.record = record
@@ -291,7 +291,7 @@ class Run:
         self.partition = partition
         self.event: StoredEvent | None = None
         self.message: Message[Any] | None = None
-        self.silent: bool = False
+        self.silent_until_version: int = 0
         self.emitter: Emitter | None = None
         self.over: bool = False
 

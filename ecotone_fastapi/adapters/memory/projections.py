@@ -47,22 +47,21 @@ class MemoryProjections:
     async def add(self, record: ProjectionRecord) -> bool:
         """Add a version; return whether it was not there."""
         key = (record.name, record.version)
-        await self._locks.take(key, shared=False)
+        await self._locks.take(key[0], shared=False)
         if key in self._versions:
             return False
         await self._set(key, record)
         return True
 
-    async def lock(self, name: str, version: int, *, shared: bool = False) -> ProjectionRecord | None:
-        """Return a version as it is now, and let nobody else change it before the scope ends."""
-        key = (name, version)
-        await self._locks.take(key, shared=shared)
-        return self._leased(key) if key in self._versions else None
+    async def lock(self, name: str, *, shared: bool = False) -> Sequence[ProjectionRecord]:
+        """Return the versions of a projection as they are now; nobody else changes them before the scope ends."""
+        await self._locks.take(name, shared=shared)
+        return await self.versions(name)
 
     async def change(self, record: ProjectionRecord) -> None:
         """Write down everything of a version but its lease."""
         key = (record.name, record.version)
-        await self._locks.take(key, shared=False)
+        await self._locks.take(key[0], shared=False)
         known = self._versions.get(key)
         if known is not None:
             await self._set(key, replace(record, token=known.token, runner=known.runner))
@@ -74,7 +73,7 @@ class MemoryProjections:
             LeaseLostError: It is not.
         """
         key = (before.name, before.version)
-        await self._locks.take(key, shared=False)
+        await self._locks.take(key[0], shared=False)
         known = self._versions.get(key)
         if known is None or (known.position, known.token) != (before.position, before.token):
             raise lost(before, known)
@@ -118,7 +117,7 @@ class MemoryProjections:
     async def remove(self, name: str, version: int) -> None:
         """Forget a version with all of its partitions."""
         key = (name, version)
-        await self._locks.take(key, shared=False)
+        await self._locks.take(key[0], shared=False)
         known, partitions = self._versions.pop(key, None), self._partitions.pop(key, None)
         lease = self._leases.pop(key, None)
 
