@@ -13,6 +13,8 @@ from ecotone_fastapi.adapters.memory import (
     MemoryAggregates,
     MemoryChannel,
     MemoryDeadLetters,
+    MemoryDocuments,
+    MemoryEvents,
     MemoryInbox,
     MemorySchedules,
 )
@@ -37,7 +39,9 @@ from ecotone_fastapi.messaging.retries import InstantRetries
 from ecotone_fastapi.messaging.scheduling import Scheduling
 from ecotone_fastapi.messaging.transactions import Transactions
 from ecotone_fastapi.modelling.aggregates import Aggregates
+from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
+from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.web.buses import (
     CommandBus,
@@ -481,6 +485,9 @@ class _InMemory:
         if not any(channel.capabilities.durable for channel in assembly.channels.values()):
             assembly.add_service(DeadLetterStore, MemoryDeadLetters())
         assembly.add_service(DeduplicationStore, MemoryInbox(assembly.gateway.clock))
+        assembly.add_service(EventStorage, MemoryEvents(assembly.gateway.clock))
+        documents = DocumentStore(MemoryDocuments(assembly.gateway.clock), assembly.gateway.conversion)
+        assembly.add_service(DocumentStore, documents)
         self.schedules.watch(one for one in assembly.channels.values() if isinstance(one, MemoryChannel))
 
 

@@ -15,7 +15,8 @@ from types import UnionType
 from typing import Annotated, Any, Protocol, Union, get_args, get_origin
 
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import PydanticSerializationError, core_schema, to_json, to_jsonable_python
 
 from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, EcotoneError, HeaderError
 from ecotone_fastapi.core.message import HeaderName, name_of, seconds_text
@@ -143,6 +144,21 @@ class PydanticConverter:
         with suppress(TypeError):  # an annotation with unhashable metadata is built anew each time
             self._adapters[type_] = adapter
         return adapter
+
+
+class _WrittenSchema(GenerateJsonSchema):
+    """The schema of what `encode` writes."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012 - as pydantic has it
+
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
+        return {"type": "string", "format": "decimal"}
+
+    def computed_field_schema(self, schema: core_schema.ComputedField) -> JsonSchemaValue:
+        return {"not": {}}  # it is not written
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        return {}
 
 
 def _with_all_floats(data: bytes, value: Any, adapter: TypeAdapter[Any]) -> bytes:
@@ -304,6 +320,19 @@ class Conversion:
             raise ConfigurationError(
                 f"{_shown(type_)} does not come back from a channel as it was sent: {told}", hint="; ".join(remedies)
             )
+
+    def schema(self, type_: Any) -> Mapping[str, Any] | None:
+        """Return the JSON Schema of what is written of values of a type; `None` when a converter of the user writes it.
+
+        A `Decimal` is told by `"format": "decimal"`; what nobody can tell has an empty schema.
+
+        Raises:
+            ConfigurationError: No converter is responsible for the type.
+        """
+        if self._converts(type_):
+            return None
+        adapter = self._pydantic.adapter(type_)
+        return adapter.json_schema(mode="serialization", by_alias=True, schema_generator=_WrittenSchema)
 
     def problems_of_round_trip(self, type_: Any) -> Sequence[Loss]:
         """Return what values of the type lose on a channel; a type is looked through once.

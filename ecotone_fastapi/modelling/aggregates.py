@@ -64,7 +64,15 @@ class Outcome:
 
 
 class Model(Protocol):
-    """What a handler of an aggregate means by what it returns."""
+    """What a handler of an aggregate means by what it returns, and where the aggregate is kept."""
+
+    def choose(self, stores: "Sequence[AggregateStore]") -> "AggregateStore | None":
+        """Choose among those stores of plugins that serve the class; the user's own are asked before."""
+        ...
+
+    def when_recorded(self, aggregate: Any, event: Any) -> None:
+        """Do what is to be done as soon as an aggregate records an event."""
+        ...
 
     def outcome(self, kept: "Kept", instance: Any, result: Any, known: "Mapping[type, Kept]") -> Outcome:
         """Tell what is to be saved and answered.
@@ -225,6 +233,9 @@ def record(aggregate: object, event: object) -> None:
         >>> take_recorded(order)
         ['placed']
     """
+    described = aggregate_mark(type(aggregate))
+    if described is not None:
+        described.model.when_recorded(aggregate, event)
     recorded: list[object] | None = getattr(aggregate, _RECORDED, None)
     if recorded is None:
         recorded = []
@@ -250,6 +261,13 @@ def take_recorded(aggregate: object) -> list[Any]:
 
 class StateStored:
     """The state is saved; what a method returns is the answer, unless it is another aggregate."""
+
+    def choose(self, stores: Sequence[AggregateStore]) -> AggregateStore | None:
+        """Choose the first one."""
+        return next(iter(stores), None)
+
+    def when_recorded(self, aggregate: Any, event: Any) -> None:
+        """Do nothing: the method that records has changed the state."""
 
     def outcome(self, kept: "Kept", instance: Any, result: Any, known: "Mapping[type, Kept]") -> Outcome:
         """Save the aggregate, and those that were returned."""
@@ -586,11 +604,10 @@ class Aggregates:
             MissingServiceError: Nothing keeps aggregates of a class.
         """
         self._known = {}
-        stores = [*self._stores]
+        self._of_plugins: list[AggregateStore] = []
         for plugin in assembly.plugins:
             if isinstance(plugin, KeepsAggregates):
-                stores += plugin.aggregate_stores
-        self._assembly_stores = stores
+                self._of_plugins += plugin.aggregate_stores
         gateway = assembly.gateway
         self._gateway = gateway
         problems: list[ConfigurationError] = []
@@ -649,11 +666,13 @@ class Aggregates:
                 raise ConfigurationError(
                     f"{cls.__qualname__} is no aggregate", hint='put @aggregate(identifier="…") above the class'
                 )
-            store = next((one for one in self._assembly_stores if one.serves(cls)), None)
+            store = next((one for one in self._stores if one.serves(cls)), None)
+            store = store or described.model.choose([one for one in self._of_plugins if one.serves(cls)])
             if store is None:
                 raise MissingServiceError(
                     f"nothing keeps the aggregates of {cls.__qualname__}",
-                    tried=", ".join(type(one).__name__ for one in self._assembly_stores) or "no store was given",
+                    tried=", ".join(type(one).__name__ for one in (*self._stores, *self._of_plugins))
+                    or "no store was given",
                     hint="give a database among the plugins, or Aggregates(stores=[...])",
                 )
             known = self._known[cls] = Kept(cls, described, store, self._gateway)

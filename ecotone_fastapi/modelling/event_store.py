@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-from ecotone_fastapi.core.errors import ConversionError, EcotoneError
+from ecotone_fastapi.core.errors import ConcurrencyError, ConversionError, EcotoneError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 
@@ -171,7 +171,7 @@ class Horizon:
 
 
 class EventStorage(Protocol):
-    """Keeps events. A database adapter implements it; `EventStorageConformance` tells whether it does so well."""
+    """Keeps events. A database adapter implements it; `EventStoreConformance` tells whether it does so well."""
 
     async def append(
         self,
@@ -210,9 +210,10 @@ class EventStorage(Protocol):
     async def read_all(self, *, after: Position, limit: int, which: EventFilter = EVERYTHING) -> Page:
         """Return events of all streams in the order of their positions.
 
-        What was appended by a transaction that is still open is never passed over: nothing behind it is returned before
-        it has ended. Events of the caller's own open unit of work are not returned. Links are returned only where
-        `which` names the stream or category that they are in; archived streams are not.
+        What is appended after another event was committed comes behind that one, in one stream and in several. What was
+        appended by a transaction that is still open is never passed over: nothing behind it is returned before it has
+        ended. Events of the caller's own open unit of work are not returned. Links are returned only where `which`
+        names the stream or category that they are in; archived streams are not.
         """
         ...
 
@@ -243,6 +244,24 @@ class EventStorage(Protocol):
         """Tell how far readers of all events can see, and what keeps them from more."""
         ...
 
+    async def wait(self, heard: int, timeout: float) -> int:
+        """Wait until something may have been appended and committed since `heard` was told; return what to tell next.
+
+        Nobody is to rely on it: it may return without reason, and it may hear late, or not at all, of other processes
+        and of what comes to sight when a transaction ends that has nothing to do with events. Readers look for
+        themselves as well, from time to time:
+
+            heard = 0
+            while True:
+                heard = await storage.wait(heard, 5.0)
+                ...  # read until there is nothing more: what is appended meanwhile makes the next wait short
+
+        Args:
+            heard: What it has returned before; 0 at first.
+            timeout: Return after so many seconds at the latest.
+        """
+        ...
+
     async def check_restored(self) -> None:
         """Make sure that the database counts transactions on from where the events were written.
 
@@ -250,6 +269,46 @@ class EventStorage(Protocol):
             ConfigurationError: It was restored elsewhere, and readers would miss what is appended from now on.
         """
         ...
+
+
+def is_expected(expected: int | Expected, actual: int) -> bool:
+    """Tell whether a stream of this version is as an append expects it."""
+    if isinstance(expected, Expected):
+        return expected is Expected.ANY or actual > NO_VERSION
+    return actual == expected
+
+
+def not_expected(
+    stream: str, expected: int | Expected, actual: int | None, *, archived: bool = False
+) -> ConcurrencyError:
+    """Make the error that tells that a stream is not as an append expects it."""
+    if archived:
+        what, hint = f"the stream {stream!r} is archived: nothing can be appended to it", "use another stream"
+    elif expected is Expected.EXISTS:
+        what, hint = f"the stream {stream!r} was expected to exist, and has no events", ""
+    else:
+        what, hint = f"the stream {stream!r} was changed meanwhile", "load it again, decide again"
+    if isinstance(expected, Expected):
+        return ConcurrencyError(what, actual=actual, hint=hint)
+    return ConcurrencyError(what, expected=expected, actual=actual, hint=hint)
+
+
+def already_appended(ids: Iterable[str]) -> ConcurrencyError:
+    """Make the error that tells that an event is in the store already."""
+    return ConcurrencyError(
+        "an event is in the store already",
+        tried=f"event ids {', '.join(sorted(ids)[:5])}",
+        hint="append each message once; a new one gets a new id",
+    )
+
+
+def excluded(stream: str, condition: AppendCondition) -> ConcurrencyError:
+    """Make the error that tells that an event has come that the condition of an append excludes."""
+    return ConcurrencyError(
+        f"nothing was appended to {stream!r}: an event has come that would have changed the decision",
+        tried=f"{len(condition.filters)} filters, behind the position {condition.after}",
+        hint="read again what the decision depends on, and decide again",
+    )
 
 
 class UnknownEventError(EcotoneError, LookupError):

@@ -11,11 +11,17 @@
 It needs pytest: `pip install pytest`.
 """
 
-from ecotone_fastapi.testing.conformance import ChannelConformance, InboxConformance, StoreConformance
+from ecotone_fastapi.testing.conformance import (
+    ChannelConformance,
+    EventStoreConformance,
+    InboxConformance,
+    StoreConformance,
+)
 from ecotone_fastapi.testing.flow import Flow, Recorded, TravellingClock, flow_test
 
 __all__ = [
     "ChannelConformance",
+    "EventStoreConformance",
     "Flow",
     "InboxConformance",
     "Recorded",

@@ -3,6 +3,8 @@
 from ecotone_fastapi.adapters.memory.aggregates import MemoryAggregates
 from ecotone_fastapi.adapters.memory.channel import MemoryChannel, MemoryDelivery, MemoryEntry, MemoryQueue
 from ecotone_fastapi.adapters.memory.dead_letters import MemoryDeadLetters
+from ecotone_fastapi.adapters.memory.documents import MemoryDocuments
+from ecotone_fastapi.adapters.memory.events import MemoryEvents
 from ecotone_fastapi.adapters.memory.inbox import MemoryInbox
 from ecotone_fastapi.adapters.memory.schedules import MemorySchedules
 
@@ -11,7 +13,9 @@ __all__ = [
     "MemoryChannel",
     "MemoryDeadLetters",
     "MemoryDelivery",
+    "MemoryDocuments",
     "MemoryEntry",
+    "MemoryEvents",
     "MemoryInbox",
     "MemoryQueue",
     "MemorySchedules",

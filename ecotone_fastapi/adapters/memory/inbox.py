@@ -4,11 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-import anyio
-
+from ecotone_fastapi.adapters.memory.claims import Claims
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.clock import Clock, SystemClock
-from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.pipeline import Scope
 
@@ -29,8 +27,10 @@ class MemoryInbox:
         self._clock = clock
         self._most = most
         self._handled: dict[_Key, datetime] = {}  # the oldest first
-        self._claims: dict[_Key, _Claim] = {}
-        self._waiting: dict[Scope, Scope] = {}
+        self._claims: Claims[_Key] = Claims(
+            "two messages wait until it is known whether the other one is handled",
+            "handle again what failed, or send nested commands with keys in the same order everywhere",
+        )
 
     def covers(self, channel: Channel) -> bool:
         """Return that it covers none."""
@@ -47,26 +47,26 @@ class MemoryInbox:
             ConcurrencyError: The scope would wait for one that waits for it.
         """
         key, scope = (message_id, endpoint), current_scope()
-        while (claim := self._claims.get(key)) is not None and claim.scope is not scope:
-            await self._wait(claim, scope)
-        if claim is not None or key in self._handled:
+        await self._claims.wait(key, scope)
+        if self._claims.holder(key) is not None or key in self._handled:
             return False
         if scope is None:
             self._keep(key)
             return True
-        claim = self._claims[key] = _Claim(scope)
-        await scope.enter(self._decided(key, claim), outermost=True)
+        self._claims.take(key, scope)
+        await scope.enter(self._decided(key, scope), outermost=True)
         return True
 
     async def forget(self, message_id: str, endpoint: str) -> None:
         """Take a record back."""
         self._handled.pop((message_id, endpoint), None)
-        self._let_go((message_id, endpoint))
+        self._claims.let_go((message_id, endpoint))
 
     async def knows(self, message_id: str, endpoint: str) -> bool:
         """Return whether a record is there, for good or in the scope of the calling task."""
         key = (message_id, endpoint)
-        return key in self._handled or (key in self._claims and self._claims[key].scope is current_scope())
+        holder = self._claims.holder(key)
+        return key in self._handled or (holder is not None and holder is current_scope())
 
     async def forget_before(self, moment: datetime, *, limit: int = 1000) -> int:
         """Forget the oldest records from before a moment; return how many."""
@@ -75,48 +75,17 @@ class MemoryInbox:
             del self._handled[key]
         return len(old)
 
-    async def _wait(self, claim: "_Claim", scope: Scope | None) -> None:
-        if scope is None:
-            await claim.over.wait()
-            return
-        holder: Scope | None = claim.scope
-        while holder is not None:
-            if holder is scope:
-                raise ConcurrencyError(
-                    "two messages wait until it is known whether the other one is handled",
-                    hint="handle again what failed, or send nested commands with keys in the same order everywhere",
-                )
-            holder = self._waiting.get(holder)
-        self._waiting[scope] = claim.scope
-        try:
-            await claim.over.wait()
-        finally:
-            del self._waiting[scope]
-
     @asynccontextmanager
-    async def _decided(self, key: _Key, claim: "_Claim") -> AsyncIterator[None]:
+    async def _decided(self, key: _Key, scope: Scope) -> AsyncIterator[None]:
         try:
             yield
-            if self._claims.get(key) is claim:
+            if self._claims.holder(key) is scope:
                 self._keep(key)
         finally:
-            if self._claims.get(key) is claim:
-                self._let_go(key)
+            if self._claims.holder(key) is scope:
+                self._claims.let_go(key)
 
     def _keep(self, key: _Key) -> None:
         if len(self._handled) >= self._most:
             del self._handled[next(iter(self._handled))]
         self._handled[key] = self._clock.now()
-
-    def _let_go(self, key: _Key) -> None:
-        claim = self._claims.pop(key, None)
-        if claim is not None:
-            claim.over.set()
-
-
-class _Claim:
-    """A record of a scope that has not come to its end yet."""
-
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
-        self.over = anyio.Event()

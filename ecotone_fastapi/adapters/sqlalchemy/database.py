@@ -14,6 +14,7 @@ from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
 from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
+from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
 from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
 from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
@@ -33,6 +34,7 @@ from ecotone_fastapi.messaging.outbox import OutboxStorage
 from ecotone_fastapi.messaging.protection import PauseStore
 from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
+from ecotone_fastapi.modelling.documents import DocumentStore
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class SqlAlchemy:
         inbox: What was handled, by the messages that must not be handled twice.
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
+        documents: Documents in this database; those that handlers get use the converters of the application, too.
 
     Example:
         >>> database = SqlAlchemy("sqlite+aiosqlite:///shop.db", create_schema=True)
@@ -119,6 +122,13 @@ class SqlAlchemy:
             self._prepare,
             lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
         )
+        self._documents = SqlDocuments(
+            self._schema.table("ecotone_document"),
+            self._transactions,
+            self._prepare,
+            lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
+        )
+        self.documents: DocumentStore = DocumentStore(self._documents)
         self.schedules: SqlSchedules = SqlSchedules(
             self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
         )
@@ -131,6 +141,7 @@ class SqlAlchemy:
         assembly.add_service(OutboxStorage, self)
         assembly.add_service(PassingErrors, self)
         assembly.add_service(PauseStore, self.pauses)
+        assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
         assembly.add_service(SqlAlchemy, self)
         assembly.add_service(AsyncSession, self.session)
         assembly.add_lifespan(self.lifespan)

@@ -64,7 +64,8 @@ except ImportError as _error:
 pytest.register_assert_rewrite(__name__)
 
 from ecotone_fastapi.testing.conformance.channels import ChannelConformance  # noqa: E402
+from ecotone_fastapi.testing.conformance.event_stores import EventStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.inbox import InboxConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.stores import StoreConformance  # noqa: E402
 
-__all__ = ["ChannelConformance", "InboxConformance", "StoreConformance"]
+__all__ = ["ChannelConformance", "EventStoreConformance", "InboxConformance", "StoreConformance"]
