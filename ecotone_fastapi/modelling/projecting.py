@@ -489,4 +489,3 @@ class _Emitter:
         if run.partition is not None:
             return run.event.version <= run.silent_until_version
         return run.event.position is not None and run.event.position <= run.record.silent_until
-

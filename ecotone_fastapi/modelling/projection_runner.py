@@ -442,7 +442,8 @@ class ProjectionRunner:
             logger.warning("projection %s stands still at %s, attempt %s: %s", self.name, where, halt.attempts, error)
         failed = ProjectionError(
             f"the projection {self.name!r} stands still at {where}: {halt.event or 'no event'}",
-            tried=f"{type(error).__name__}: {error}".splitlines()[0] + f"; attempt {halt.attempts} of as many as it takes",
+            tried=f"{type(error).__name__}: {error}".splitlines()[0]
+            + f"; attempt {halt.attempts} of as many as it takes",
             hint=f"mend the handler or the event; ecotone projection retry {self.name} does not wait for "
             f"{halt.retry_at.isoformat(timespec='seconds')}",
             stream=halt.stream,
