@@ -108,11 +108,11 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events are meant: all that fit every given condition.
+    """Which events are meant: those of the given streams and categories that fit every other condition.
 
     Args:
         categories: Streams of one of these categories.
-        streams: One of these streams.
+        streams: One of these streams, whatever its category.
         names: Of one of these names.
         tags: With all of these tags.
     """
@@ -207,14 +207,27 @@ class EventStorage(Protocol):
         """
         ...
 
-    async def read_all(self, *, after: Position, limit: int, which: EventFilter = EVERYTHING) -> Page:
+    async def read_all(
+        self, *, after: Position, limit: int, which: EventFilter = EVERYTHING, settled: bool = False
+    ) -> Page:
         """Return events of all streams in the order of their positions.
 
         What is appended after another event was committed comes behind that one, in one stream and in several. What was
         appended by a transaction that is still open is never passed over: nothing behind it is returned before it has
         ended. Events of the caller's own open unit of work are not returned. Links are returned only where `which`
         names the stream or category that they are in; archived streams are not.
+
+        Args:
+            after: Return those with a greater position.
+            limit: How many at most.
+            which: Which events are meant.
+            settled: Whether the caller has seen to it that no transaction is open that has appended what is meant. Then
+                everything that is committed is returned, whatever other transactions are open.
         """
+        ...
+
+    async def count(self, *, after: Position, which: EventFilter = EVERYTHING) -> int:
+        """Return how many events `read_all` would return in all, without a limit."""
         ...
 
     async def version(self, stream: str) -> int:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from operator import attrgetter
 
 import anyio
@@ -180,15 +181,27 @@ class MemoryEvents:
             :limit
         ]
 
-    async def read_all(self, *, after: Position, limit: int, which: EventFilter = EVERYTHING) -> Page:
+    async def read_all(
+        self, *, after: Position, limit: int, which: EventFilter = EVERYTHING, settled: bool = False
+    ) -> Page:
         """Return events of all streams, up to the first one of a unit that is open."""
         events: list[StoredEvent] = []
-        for entry in self._seen[bisect_right(self._seen, after, key=_position_of) :]:
-            if entry.fits(which) and not self._stream(entry.event.stream).archived and self._is_there(entry):
-                events.append(entry.event)
-                if len(events) == limit:
-                    return Page(events, entry.position, more=True)
-        return Page(events, max(after, self._head), more=False)
+        for entry in self._behind(after, which, settled=settled):
+            events.append(entry.event)
+            if len(events) == limit:
+                return Page(events, entry.position, more=True)
+        last = max(map(_position_of, self._hidden), default=self._head) if settled else self._head
+        return Page(events, max(after, last), more=False)
+
+    async def count(self, *, after: Position, which: EventFilter = EVERYTHING) -> int:
+        """Return how many events of all streams there are behind a position."""
+        return sum(1 for _ in self._behind(after, which, settled=False))
+
+    def _behind(self, after: Position, which: EventFilter, *, settled: bool) -> "Iterator[_Entry]":
+        for entries in (self._seen, sorted(self._hidden, key=_position_of) if settled else ()):
+            for entry in islice(entries, bisect_right(entries, after, key=_position_of), None):
+                if entry.fits(which) and not self._stream(entry.event.stream).archived and self._is_there(entry):
+                    yield entry
 
     async def version(self, stream: str) -> int:
         """Return the version of a stream; 0 without events."""
@@ -372,8 +385,7 @@ _position_of = attrgetter("position")
 
 def _fits(which: EventFilter, stream: str, name: str, tags: Sequence[str] | frozenset[str]) -> bool:
     return (
-        (not which.categories or category_of(stream) in which.categories)
-        and (not which.streams or stream in which.streams)
+        (stream in which.streams or category_of(stream) in which.categories or not (which.streams or which.categories))
         and (not which.names or name in which.names)
         and which.tags <= frozenset(tags)
     )

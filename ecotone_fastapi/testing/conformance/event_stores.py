@@ -246,6 +246,51 @@ class EventStoreConformance(Hooks):
             assert sorted(streams(reader.seen)) == ["fast-1", "fast-1", "slow-1", "slow-1"]
             assert await everything(events) == reader.seen
 
+    async def test_whoever_knows_that_nobody_is_appending_sees_what_is_committed_behind_others(self) -> None:
+        """The final step of a rebuild: appenders of its streams are kept out, those of other streams are not."""
+        self._needs_several_writers()
+        async with self.events() as events, self._units() as open_unit:
+            other = open_unit()
+            await other.do(lambda: events.append("other-1", facts(1), expected=0))
+            await events.append("mine-1", facts(2), expected=0)
+            mine = EventFilter(categories=frozenset({"mine"}))
+
+            hidden = await events.read_all(after=START, limit=10, which=mine)
+            page = await events.read_all(after=START, limit=10, which=mine, settled=True)
+
+            assert (streams(hidden.events), streams(page.events)) == ([], ["mine-1", "mine-1"])
+            assert await events.count(after=START, which=mine) == 0
+            assert page.events[-1].position is not None
+            assert page.upto >= page.events[-1].position
+            await other.commit()
+            assert await events.count(after=START, which=mine) == 2
+
+    async def test_events_are_counted_as_they_are_read(self) -> None:
+        """For a measure of how far somebody is behind."""
+        async with self.events() as events:
+            for stream in ("order-1", "order-2", "basket-1"):
+                await events.append(stream, facts(2), expected=0)
+            for which in (
+                EVERYTHING,
+                EventFilter(categories=frozenset({"order"})),
+                EventFilter(streams=frozenset({"order-2", "order-3"})),
+                EventFilter(categories=frozenset({"basket"}), streams=frozenset({"order-2"})),
+            ):
+                found = await everything(events, which)
+
+                assert await events.count(after=START, which=which) == len(found)
+                second = found[1].position or START
+                assert await events.count(after=second, which=which) == len(found) - 2
+
+    async def test_streams_are_read_together_with_the_streams_of_categories(self) -> None:
+        """Both are places where events are; all else narrows down which of those are meant."""
+        async with self.events() as events:
+            for stream in ("order-1", "order-2", "basket-1"):
+                await events.append(stream, facts(1), expected=0)
+
+            which = EventFilter(categories=frozenset({"basket"}), streams=frozenset({"order-2"}))
+            assert streams(await everything(events, which)) == ["order-2", "basket-1"]
+
 
 class Reader:
     """Reads all events from where it has come to."""
