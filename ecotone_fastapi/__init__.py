@@ -12,6 +12,7 @@ from ecotone_fastapi.core.errors import (
     ConversionError,
     EcotoneError,
     HandlerNotFoundError,
+    ProjectionError,
 )
 from ecotone_fastapi.core.injection import MessageHeader
 from ecotone_fastapi.core.message import HeaderName, Message, message_name
@@ -37,6 +38,15 @@ from ecotone_fastapi.modelling.aggregates import (
 )
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStore
+from ecotone_fastapi.modelling.projection_plugin import Projecting
+from ecotone_fastapi.modelling.projections import (
+    Emitter,
+    Partition,
+    ProjectionState,
+    ProjectionVersion,
+    projection,
+)
+from ecotone_fastapi.modelling.rebuilding import Projections, ProjectionStatus
 from ecotone_fastapi.modelling.repository import Repository
 from ecotone_fastapi.modelling.upcasting import revision, upcaster
 from ecotone_fastapi.web import (
@@ -75,6 +85,7 @@ __all__ = [
     "Discard",
     "Ecotone",
     "EcotoneError",
+    "Emitter",
     "ErrorPolicy",
     "EventBus",
     "EventBusDep",
@@ -90,6 +101,13 @@ __all__ = [
     "MessageHeader",
     "Outbox",
     "ParkedMessage",
+    "Partition",
+    "Projecting",
+    "ProjectionError",
+    "ProjectionState",
+    "ProjectionStatus",
+    "ProjectionVersion",
+    "Projections",
     "QueryBus",
     "QueryBusDep",
     "Repository",
@@ -115,6 +133,7 @@ __all__ = [
     "message_name",
     "on_failure",
     "prioritized",
+    "projection",
     "query_bus",
     "query_handler",
     "record",

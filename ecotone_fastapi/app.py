@@ -16,6 +16,7 @@ from ecotone_fastapi.adapters.memory import (
     MemoryDocuments,
     MemoryEvents,
     MemoryInbox,
+    MemoryProjections,
     MemorySchedules,
 )
 from ecotone_fastapi.core import bus
@@ -42,6 +43,8 @@ from ecotone_fastapi.modelling.aggregates import Aggregates
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.projection_plugin import Projecting
+from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.web.buses import (
     CommandBus,
@@ -61,6 +64,7 @@ _DEFAULTS: tuple[
         Outbox
         | EventSourcing
         | Aggregates
+        | Projecting
         | Transactions
         | Scheduling
         | AsynchronousHandlers
@@ -75,6 +79,7 @@ _DEFAULTS: tuple[
     Outbox,  # the others are to see what stands in front of a broker's channel
     EventSourcing,  # what it takes out of the handlers is for nobody else
     Aggregates,  # and which of two handlers of one message stays on the bus
+    Projecting,  # and which handlers are reached by stored events alone
     Transactions,
     Scheduling,
     AsynchronousHandlers,
@@ -486,6 +491,7 @@ class _InMemory:
             assembly.add_service(DeadLetterStore, MemoryDeadLetters())
         assembly.add_service(DeduplicationStore, MemoryInbox(assembly.gateway.clock))
         assembly.add_service(EventStorage, MemoryEvents(assembly.gateway.clock))
+        assembly.add_service(ProjectionStore, MemoryProjections(assembly.gateway.clock))
         documents = DocumentStore(MemoryDocuments(assembly.gateway.clock), assembly.gateway.conversion)
         assembly.add_service(DocumentStore, documents)
         self.schedules.watch(one for one in assembly.channels.values() if isinstance(one, MemoryChannel))

@@ -126,6 +126,11 @@ class EventTypes:
         classes = dict.fromkeys(one for cls in self._classes for one in (cls, *descendants_of(cls)))
         ConfigurationError.raise_all(list(self._upcasters.problems(self._types, classes)))
 
+    @property
+    def names(self) -> Iterable[str]:
+        """The names of the classes that were made known, former ones included."""
+        return [name for cls in self._classes for name in (name_of(cls), *aliases_of(cls))]
+
     def knows(self, cls: type) -> bool:
         """Whether objects of a class are events."""
         return cls in self._writing or (may_be_event(cls) and self._find(name_of(cls)) is cls)

@@ -226,7 +226,6 @@ class Projector:
             LeaseLostError: Somebody else runs it by now.
             Exception: What a handler has raised.
         """
-
         after: ProjectionRecord = await self.unit(lambda: self.within(record, events, upto, watch))
         return after
 

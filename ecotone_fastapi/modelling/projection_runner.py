@@ -58,6 +58,7 @@ class Lease:
         lost: Whether somebody else has it by now.
         scope: What is done under it at this moment.
         limit: How many events the next batch may have, after a failure.
+        built: Whether it was written down that the version is built, and waits to be switched.
     """
 
     def __init__(self, record: ProjectionRecord) -> None:
@@ -65,6 +66,7 @@ class Lease:
         self.lost: bool = False
         self.scope: anyio.CancelScope | None = None
         self.limit: int | None = None
+        self.built: bool = False
 
 
 @dataclass
@@ -105,22 +107,28 @@ class ProjectionRunner:
             ChannelError: The database cannot be reached.
         """
         handled, heard = 0, 0
+        failure: ProjectionError | None = None
         ends_at = None if limits.seconds is None else anyio.current_time() + limits.seconds
         async with self._leasing():
             while True:
                 heard = await self.projector.events.storage.wait(heard, 0.0)
                 done = await self._look(limits, handled)
                 handled += done.handled
-                if done.failures and not done.busy:
-                    raise done.failures[0]
+                failure = failure or next(iter(done.failures), None)
+                if failure is not None and not self._described.partitioned:
+                    raise failure
                 if self._reached(limits, handled, ends_at):
                     return handled
                 if not done.busy:
+                    if limits.until_empty and failure is not None:
+                        raise failure  # of a partition: all others have come to the end
                     if limits.until_empty:
                         return handled
                     await self._rest(heard, limits, ends_at)
 
-    async def build(self, version: int, told: Callable[[ProjectionRecord], Awaitable[None]]) -> bool:
+    async def build(
+        self, version: int, told: Callable[[ProjectionRecord], Awaitable[None]], *, live: bool = False
+    ) -> bool:
         """Work on one version until it is built; return whether it is, `False` when it is gone.
 
         When somebody else works on it, look on.
@@ -128,6 +136,7 @@ class ProjectionRunner:
         Args:
             version: The version.
             told: Is told how far it is, from time to time.
+            live: Whether a version that is live is to handle what is there now.
 
         Raises:
             ProjectionError: An event, or a partition, cannot be handled.
@@ -137,17 +146,42 @@ class ProjectionRunner:
                 found = await self._find(version)
                 if found is None or found.condition is Condition.RETIRED:
                     return False
-                await told(found)
-                if found.condition is Condition.LIVE:
+                await told(await self._counted(found))
+                if found.condition is Condition.LIVE and not live:
                     return True
                 done = _Round()
                 await self._work(found, Limits(), done)
-                if done.failures:
+                if done.failures and not done.busy:
                     raise done.failures[0]
-                if not done.busy and self._is_waiting(await self._find(version)):
-                    return True
                 if not done.busy:
-                    await anyio.sleep(0.2)  # somebody else works on it, or its last events cannot be seen yet
+                    found = await self._find(version) or found
+                    if self._is_waiting(found) or (found.condition is Condition.LIVE and await self._is_at_end(found)):
+                        await told(await self._counted(found))
+                        return True
+                    await anyio.sleep(0.1)  # somebody else works on it, or its last events cannot be seen yet
+
+    async def switch(
+        self, versions: dict[int, ProjectionRecord], built: ProjectionRecord, watch: Watch | None = None
+    ) -> ProjectionRecord | None:
+        """Make a version live, as `switch` does; take what is left with it where nobody can append meanwhile."""
+        if self.projector.synchronous and not self._described.partitioned:
+            built = await self._take_the_rest(built, watch or Watch())
+        return await switch(self.projector, versions, built)
+
+    async def _counted(self, record: ProjectionRecord) -> ProjectionRecord:
+        """Return a version with the progress of its partitions."""
+        if not self._described.partitioned or self.projector.synchronous or record.condition is Condition.LIVE:
+            return record
+        counts = await self._store.count(record.name, record.version, record.round)
+        return replace(record, done=counts.built - counts.behind, total=max(record.total, counts.total))
+
+    async def _is_at_end(self, record: ProjectionRecord) -> bool:
+        if self.projector.synchronous:
+            return True
+        if await self.projector.events.storage.count(after=record.position, which=self.projector.which):
+            return False
+        counts = await self._store.count(record.name, record.version, record.round)
+        return counts.behind <= counts.halted
 
     async def _find(self, version: int) -> ProjectionRecord | None:
         versions = await self._store.versions(self.name)
@@ -237,14 +271,10 @@ class ProjectionRunner:
             now = versions.get(record.version)
             if now is None or (now.token, now.position) != (record.token, record.position):
                 raise LeaseLostError(f"version {record.version} of the projection {self.name!r} is run elsewhere")
-            if self.projector.synchronous and not self._described.partitioned:
-                now = await self._take_the_rest(now, watch)
-            return await switch(self.projector, versions, now)
+            return await self.switch(versions, now, watch)
 
         if record.by_hand:
-            if record.done < record.total:  # fewer than there seemed to be
-                await self._note_built(record)
-                lease.record = replace(record, total=record.done)
+            await self._note_built(lease)
             return
         try:
             switched = await self.projector.unit(act)
@@ -259,13 +289,11 @@ class ProjectionRunner:
             lease.record = switched
             done.busy = True
 
-    async def _note_built(self, record: ProjectionRecord) -> None:
-        async def act() -> None:
-            for one in await self._store.lock(self.name):
-                if one.version == record.version and one.token == record.token:
-                    await self._store.change(replace(one, total=one.done))
-
-        await self.projector.unit(act)
+    async def _note_built(self, lease: Lease) -> None:
+        """Write down that everything is done, for whoever is to switch; there may be less than there seemed to be."""
+        if not lease.built:
+            await self._progress(lease, done=lease.record.done, total=lease.record.done)
+            lease.built = True
 
     async def _take_the_rest(self, record: ProjectionRecord, watch: Watch) -> ProjectionRecord:
         """Handle what lies behind the position, whether readers can rely on it or not: nobody can append just now."""
@@ -300,6 +328,8 @@ class ProjectionRunner:
         await self._claim(record, done)
         if not done.busy and record.condition is Condition.BUILDING:
             counts = await self._store.count(self.name, record.version, record.round)
+            if counts.built < counts.total and await self._store.due_in(self.name, record.version) is None:
+                await self._store.call(self.name, record.version)  # one was taken when the rebuild began
             if counts.built == counts.total and not counts.behind and not counts.halted:
                 lease.record = replace(lease.record, done=counts.built)
                 await self._finish(lease, done)
@@ -328,15 +358,17 @@ class ProjectionRunner:
 
         try:
             done.handled += await self.projector.unit(act)
-            done.busy = done.busy or bool(claimed)
         except ChannelError:
             raise
         except Exception:
             if not claimed:
                 raise
-            # One of them has failed, and has taken the others with it: each for itself, then.
-            for stream in claimed:
-                await self._alone(record, stream, done)
+        else:
+            done.busy = done.busy or bool(claimed)
+            return
+        # One of them has failed, and has taken the others with it: each for itself, then.
+        for stream in claimed:
+            await self._alone(record, stream, done)
 
     async def _alone(self, record: ProjectionRecord, stream: str, done: _Round) -> None:
         """Handle what is new for one partition; when that fails, it stands still, and all others go on."""
@@ -360,7 +392,7 @@ class ProjectionRunner:
                 if smaller and found.round >= record.round:
                     limit = smaller
                     continue
-                await self._halt_partition(record, stream, found.position, watch.event, error, done)
+                await self._halt_partition(record, found, watch.event, error, done)
                 return
             done.handled += handled
             done.busy = True
@@ -371,16 +403,15 @@ class ProjectionRunner:
     async def _halt_partition(
         self,
         record: ProjectionRecord,
-        stream: str,
-        position: int,
+        found: PartitionRecord,
         event: StoredEvent | None,
         error: Exception,
         done: _Round,
     ) -> None:
-        known = await self._store.partition(record.name, record.version, stream)
+        known = await self._store.partition(record.name, record.version, found.stream)
         before = known.halt if known is not None else None
-        halt = self.halt_of(event, error, before, stream=stream, version=position + 1)
-        await self._store.halt_partition(record.name, record.version, stream, halt, position=position)
+        halt = self.halt_of(event, error, before, stream=found.stream, version=found.position + 1)
+        await self._store.halt_partition(record.name, record.version, found.stream, halt, position=found.position)
         done.failures.append(self._failed(halt, error))
 
     async def _build_partitions(self, lease: Lease, done: _Round) -> None:

@@ -257,8 +257,19 @@ class ProjectionStore(Protocol):
         """Write down that a partition stands still, at once, if it has come no further meanwhile."""
         ...
 
-    async def call(self, name: str, version: int, stream: str | None = None) -> int:
-        """Let a partition, or all, be claimed from now on, whatever its halt says; return how many there are."""
+    async def call(self, name: str, version: int, stream: str | None = None, *, halted: bool = False) -> int:
+        """Let a partition, or all, be claimed from now on; return how many there are.
+
+        Args:
+            name: The projection.
+            version: The version.
+            stream: The partition.
+            halted: Only those that stand still.
+        """
+        ...
+
+    async def accept(self, name: str, version: int, round: int) -> None:  # noqa: A002 - a word of the field
+        """Let all partitions be of this round, as they are."""
         ...
 
     async def partitions(

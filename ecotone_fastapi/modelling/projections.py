@@ -88,7 +88,7 @@ class Hooked:
 
 
 class _Decorator:
-    """Make a class a projection: `@projection("name", of=Wallet)`; and name its hooks: `@projection.init`, …
+    """Make a class a projection, as `@projection("name", of=Wallet)`, and name its hooks, as `@projection.init`.
 
     - `init` runs once, before the first event: create tables.
     - `reset` runs when it is rebuilt: empty them. Without it, `delete` and `init` run.
@@ -152,7 +152,7 @@ class _Decorator:
         return _hook(Hook.INIT, method, local_names())
 
     def reset(self, method: F) -> F:
-        """Run this method when the projection is rebuilt in place: nothing may be left of what handlers have written."""
+        """Run this method when the projection is rebuilt in place: it empties what handlers have written."""
         return _hook(Hook.RESET, method, local_names())
 
     def delete(self, method: F) -> F:
@@ -354,7 +354,7 @@ class OfProjections:
         return None if read is None else FromScope(parameter.annotation, read)
 
 
-# ------------------------------------------------------------------------------------------------- the methods of a class
+# ----------------------------------------------------------------------------------------------- the methods of a class
 
 
 @dataclass(frozen=True)
@@ -451,7 +451,8 @@ def _hooked(cls: type) -> Iterator[tuple[str, Hooked, Callable[..., Any]]]:
 
 
 def _own(value: Any) -> list[Hooked]:
-    found = marks_of(value) if callable(value) or isinstance(value, staticmethod | classmethod) else ()
+    found: object = marks_of(value) if callable(value) or isinstance(value, staticmethod | classmethod) else ()
+    # An attribute of a class that answers anything must not pass for a method with marks.
     return [one for one in found if isinstance(one, Hooked)] if isinstance(found, tuple) else []
 
 

@@ -181,14 +181,19 @@ class MemoryProjections:
         if known is not None and known.record.position == position:
             kept[stream] = _Kept(replace(known.record, halt=halt), halt.retry_at)
 
-    async def call(self, name: str, version: int, stream: str | None = None) -> int:
+    async def call(self, name: str, version: int, stream: str | None = None, *, halted: bool = False) -> int:
         """Let a partition, or all, be claimed from now on."""
         key, count = (name, version), 0
         for one in list(self._kept(key).values()):
-            if stream in (None, one.record.stream):
+            if stream in (None, one.record.stream) and (one.record.halt is not None or not halted):
                 await self._put(key, _Kept(one.record, self._clock.now()))
                 count += 1
         return count
+
+    async def accept(self, name: str, version: int, round: int) -> None:  # noqa: A002 - of the protocol
+        """Let all partitions be of this round, as they are."""
+        for one in list(self._kept((name, version)).values()):
+            await self._put((name, version), _Kept(replace(one.record, round=round), one.due_at))
 
     async def partitions(
         self, name: str, version: int, *, after: str = "", limit: int = 100, halted: bool = False
