@@ -3,10 +3,10 @@
 import asyncio
 import base64
 import json as json_
-import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from rich.text import Text
 from ecotone_fastapi.adapters.memory import MemoryDeadLetters
 from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, load
+from ecotone_fastapi.cli.durations import duration
 from ecotone_fastapi.cli.output import console, remark, say, say_json, show_error
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError
 from ecotone_fastapi.core.message import HeaderName
@@ -26,9 +27,6 @@ from ecotone_fastapi.messaging.dead_letter import Progress as Advance
 
 deadletter: typer.Typer = typer.Typer(no_args_is_help=True)
 """The commands about dead letters."""
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_AGE = re.compile(rf"(\d+)([{''.join(_UNITS)}])")
 
 
 def _pairs(values: Sequence[str] | None) -> dict[str, str]:
@@ -44,9 +42,9 @@ def _pairs(values: Sequence[str] | None) -> dict[str, str]:
 def _moment(value: str | None) -> datetime | None:
     if value is None:
         return None
-    if age := _AGE.fullmatch(value):
-        return datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: int(age[1])})
     try:
+        if (age := duration(value)) is not None:
+            return datetime.now(UTC) - age
         return datetime.fromisoformat(value).astimezone()
     except (ValueError, OverflowError):
         raise ConfigurationError(
@@ -68,29 +66,67 @@ AppAndIdArguments = Annotated[
         show_default=False,
     ),
 ]
-HandlerOption = Annotated[
-    str | None, typer.Option("--handler", metavar="ID", help="Only those that failed in this handler.")
-]
-ChannelOption = Annotated[str | None, typer.Option("--channel", help="Only those that were taken from this channel.")]
-ErrorOption = Annotated[
-    str | None, typer.Option("--error", metavar="CLASS", help="Only those with this exception, with module or without.")
-]
-SinceOption = Annotated[
-    str | None,
-    typer.Option("--since", metavar="WHEN", help="Only those parked since then: 2026-01-31T12:00, or 2h for 2 h ago."),
-]
-UntilOption = Annotated[
-    str | None, typer.Option("--until", metavar="WHEN", help="Only those parked before then: a moment, or 7d ago.")
-]
-TenantOption = Annotated[str | None, typer.Option("--tenant", help="Only those of this tenant.")]
-HavingOption = Annotated[
-    list[str] | None, typer.Option("--having", metavar="NAME=VALUE", help="Only those with this header; repeatable.")
-]
-TextOption = Annotated[
-    str | None, typer.Option("--text", help="Only those with this in the id, error, traceback, headers or body.")
-]
 AllOption = Annotated[bool, typer.Option("--all", help="All that the filters leave.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def _filter(
+    *,
+    handler: Annotated[
+        str | None, typer.Option("--handler", metavar="ID", help="Only those that failed in this handler.")
+    ] = None,
+    channel: Annotated[
+        str | None, typer.Option("--channel", help="Only those that were taken from this channel.")
+    ] = None,
+    error: Annotated[
+        str | None,
+        typer.Option("--error", metavar="CLASS", help="Only those with this exception, with module or without."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since", metavar="WHEN", help="Only those parked since then: 2026-01-31T12:00, or 2h for 2 h ago."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="WHEN", help="Only those parked before then: a moment, or 7d ago.")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Only those of this tenant.")] = None,
+    having: Annotated[
+        list[str] | None,
+        typer.Option("--having", metavar="NAME=VALUE", help="Only those with this header; repeatable."),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Only those with this in the id, error, traceback, headers or body.")
+    ] = None,
+) -> DeadLetterFilter:
+    return DeadLetterFilter(
+        endpoint=handler,
+        channel=channel,
+        error_type=error,
+        since=_moment(since),
+        until=_moment(until),
+        tenant=tenant,
+        headers=_pairs(having),
+        text=text,
+    )
+
+
+def _choosing(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `_filter`, in the place of its parameter `which`."""
+    own, options = signature(command), signature(_filter).parameters
+
+    def choose(**given: Any) -> None:
+        which = _filter(**{name: given.pop(name) for name in options})
+        command(**given, which=which)
+
+    parameters: list[Parameter] = []
+    for name, parameter in own.parameters.items():
+        parameters += options.values() if name == "which" else [parameter]
+    told: Any = choose  # what typer reads
+    told.__signature__ = own.replace(parameters=parameters)
+    told.__doc__ = command.__doc__
+    return choose
 
 
 @deadletter.callback()
@@ -99,34 +135,18 @@ def _deadletter() -> None:
 
 
 @deadletter.command("list")
+@_choosing
 def list_(
     arguments: AppArgument = None,
     *,
     app: AppOption = None,
     factory: FactoryOption = False,
-    handler: HandlerOption = None,
-    channel: ChannelOption = None,
-    error: ErrorOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    tenant: TenantOption = None,
-    having: HavingOption = None,
-    text: TextOption = None,
+    which: DeadLetterFilter,
     limit: Annotated[int, typer.Option(min=1, help="How many are shown at most.")] = 50,
     offset: Annotated[int, typer.Option(min=0, help="How many of the newest are left out.")] = 0,
     json: JsonOption = False,
 ) -> None:
     """List dead letters, the newest first."""
-    which = _filter(
-        handler=handler,
-        channel=channel,
-        error=error,
-        since=since,
-        until=until,
-        tenant=tenant,
-        having=having,
-        text=text,
-    )
     ecotone, rest = _load(arguments, app, factory=factory, quiet=json)
     if rest:
         raise ConfigurationError(f"list takes no {rest[0]!r}", hint="ecotone deadletter show ID shows one")
@@ -174,20 +194,14 @@ def show(
 
 
 @deadletter.command("replay")
+@_choosing
 def replay(
     arguments: AppAndIdArguments = None,
     *,
     app: AppOption = None,
     factory: FactoryOption = False,
     all_: AllOption = False,
-    handler: HandlerOption = None,
-    channel: ChannelOption = None,
-    error: ErrorOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    tenant: TenantOption = None,
-    having: HavingOption = None,
-    text: TextOption = None,
+    which: DeadLetterFilter,
     to: Annotated[str | None, typer.Option("--to", metavar="CHANNEL", help="To another channel.")] = None,
     payload: Annotated[
         str | None,
@@ -204,16 +218,6 @@ def replay(
 
     It is given all of its retries. What fails again is parked again.
     """
-    which = _filter(
-        handler=handler,
-        channel=channel,
-        error=error,
-        since=since,
-        until=until,
-        tenant=tenant,
-        having=having,
-        text=text,
-    )
     edited: dict[str, Any] = {} if payload is None else {"payload": _content(payload)}
     if header:
         edited["headers"] = _pairs(header)
@@ -229,63 +233,24 @@ def replay(
 
 
 @deadletter.command("delete")
+@_choosing
 def delete(
     arguments: AppAndIdArguments = None,
     *,
     app: AppOption = None,
     factory: FactoryOption = False,
     all_: AllOption = False,
-    handler: HandlerOption = None,
-    channel: ChannelOption = None,
-    error: ErrorOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    tenant: TenantOption = None,
-    having: HavingOption = None,
-    text: TextOption = None,
+    which: DeadLetterFilter,
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
     """Delete dead letters for good."""
-    which = _filter(
-        handler=handler,
-        channel=channel,
-        error=error,
-        since=since,
-        until=until,
-        tenant=tenant,
-        having=having,
-        text=text,
-    )
     ecotone, ids = _load(arguments, app, factory=factory, quiet=json)
     _check_choice(ids, which, all_=all_, what="delete")
     _each(ecotone, ids or which, ecotone.dead_letters.delete, _Words("delete", "deleted"), ask=not yes, json=json)
 
 
 # ------------------------------------------------------------------------------------------------------- what is meant
-
-
-def _filter(
-    *,
-    handler: str | None,
-    channel: str | None,
-    error: str | None,
-    since: str | None,
-    until: str | None,
-    tenant: str | None,
-    having: Sequence[str] | None,
-    text: str | None,
-) -> DeadLetterFilter:
-    return DeadLetterFilter(
-        endpoint=handler,
-        channel=channel,
-        error_type=error,
-        since=_moment(since),
-        until=_moment(until),
-        tenant=tenant,
-        headers=_pairs(having),
-        text=text,
-    )
 
 
 def _check_choice(ids: Sequence[str], which: DeadLetterFilter, *, all_: bool, what: str) -> None:

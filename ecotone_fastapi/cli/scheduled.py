@@ -1,7 +1,6 @@
 """`ecotone scheduled`: look at what waits under a key, call it off, put it off."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, TypeVar, cast
@@ -12,6 +11,7 @@ from rich.table import Table
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, is_configured, load
+from ecotone_fastapi.cli.durations import duration
 from ecotone_fastapi.cli.output import remark, say, say_json
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages
@@ -20,9 +20,6 @@ T = TypeVar("T")
 
 scheduled: typer.Typer = typer.Typer(no_args_is_help=True)
 """The commands about what waits under a key."""
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_DURATION = re.compile(rf"(\d+)([{''.join(_UNITS)}])")
 
 Arguments = Annotated[
     list[str] | None,
@@ -102,10 +99,9 @@ def reschedule(
 def _time(after: str | None, at: str | None) -> timedelta | datetime:
     if (after is None) == (at is None):
         raise ConfigurationError("it is not said when", hint="give either --in 2h or --at 2026-01-31T12:00")
-    duration = _DURATION.fullmatch(after or "")
     try:
-        if duration is not None:
-            return timedelta(**{_UNITS[duration[2]]: int(duration[1])})
+        if (wait := duration(after or "")) is not None:
+            return wait
         return datetime.fromisoformat(at or "").astimezone()
     except (ValueError, OverflowError):
         hint = "write --in 90s, 30m, 2h, 7d, 4w or --at 2026-01-31T12:00"

@@ -433,7 +433,7 @@ def _is_suspicious(delivery: Delivery) -> bool:
     """Whether several consumers had the message and never told what became of it."""
     if delivery.count <= _SUSPICIOUS:
         return False
-    failed = delivery.message.headers.get(HeaderName.attempt, "")
+    failed = delivery.message.headers.get(HeaderName.attempt, "")[:9]  # somebody else may have written anything
     return delivery.count - 1 - (int(failed) if failed.isdecimal() else 0) >= _SUSPICIOUS
 
 

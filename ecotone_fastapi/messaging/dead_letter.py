@@ -6,8 +6,10 @@
 `DeadLetters` is given to handlers by type, to endpoints by `DeadLettersDep`, and is `ecotone.dead_letters`.
 """
 
+import hashlib
 import json
 import logging
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from typing import Any, Protocol, cast
 
 import anyio
 
+from ecotone_fastapi.core.channel import Delivery
 from ecotone_fastapi.core.conversion import header_texts
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError, UnknownEndpointError
 from ecotone_fastapi.core.gateway import Gateway, current_scope, unknown_channel
@@ -68,8 +71,30 @@ class ParkedMessage:
 
 def replays_of(message: Message[Any]) -> int:
     """Return how often a message has come back from the dead letter."""
-    told = message.headers.get(HeaderName.replays, "0")
+    told = message.headers.get(HeaderName.replays, "0")[:9]  # somebody else may have written anything
     return int(told) if told.isdecimal() else 0
+
+
+def parked_id(message: Message[bytes], endpoint: str | None) -> str:
+    """Return the id in the dead letter: one for each handler that a message failed in."""
+    message_id = message.headers.get(HeaderName.id, "unknown")
+    if len(message_id) > _LONGEST_ID:  # somebody's own, longer than a database can index
+        message_id = hashlib.sha256(message_id.encode(errors="replace")).hexdigest()
+    # Senders may give several messages one id: what these say tells them apart.
+    told_apart_by = (endpoint or "").encode(errors="replace") + b"\0" + bytes(message.payload)
+    return f"{message_id}-{zlib.crc32(told_apart_by):08x}"
+
+
+def failed_attempts(delivery: Delivery) -> int:
+    """Return how many runs of the handler have failed so far."""
+    try:
+        return max(0, min(int(delivery.message.headers.get(HeaderName.attempt, "0")), _MOST_ATTEMPTS))
+    except ValueError:  # written by somebody else
+        return 0
+
+
+_LONGEST_ID = 120
+_MOST_ATTEMPTS = 1_000_000_000  # what somebody else has written may be more than a database can keep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,8 @@
 A handler may have a policy of its own, `@on_failure(...)`, and so may a channel; the first of them decides.
 """
 
-import hashlib
 import logging
 import traceback
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +25,7 @@ from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage, failed_attempts, parked_id
 from ecotone_fastapi.messaging.policies import Backoff, DeadLetter, Decision, Discard, ErrorPolicy, Failure, Retry, Stop
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 
@@ -164,20 +162,15 @@ class Failures:
         return decision
 
 
-def failed_attempts(delivery: Delivery) -> int:
-    """Return how many runs of the handler have failed so far."""
-    try:
-        return int(delivery.message.headers.get(HeaderName.attempt, "0"))
-    except ValueError:  # written by somebody else
-        return 0
-
-
 def _first_failed_at(message: Message[bytes]) -> datetime | None:
     try:
         moment = datetime.fromisoformat(message.headers.get(HeaderName.first_failed_at, ""))
     except ValueError:  # not yet, or written by somebody else
         return None
-    return moment if moment.tzinfo is not None else None
+    return moment if moment.tzinfo is not None and moment.year in _YEARS else None
+
+
+_YEARS = range(1970, 9999)  # every database can keep them, in every time zone
 
 
 class _Judge:
@@ -244,19 +237,6 @@ class _Judge:
 
 # Seconds after which a message comes back that could not even be parked.
 _PARK_AGAIN = 10.0
-
-
-def parked_id(message: Message[Any], endpoint: str | None) -> str:
-    """Return the id in the dead letter: one for each handler that a message failed in."""
-    message_id = message.headers.get(HeaderName.id, "unknown")
-    if len(message_id) > _LONGEST_ID:  # somebody's own, longer than a database can index
-        message_id = hashlib.sha256(message_id.encode(errors="replace")).hexdigest()
-    # Senders may give several messages one id: what these say tells them apart.
-    told_apart_by = (endpoint or "").encode(errors="replace") + b"\0" + bytes(message.payload)
-    return f"{message_id}-{zlib.crc32(told_apart_by):08x}"
-
-
-_LONGEST_ID = 120
 
 
 def _text_of(error: Exception) -> str:

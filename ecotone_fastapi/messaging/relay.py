@@ -7,7 +7,6 @@ those keep their order. A batch costs one claim, one call of the channel's `send
 import json
 import logging
 import traceback
-import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
 from ecotone_fastapi.core.plugin import Limits
 from ecotone_fastapi.core.supervision import Pauses, in_one_line
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage, failed_attempts, parked_id
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.outbox")
@@ -250,7 +249,7 @@ class Relay:
         pauses: dict[int, float] = {}  # those that come back together keep their order
         logged: Exception | None = None
         for parcel, error in refused:
-            attempts = _attempts_of(parcel.delivery) + 1
+            attempts = failed_attempts(parcel.delivery) + 1
             what = f"channel {lane.target.name} did not take message {_id_of(parcel.message)} for the {attempts}. time"
             # What is refused may be taken when the queue is there again, or has room. Anything else will not change.
             if not isinstance(error, ChannelError) and attempts > self.settings.retries:
@@ -265,11 +264,12 @@ class Relay:
 
     async def _park(self, lane: Lane, parcel: "Parcel", error: Exception, attempts: int) -> None:
         message, delivery = parcel.message, parcel.delivery
+        endpoint = message.headers.get(HeaderName.endpoint)
         parked = ParkedMessage(
-            id=_parked_id(message),
+            id=parked_id(message, endpoint),
             message=message,
             channel=lane.target.name,
-            endpoint=message.headers.get(HeaderName.endpoint),
+            endpoint=endpoint,
             error_type=f"{type(error).__module__}.{type(error).__qualname__}",
             error_message=str(error),
             traceback="".join(traceback.format_exception(error)),
@@ -476,18 +476,5 @@ class _Run:
                 self.waiting.discard(scope)
 
 
-def _attempts_of(delivery: Delivery) -> int:
-    try:
-        return int(delivery.message.headers.get(HeaderName.attempt, "0"))
-    except ValueError:  # written by somebody else
-        return 0
-
-
 def _id_of(message: Message[bytes]) -> str:
     return message.headers.get(HeaderName.id, "without id")
-
-
-def _parked_id(message: Message[bytes]) -> str:
-    """Return an id for the dead letter: several messages may have one id, one for each handler of an event."""
-    endpoint = message.headers.get(HeaderName.endpoint, "")
-    return f"{_id_of(message)[:120]}-{zlib.crc32(endpoint.encode(errors='replace') + bytes(message.payload)):08x}"

@@ -10,6 +10,7 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
+from aiormq.exceptions import AMQPError
 from anyio.lowlevel import checkpoint
 from yarl import URL
 
@@ -25,6 +26,7 @@ from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
 from ecotone_fastapi.testing import flow_test
 from ecotone_fastapi.testing.conformance.hooks import letter, letters, unique
 from ecotone_fastapi.testing.faults import TcpProxy, tcp_proxy
+from tests.adapters import strangers
 from tests.conftest import SERVERS
 
 pytestmark = pytest.mark.rabbitmq
@@ -270,6 +272,120 @@ async def test_whatever_others_have_sent_can_be_read(server: Server, channel: Ra
         await delivery.ack()
 
 
+UNREADABLE: dict[bytes, tuple[bytes, dict[str, str]]] = {
+    b"name": (strangers.headers((b"Gr\xf6\xdfe", strangers.text(b"7"))), {"Gr��e": "7"}),
+    b"name in a table": (
+        strangers.headers((b"size", b"F" + strangers.table((b"\xf6", b"t\x01")))),
+        {"size": '{"\\ufffd": true}'},
+    ),
+    b"long name": (strangers.headers((b"\xff" * 255, strangers.text(b"7"))), {"�" * 85: "7"}),
+    b"content type": (strangers.properties((strangers.CONTENT_TYPE, strangers.short(b"\xff"))), {"content_type": "�"}),
+    b"content encoding": (strangers.properties((strangers.CONTENT_ENCODING, strangers.short(b"\xff"))), {}),
+    b"correlation id": (
+        strangers.properties((strangers.CORRELATION_ID, strangers.short(b"\xff"))),
+        {"correlation_id": "�"},
+    ),
+    b"answer to": (strangers.properties((strangers.REPLY_TO, strangers.short(b"\xff"))), {}),
+    b"id": (strangers.properties((strangers.MESSAGE_ID, strangers.short(b"\xff"))), {"id": "�"}),
+    b"type": (strangers.properties((strangers.TYPE, strangers.short(b"\xff"))), {"type": "�"}),
+    b"application": (strangers.properties((strangers.APP_ID, strangers.short(b"\xff"))), {}),
+    b"microseconds": (
+        strangers.properties((strangers.TIMESTAMP, (1_700_000_000_000_000).to_bytes(8, "big"))),
+        {"timestamp": "1700000000000000"},
+    ),
+    b"moment": (strangers.headers((b"moment", b"T" + b"\xff" * 8)), {"moment": str(2**64 - 1)}),
+    b"depth": (strangers.headers((b"deep", strangers.lists(20_000))), {"deep": "[" * 32 + '"\\u2026"' + "]" * 32}),
+}
+"""What ends the connection of a driver that reads it, by the payload that it is sent with, and how it is read here."""
+
+
+async def test_what_the_driver_cannot_read_arrives_like_any_other_message(
+    server: Server, channel: RabbitMQChannel
+) -> None:
+    await channel.send([letter(b"before")])
+    [before] = await receive(channel)
+    await strangers.send_strange(server.queue, [(told, payload) for payload, (told, _) in UNREADABLE.items()])
+
+    deliveries = await receive(channel, len(UNREADABLE))
+
+    assert {one.message.payload: dict(one.message.headers) for one in deliveries} == {
+        payload: expected for payload, (_, expected) in UNREADABLE.items()
+    }
+    assert {one.count for one in deliveries} == {1}
+    for delivery in deliveries:
+        await delivery.nack()
+    again = await receive(channel, len(UNREADABLE))
+    assert [(one.message.payload, one.count) for one in again] == [(payload, 2) for payload in UNREADABLE]
+    await channel.ack_all([before, *again])  # the connection on which it was lent is still there
+    await channel.close()
+    await server.until_ready(0)
+
+
+async def test_a_routing_key_that_is_no_text_stops_nobody(server: Server, channel: RabbitMQChannel) -> None:
+    exchange = await server.direct.declare_exchange(f"exchange-{server.queue}", "fanout", auto_delete=True)
+    await (await server.direct.get_queue(server.queue)).bind(exchange)
+    message = strangers.publish(server.queue, exchange.name, b"\xff\xfe") + strangers.content(b"\0\0", b"1")
+    await strangers.send_raw(server.queue, [message])
+
+    [delivery] = await receive(channel)
+
+    assert delivery.message.payload == b"1"
+    await delivery.ack()
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        strangers.headers((b"unknown", b"Z1234")),
+        strangers.headers((b"no number", b"d\x7f\xf8" + b"\0" * 6)),
+        strangers.properties((strangers.HEADERS, b"\0\0\0\x10\x01a")),
+        strangers.properties((strangers.EXPIRATION, strangers.short(b"soon"))),
+        b"\0\x01\0\0",
+    ],
+    ids=["type", "number", "length", "expiration", "flags"],
+)
+async def test_what_the_server_cannot_read_either_is_an_error_of_its_sender(
+    server: Server, channel: RabbitMQChannel, properties: bytes
+) -> None:
+    with pytest.raises(AMQPError):
+        await strangers.send_strange(server.queue, [(properties, b"1")])
+
+    assert await server.look() == (0, 0)
+
+
+async def test_whatever_a_message_says_it_can_be_given_back(server: Server) -> None:
+    options: dict[str, Any] = {"max_priority": 5} if server.type == "classic" else {}
+    channel = server.channel(**options)
+    await channel.open()
+    await strangers.send_strange(
+        server.queue,
+        [
+            (strangers.headers((b"priority", strangers.text(b"urgent"))), b"priority"),
+            (strangers.headers((b"content_type", strangers.text(b"text/" + b"x" * 300))), b"content type"),
+            (strangers.headers((b"large", strangers.text(b"x" * 110_000))), b"large"),
+            (
+                strangers.headers((b"small", b"t\x01"), (b"grows", b"x" + strangers.long(b"\xff" * 100_000))),
+                b"grows",
+            ),
+            (strangers.headers((b"x-ecotone-expires", strangers.text(b"nan"))), b"never"),
+        ],
+    )
+
+    for delivery in await receive(channel, 5):
+        await delivery.nack()
+
+    again = {one.message.payload: one for one in await receive(channel, 5)}
+    told = {payload: one.message.headers for payload, one in again.items()}
+    assert {(one.count, one.message.headers[HeaderName.attempt]) for one in again.values()} == {(2, "1")}
+    assert told[b"priority"]["priority"] == "urgent"
+    assert told[b"content type"]["content_type"] == "text/" + "x" * 300
+    assert told[b"large"]["large"] == "x" * 110_000
+    assert told[b"grows"]["small"] == "true"
+    assert "grows" not in told[b"grows"]  # three times as long as it was, which no frame can hold
+    await channel.ack_all(list(again.values()))
+    await channel.close()
+
+
 @pytest.mark.parametrize(
     "headers", [{"x" * 256: "long name"}, {"large": "x" * 100_000}, {"text": "\ud800"}], ids=["name", "size", "text"]
 )
@@ -370,6 +486,24 @@ async def test_consumers_that_stop_properly_again_and_again_do_not_make_a_messag
     assert sorted(delivery.message.payload for delivery in rest) == [b"0", b"1", b"2"]
     assert all(delivery.count <= 3 for delivery in rest)
     await channel.ack_all(rest)
+
+
+async def test_what_cannot_be_counted_is_handled_all_the_same(server: Server) -> None:
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    channel = server.channel(arguments=full)
+    await channel.open()
+    await channel.send([letter(b"1")])
+    await receive(channel)
+    await channel.send([letter(b"2")])  # there is room again for nothing
+    server.network.cut()
+    with pytest.raises(ChannelError):
+        await receive(channel)
+
+    delivery = await insist(channel)
+
+    assert delivery.message.payload == b"1"
+    await delivery.ack()
+    await channel.close()
 
 
 async def test_the_first_failure_is_remembered(channel: RabbitMQChannel) -> None:
@@ -704,3 +838,38 @@ async def test_retries_of_a_queue_wait_in_the_database_where_there_is_one(server
         await flow.run("outbox")
         await flow.run("orders")
         assert (orders.attempts, await channel.depth()) == (["1", "1"], 0)
+
+
+async def test_what_cannot_be_read_is_parked_with_its_body_and_the_consumer_goes_on(
+    server: Server, sqlite_url: str
+) -> None:
+    orders, database = Orders(), SqlAlchemy(sqlite_url, create_schema=True)
+    channel = RabbitMQChannel(
+        "orders",
+        server.url(),
+        queue=server.queue,
+        queue_type=server.type,  # type: ignore[arg-type]
+        delivery="direct",
+    )
+    impossible = {
+        b"attempts": strangers.headers((b"attempt", strangers.text(b"9" * 30))),
+        b"endless attempts": strangers.headers((b"attempt", strangers.text(b"9" * 5_000))),
+        b"deliveries": strangers.headers((b"x-ecotone-deliveries", strangers.text(b"9" * 30))),
+        b"replays": strangers.headers((b"replays", strangers.text(b"9" * 5_000))),
+        b"too early": strangers.headers((b"first_failed_at", strangers.text(b"0001-01-01T00:00:00+14:00"))),
+        b"too late": strangers.headers((b"first_failed_at", strangers.text(b"9999-12-31T23:59:59-14:00"))),
+        b"no character": strangers.headers((b"endpoint", strangers.text(b"a\0b")), (b"\0", strangers.text(b"\0"))),
+    }
+    strange = {payload: properties for payload, (properties, _) in UNREADABLE.items()} | impossible
+
+    async with flow_test([orders], channels=[channel], plugins=[database]) as flow:
+        await flow.send(PlaceOrder("2"))
+        await strangers.send_strange(server.queue, [(properties, payload) for payload, properties in strange.items()])
+        await flow.send(PlaceOrder("3"))
+        await flow.run("orders", raises=False)
+        parked = await flow.dead_letters()
+        left = await channel.depth()
+
+    assert orders.attempts == ["2", "3"]
+    assert {one.message.payload for one in parked} == set(strange)
+    assert left == 0

@@ -176,6 +176,7 @@ def test_json_tells_everything_about_them(shop: Shop) -> None:
     ("arguments", "said"),
     [
         (["list", "--since", "yesterday"], "'yesterday' is no moment"),
+        (["list", "--since", "99999999999999w"], "'99999999999999w' is no moment"),
         (["list", "--having", "tenant"], "'tenant' is no header"),
         (["list", "something"], "list takes no 'something'"),
         (["show"], "show takes one id"),

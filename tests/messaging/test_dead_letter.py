@@ -37,6 +37,8 @@ from ecotone_fastapi.messaging.dead_letter import (
     DeadLetters,
     DeadLetterStore,
     ParkedMessage,
+    failed_attempts,
+    parked_id,
     replays_of,
 )
 from ecotone_fastapi.messaging.deduplication import deduplicated
@@ -222,8 +224,30 @@ async def test_what_is_not_there_cannot_be_replayed(flow: Flow) -> None:
         await flow.replay("nobody")
 
 
-async def test_an_odd_count_of_replays_is_none() -> None:
-    assert replays_of(Message(b"", {HeaderName.replays: "often"})) == 0
+@pytest.mark.parametrize(("text", "replays"), [("often", 0), ("-1", 0), ("3", 3), ("9" * 5_000, 999_999_999)])
+def test_the_count_of_replays_is_read_whoever_has_written_it(text: str, replays: int) -> None:
+    assert replays_of(Message(b"", {HeaderName.replays: text})) == replays
+
+
+def test_an_id_in_the_dead_letter_is_told_from_message_and_handler() -> None:
+    message = Message(b"", {"id": "1"})
+
+    assert parked_id(message, "place") == parked_id(message, "place") != parked_id(message, "cancel")
+    assert parked_id(Message(b"", {}), None).startswith("unknown-")
+
+
+@pytest.mark.parametrize(
+    ("text", "attempts"),
+    [(None, 0), ("0", 0), ("7", 7), ("many", 0), ("-7", 0), ("9" * 30, 1_000_000_000), ("9" * 5_000, 0)],
+)
+def test_the_number_of_failed_runs_is_read_from_the_header(text: str | None, attempts: int) -> None:
+    @dataclass
+    class Lent:
+        message: Message[bytes]
+
+    delivery: Any = Lent(Message(b"", {} if text is None else {"attempt": text}))
+
+    assert failed_attempts(delivery) == attempts
 
 
 def wire(**headers: str) -> dict[str, str]:

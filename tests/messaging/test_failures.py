@@ -34,7 +34,7 @@ from ecotone_fastapi.core.pipeline import Call, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, ConsumerSettings, asynchronous
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
-from ecotone_fastapi.messaging.failures import Failures, failed_attempts, on_failure, parked_id
+from ecotone_fastapi.messaging.failures import Failures, on_failure
 from ecotone_fastapi.messaging.policies import (
     Backoff,
     DeadLetter,
@@ -211,24 +211,6 @@ async def test_the_same_message_that_fails_in_two_handlers_is_parked_twice() -> 
     assert {(one.endpoint, one.error_message) for one in parked} == {("one", "one"), ("two", "two")}
     assert len({one.id for one in parked}) == 2
     assert {one.message.id for one in parked} == {"my-id"}
-
-
-def test_an_id_in_the_dead_letter_is_told_from_message_and_handler() -> None:
-    message = Message(b"", {"id": "1"})
-
-    assert parked_id(message, "place") == parked_id(message, "place") != parked_id(message, "cancel")
-    assert parked_id(Message(b"", {}), None).startswith("unknown-")
-
-
-@pytest.mark.parametrize(("text", "attempts"), [(None, 0), ("0", 0), ("7", 7), ("many", 0)])
-def test_the_number_of_failed_runs_is_read_from_the_header(text: str | None, attempts: int) -> None:
-    @dataclass
-    class Lent:
-        message: Message[bytes]
-
-    delivery: Any = Lent(Message(b"", {} if text is None else {"attempt": text}))
-
-    assert failed_attempts(delivery) == attempts
 
 
 # ------------------------------------------------------------------------------------------------------------- hopeless

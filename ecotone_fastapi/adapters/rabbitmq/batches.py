@@ -12,6 +12,7 @@ from ecotone_fastapi.core.message import HeaderName, Message
 
 _NAMED = 10  # messages that the text of an error lists
 
+_LONGEST_PROPERTY = 255  # bytes
 _LONGEST_EXPIRATION = 0xFFFF_FFFF  # milliseconds, some 49 days
 
 UNWRITABLE = "it cannot be written"
@@ -39,6 +40,12 @@ class Outgoing:
     expiration: float | None = None
     priority: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def content_type(self) -> str | None:
+        """The content type as a property, unless it is too long for one: it is among the headers, too."""
+        told = self.message.headers.get(HeaderName.content_type)
+        return told if told is None or len(told.encode()) <= _LONGEST_PROPERTY else None
 
     @property
     def milliseconds(self) -> str | None:

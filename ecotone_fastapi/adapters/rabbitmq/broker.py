@@ -103,7 +103,7 @@ class Broker:
             await self._wire.close()
         self._wire = None
         self.prepared.clear()
-        self._wire = await Wire.open(url, timeout=timeout, name="ecotone: receive")
+        self._wire = await Wire.open(url, timeout=timeout, name="ecotone: receive", sealed=True)
         return self._wire
 
     def _connected(self, connecting: asyncio.Task[Wire]) -> None:

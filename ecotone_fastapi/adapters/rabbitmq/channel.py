@@ -6,6 +6,7 @@ handler failed is written anew, at the end of the queue or on the ladder of dela
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +20,8 @@ from aiormq.abc import DeliveredMessage
 from ecotone_fastapi.adapters.rabbitmq.batches import Outgoing
 from ecotone_fastapi.adapters.rabbitmq.broker import Broker
 from ecotone_fastapi.adapters.rabbitmq.delays import LONGEST_DELAY, Ladder
-from ecotone_fastapi.adapters.rabbitmq.headers import DELIVERIES, EXPIRES, read, whole_number, written
+from ecotone_fastapi.adapters.rabbitmq.headers import DELIVERIES, EXPIRES, read, rewritten, whole_number, written
+from ecotone_fastapi.adapters.rabbitmq.sealing import unsealed
 from ecotone_fastapi.adapters.rabbitmq.subscription import Arrival, Subscription
 from ecotone_fastapi.adapters.rabbitmq.topology import QueueType, Topology
 from ecotone_fastapi.adapters.rabbitmq.wire import Wire
@@ -219,7 +221,9 @@ class RabbitMQChannel:
         for message in messages:
             self._check_size(message)
             delay = number_header(message.headers, HeaderName.delay, float, LONGEST_TIME) or 0.0
-            outgoing = self._outgoing(message, self._expiry(message), waits=delay > 0)
+            headers, expires = written(message), self._expiry(message)
+            priority = self._max_priority and number_header(message.headers, HeaderName.priority, int, 9)
+            outgoing = self._outgoing(message, headers, expires, priority, waits=delay > 0)
             if delay > 0 and self._delay_through is not None:
                 later.append(message)
                 continue
@@ -260,20 +264,24 @@ class RabbitMQChannel:
             lifetime = self._time_to_live
         return None if lifetime is None else time.time() + lifetime
 
-    def _outgoing(self, message: Message[bytes], expires: float | None, *, waits: bool) -> Outgoing:
+    def _outgoing(
+        self,
+        message: Message[bytes],
+        headers: dict[str, str],
+        expires: float | None,
+        priority: int | None,
+        *,
+        waits: bool,
+    ) -> Outgoing:
         """Make what is published of a message; the server drops it in time unless it has to wait before."""
-        headers = written(message)
         if expires is not None:
             headers[EXPIRES] = repr(expires)
-        priority = None
-        if self._max_priority is not None:
-            priority = min(number_header(message.headers, HeaderName.priority, int, 9) or 0, self._max_priority)
         return Outgoing(
             message,
             exchange=self._topology.exchange,
             routing_key=self._topology.routing_key,
             expiration=None if expires is None or waits else max(0.0, expires - time.time()),
-            priority=priority,
+            priority=None if self._max_priority is None else min(priority or 0, self._max_priority),
             headers=headers,
         )
 
@@ -346,8 +354,8 @@ class RabbitMQChannel:
 
     def _arrived(self, subscription: Subscription, delivered: DeliveredMessage) -> Arrival:
         """Count how often a message was lent: by what is noted in it, by the server, and by what we gave back."""
-        message, noted = read(delivered)
-        properties = delivered.header.properties
+        properties = unsealed(delivered.header)
+        message, noted = read(properties, delivered.body)
         key = properties.message_id
         before = whole_number(noted.get(DELIVERIES))
         returned = subscription.broker.given_back.times(key)
@@ -385,6 +393,10 @@ class RabbitMQChannel:
         """Write a message anew that somebody went away with: a classic queue does not count that."""
         try:
             await self._write_anew(arrival, arrival.message, 0.0, lent=arrival.count)
+        except SendError as error:  # the queue may be full, and will stay so if nobody handles what is in it
+            logger.debug("channel %r: not counted as lent once more: %s", self.name, error)
+            arrival.suspect = False
+            arrival.subscription.put_back(arrival)
         except Exception:
             arrival.subscription.give_back(arrival, unhandled=False)
             raise
@@ -462,7 +474,8 @@ class RabbitMQChannel:
                 noted[EXPIRES] = repr(expires)
             await self._delay_through([message.with_headers(noted)])
         else:
-            outgoing = self._outgoing(message, expires, waits=delay > 0)
+            priority = whole_number(message.headers.get(HeaderName.priority))
+            outgoing = self._outgoing(message, rewritten(message), expires, priority, waits=delay > 0)
             outgoing.exchange, outgoing.routing_key = "", self._topology.queue
             if delay > 0:
                 step, outgoing.exchange, outgoing.routing_key = self._ladder.route(
@@ -564,6 +577,7 @@ class RabbitMQDelivery:
 
 def _moment(noted: object) -> float | None:
     try:
-        return float(noted)  # type: ignore[arg-type]
+        moment = float(noted)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
+    return None if math.isnan(moment) else moment

@@ -14,7 +14,6 @@ from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 
 from ecotone_fastapi.adapters.rabbitmq.batches import Outgoing
-from ecotone_fastapi.core.message import HeaderName
 
 _FRAME = struct.Struct(">BHI")
 _CONTENT = struct.Struct(">BHIHHQH")  # type, channel, size; class, weight, size of the body, which properties are there
@@ -53,7 +52,7 @@ def head(channel: int, outgoing: Outgoing, message_id: str, largest: int) -> byt
         channel,
         len(outgoing.message.payload),
         headers=outgoing.headers,
-        content_type=outgoing.message.headers.get(HeaderName.content_type),
+        content_type=outgoing.content_type,
         priority=outgoing.priority,
         expiration=outgoing.milliseconds,
         message_id=message_id,

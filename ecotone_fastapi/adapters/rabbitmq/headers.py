@@ -5,14 +5,15 @@ written beside them, in two headers that nobody else sees.
 """
 
 import json
-from collections.abc import Mapping
+import logging
 from datetime import datetime
 from typing import Any
 
-from aiormq.abc import DeliveredMessage
-
+from ecotone_fastapi.adapters.rabbitmq.properties import Properties
 from ecotone_fastapi.core.errors import ConversionError
 from ecotone_fastapi.core.message import HeaderName, Message
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 DELIVERIES = "x-ecotone-deliveries"
 """How often the message was lent before it was written anew."""
@@ -24,7 +25,9 @@ _OF_THE_SERVER = frozenset({"x-delivery-count", "x-acquired-count", "x-death"})
 _OF_THE_SERVER_TOO = ("x-first-death-", "x-last-death-")
 
 _LONGEST_NAME = 255
+_MOST = 1_000_000_000
 _LARGEST_TABLE = 100_000  # bytes; a table has to fit into one frame, which has 131072 by default
+_LARGEST_AGAIN = 130_000  # bytes; what others have sent is not measured by our own limit
 
 
 def written(message: Message[bytes]) -> dict[str, str]:
@@ -48,6 +51,23 @@ def written(message: Message[bytes]) -> dict[str, str]:
     return headers
 
 
+def rewritten(message: Message[bytes]) -> dict[str, str]:
+    """Return the headers of a message that has come from the server, so that they can be written once more.
+
+    As texts they may take more room than before. What one frame cannot hold is left out, the largest first.
+    """
+    headers = {name: value for name, value in message.headers.items() if name != HeaderName.delay}
+    sizes = {name: len(name.encode()) + len(value.encode()) + 6 for name, value in headers.items()}
+    surplus = sum(sizes.values()) - _LARGEST_AGAIN
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True) if surplus > 0 else ():
+        if surplus > 0:
+            surplus -= sizes[name]
+            del headers[name]
+            id_ = headers.get(HeaderName.id, "without id")
+            logger.warning("message %s is written anew without the header %.40r, for which there is no room", id_, name)
+    return headers
+
+
 def _unfit(message: Message[bytes], reason: str) -> ConversionError:
     return ConversionError(
         f"message {message.headers.get(HeaderName.id, 'without id')} cannot be sent by RabbitMQ: {reason}",
@@ -55,13 +75,11 @@ def _unfit(message: Message[bytes], reason: str) -> ConversionError:
     )
 
 
-def read(delivered: DeliveredMessage) -> tuple[Message[bytes], dict[str, Any]]:
+def read(properties: Properties, payload: bytes) -> tuple[Message[bytes], dict[str, Any]]:
     """Return a message, whoever has written it, and what the adapter or the server have noted about it."""
-    properties = delivered.header.properties
-    table: Mapping[str, Any] = properties.headers or {}
     headers: dict[str, str] = {}
     noted: dict[str, Any] = {}
-    for name, value in table.items():
+    for name, value in properties.headers.items():
         if type(value) is str and name not in _OWN:
             headers[name] = value
         elif name in _OWN or name in _OF_THE_SERVER:
@@ -72,14 +90,14 @@ def read(delivered: DeliveredMessage) -> tuple[Message[bytes], dict[str, Any]]:
         headers = {name: value for name, value in headers.items() if not name.startswith(_OF_THE_SERVER_TOO)}
     if HeaderName.id not in headers:
         _read_properties(properties, headers)
-    return Message(delivered.body, headers), noted
+    return Message(payload, headers), noted
 
 
-def _read_properties(properties: Any, headers: dict[str, str]) -> None:
+def _read_properties(properties: Properties, headers: dict[str, str]) -> None:
     """Look into the properties of a message that is not of ours for what it says about itself."""
     for name, value in (
         (HeaderName.id, properties.message_id),
-        (HeaderName.type, properties.message_type),
+        (HeaderName.type, properties.type),
         (HeaderName.correlation_id, properties.correlation_id),
         (HeaderName.content_type, properties.content_type),
         (HeaderName.timestamp, properties.timestamp),
@@ -103,8 +121,9 @@ def _as_text(value: object) -> str:
 
 
 def whole_number(value: object) -> int:
-    """Read a count that somebody may have tampered with."""
+    """Read a count that somebody may have tampered with; a database has to be able to keep it."""
     try:
-        return max(0, int(value))  # type: ignore[call-overload, no-any-return]
-    except (TypeError, ValueError):
+        number: int = int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
         return 0
+    return max(0, min(number, _MOST))

@@ -10,7 +10,6 @@ from aiormq.exceptions import AMQPError, DeliveryError, PublishError
 
 from ecotone_fastapi.adapters.rabbitmq import frames
 from ecotone_fastapi.adapters.rabbitmq.batches import NOT_TAKEN, UNWRITABLE, Batch, Outgoing, returned
-from ecotone_fastapi.core.message import HeaderName
 
 
 class PlainPen:
@@ -74,7 +73,7 @@ class PlainPen:
         return aio_pika.Message(
             outgoing.message.payload,
             headers=dict(outgoing.headers),
-            content_type=outgoing.message.headers.get(HeaderName.content_type),
+            content_type=outgoing.content_type,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             priority=outgoing.priority,
             expiration=None if outgoing.milliseconds is None else outgoing.expiration,

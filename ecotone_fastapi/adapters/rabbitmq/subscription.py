@@ -255,6 +255,12 @@ class Subscription:
             self.broker.given_back.forget(self.outstanding[tag].key)
             self._forget(tag)
 
+    def put_back(self, arrival: Arrival) -> None:
+        """Let an arrival be taken once more."""
+        if arrival.tag in self.outstanding:
+            self._waiting.appendleft(arrival)
+            self._news.set()
+
     def give_back(self, arrival: Arrival, *, unhandled: bool = True) -> None:
         """Let the server deliver it again, at its place in the queue."""
         if arrival.tag in self.outstanding:

@@ -1,7 +1,8 @@
 """A connection to the server that can be opened, asked, closed and cut off, each within a time of one's own.
 
 aio-pika's connection has no time limit on closing, and none of its calls ends a connection whose peer has fallen
-silent. This one keeps hold of the socket, by way of the transport factory that aiormq lets its users bring.
+silent. This one keeps hold of the socket, by way of the transport factory that aiormq lets its users bring. It may
+also keep from the driver what others have written, over which the driver could stumble.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import aio_pika
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from yarl import URL
 
+from ecotone_fastapi.adapters.rabbitmq.sealing import SealingReader
 from ecotone_fastapi.core.errors import ChannelError
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -23,24 +25,26 @@ _CLOSING = 2.0
 
 
 class _KeepsSocket(TransportFactory):
-    """Opens the socket as the driver does, and remembers it."""
+    """Opens the socket as the driver does, and remembers it; what arrives on it may be sealed."""
 
-    def __init__(self, inside: TransportFactory) -> None:
+    def __init__(self, inside: TransportFactory, *, sealed: bool) -> None:
         self.writer: asyncio.StreamWriter | None = None
         self._inside = inside
+        self._sealed = sealed
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await self._inside.create(url, **kwargs)
         self.writer = writer
-        return reader, writer
+        return SealingReader(reader) if self._sealed else reader, writer
 
 
 class _Connection(aio_pika.Connection):
     """aio-pika's connection on a socket that can be reached."""
 
-    def __init__(self, url: URL, **kwargs: Any) -> None:
+    def __init__(self, url: URL, *, sealed: bool, **kwargs: Any) -> None:
         super().__init__(url, **kwargs)
-        self.socket = _KeepsSocket(TLSTransportFactory() if self.url.scheme == "amqps" else TCPTransportFactory())
+        inside = TLSTransportFactory() if self.url.scheme == "amqps" else TCPTransportFactory()
+        self.socket = _KeepsSocket(inside, sealed=sealed)
         self.kwargs["transport_factory"] = self.socket
 
 
@@ -57,13 +61,14 @@ class Wire:
         self.writer = writer
 
     @classmethod
-    async def open(cls, url: str, *, timeout: float, name: str) -> "Wire":
+    async def open(cls, url: str, *, timeout: float, name: str, sealed: bool = False) -> "Wire":
         """Connect to the server.
 
         Args:
             url: Of the server, as `amqp://user:password@host:port/vhost`.
             timeout: Seconds that the server has for it.
             name: By which the connection is known in the server's own tools.
+            sealed: Whether the driver is to read nothing that others have written; `unsealed` then does.
 
         Raises:
             ChannelError: The server cannot be reached, or does not want this user.
@@ -71,7 +76,7 @@ class Wire:
         address = URL(url)
         if "heartbeat" not in address.query:
             address = address.update_query(heartbeat=HEARTBEAT)
-        connection = _Connection(address, client_properties={"connection_name": name})
+        connection = _Connection(address, sealed=sealed, client_properties={"connection_name": name})
         try:
             async with asyncio.timeout(timeout):
                 await connection.connect()
