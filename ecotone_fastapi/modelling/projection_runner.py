@@ -345,7 +345,9 @@ class ProjectionRunner:
 
         async def act() -> int:
             claimed.clear()
-            found = await self._store.claim(record.name, record.version, limit=_TAKEN_AT_ONCE)
+            found = await self._store.claim(
+                record.name, record.version, limit=_TAKEN_AT_ONCE, seconds=self._settings.lease
+            )
             claimed.extend(one.stream for one in found)
             kept, handled = [], 0
             for one in found:

@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from ecotone_fastapi.core.errors import LeaseLostError
 from ecotone_fastapi.modelling.event_store import START, Position
 
 EVER: Position = Position(2**62, 0)
@@ -154,6 +155,22 @@ class PartitionCounts:
     events: int = 0
 
 
+def lost(before: ProjectionRecord, now: ProjectionRecord | None) -> LeaseLostError:
+    """Return the error for a checkpoint that is not where it was."""
+    if now is None:
+        found = "it was deleted"
+    elif now.token != before.token:
+        found = f"somebody else runs it by now: {now.runner or 'nobody at this moment'}"
+    else:
+        way = "further" if now.position > before.position else "back"
+        found = f"it is {way}, at {now.position} instead of {before.position}"
+    return LeaseLostError(
+        f"version {before.version} of the projection {before.name!r} is not where this run has left it",
+        tried=found,
+        hint="nothing of this batch was written; whoever runs it now does it",
+    )
+
+
 class ProjectionStore(Protocol):
     """Keeps what is known of projections.
 
@@ -232,10 +249,17 @@ class ProjectionStore(Protocol):
         """
         ...
 
-    async def claim(self, name: str, version: int, *, limit: int) -> Sequence[PartitionRecord]:
+    async def claim(self, name: str, version: int, *, limit: int, seconds: float) -> Sequence[PartitionRecord]:
         """Return partitions that have something to do, which nobody else gets before the unit of work ends.
 
         Those that somebody else has are passed over.
+
+        Args:
+            name: The projection.
+            version: The version.
+            limit: How many at most.
+            seconds: After so long without a statement the unit of work is ended, where the server can do that: its
+                process may have been frozen.
         """
         ...
 

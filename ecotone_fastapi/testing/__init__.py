@@ -15,6 +15,7 @@ from ecotone_fastapi.testing.conformance import (
     ChannelConformance,
     EventStoreConformance,
     InboxConformance,
+    ProjectionStoreConformance,
     StoreConformance,
 )
 from ecotone_fastapi.testing.flow import Flow, Recorded, TravellingClock, flow_test
@@ -24,6 +25,7 @@ __all__ = [
     "EventStoreConformance",
     "Flow",
     "InboxConformance",
+    "ProjectionStoreConformance",
     "Recorded",
     "StoreConformance",
     "TravellingClock",

@@ -35,6 +35,7 @@ AGREED = {
     f"{PACKAGE}.testing": """
         flow_test Flow StartFlow Recorded TravellingClock ParkedMessage Limits
         ChannelConformance EventStoreConformance InboxConformance StoreConformance
+        ProjectionStoreConformance
     """,
     f"{PACKAGE}.core": """
         Plugin Assembly Interceptor Call Scope Proceed Stage Order mark Inline Endpoint Kind

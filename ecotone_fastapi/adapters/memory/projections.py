@@ -9,10 +9,10 @@ from typing import NamedTuple
 import anyio
 
 from ecotone_fastapi.core.clock import Clock, SystemClock
-from ecotone_fastapi.core.errors import ConcurrencyError, LeaseLostError
+from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.pipeline import Scope
-from ecotone_fastapi.modelling.projection_store import Halt, PartitionCounts, PartitionRecord, ProjectionRecord
+from ecotone_fastapi.modelling.projection_store import Halt, PartitionCounts, PartitionRecord, ProjectionRecord, lost
 
 _Key = tuple[str, int]
 
@@ -146,7 +146,7 @@ class MemoryProjections:
                 due_at = now if known.record.halt is None else known.due_at
                 await self._put(key, _Kept(replace(known.record, wanted=wanted[stream]), due_at))
 
-    async def claim(self, name: str, version: int, *, limit: int) -> Sequence[PartitionRecord]:
+    async def claim(self, name: str, version: int, *, limit: int, seconds: float) -> Sequence[PartitionRecord]:
         """Return partitions that have something to do; those that somebody else has are passed over."""
         key, now = (name, version), self._clock.now()
         kept = self._kept(key).values()
@@ -263,22 +263,6 @@ class MemoryProjections:
         scope = current_scope()
         if scope is not None:
             (await self._locks.unit(scope)).undo.append(restore)
-
-
-def lost(before: ProjectionRecord, now: ProjectionRecord | None) -> LeaseLostError:
-    """Return the error for a checkpoint that is not where it was."""
-    if now is None:
-        found = "it was deleted"
-    elif now.token != before.token:
-        found = f"somebody else runs it by now: {now.runner or 'nobody at this moment'}"
-    else:
-        way = "further" if now.position > before.position else "back"
-        found = f"it is {way}, at {now.position} instead of {before.position}"
-    return LeaseLostError(
-        f"version {before.version} of the projection {before.name!r} is not where this run has left it",
-        tried=found,
-        hint="nothing of this batch was written; whoever runs it now does it",
-    )
 
 
 class _Unit:

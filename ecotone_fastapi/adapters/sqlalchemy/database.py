@@ -17,6 +17,7 @@ from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
 from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
 from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
+from ecotone_fastapi.adapters.sqlalchemy.projections import SqlProjections
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
 from ecotone_fastapi.adapters.sqlalchemy.schedules import SqlSchedules
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
@@ -35,6 +36,7 @@ from ecotone_fastapi.messaging.protection import PauseStore
 from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
+from ecotone_fastapi.modelling.projection_store import ProjectionStore
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class SqlAlchemy:
         inbox: What was handled, by the messages that must not be handled twice.
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
+        projections: How far projections have come.
         documents: Documents in this database; those that handlers get use the converters of the application, too.
 
     Example:
@@ -132,6 +135,13 @@ class SqlAlchemy:
         self.schedules: SqlSchedules = SqlSchedules(
             self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
         )
+        self.projections: SqlProjections = SqlProjections(
+            self._schema.table("ecotone_projection"),
+            self._schema.table("ecotone_projection_partition"),
+            self._transactions,
+            self._prepare,
+            lambda: self._clock,
+        )
 
     def install(self, assembly: Assembly) -> None:
         """Offer transactions, sessions, the dead letter and itself as services."""
@@ -141,6 +151,7 @@ class SqlAlchemy:
         assembly.add_service(OutboxStorage, self)
         assembly.add_service(PassingErrors, self)
         assembly.add_service(PauseStore, self.pauses)
+        assembly.add_service(ProjectionStore, self.projections)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
         assembly.add_service(SqlAlchemy, self)
         assembly.add_service(AsyncSession, self.session)

@@ -66,6 +66,13 @@ pytest.register_assert_rewrite(__name__)
 from ecotone_fastapi.testing.conformance.channels import ChannelConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.event_stores import EventStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.inbox import InboxConformance  # noqa: E402
+from ecotone_fastapi.testing.conformance.projections import ProjectionStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.stores import StoreConformance  # noqa: E402
 
-__all__ = ["ChannelConformance", "EventStoreConformance", "InboxConformance", "StoreConformance"]
+__all__ = [
+    "ChannelConformance",
+    "EventStoreConformance",
+    "InboxConformance",
+    "ProjectionStoreConformance",
+    "StoreConformance",
+]
