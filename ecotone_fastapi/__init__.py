@@ -36,7 +36,8 @@ from ecotone_fastapi.modelling.aggregates import (
     record,
     take_recorded,
 )
-from ecotone_fastapi.modelling.event_sourcing import EventSourcing
+from ecotone_fastapi.modelling.applying import applies
+from ecotone_fastapi.modelling.event_sourcing import EventSourcing, event_sourced
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.projection_plugin import Projecting
 from ecotone_fastapi.modelling.projections import (
@@ -48,6 +49,7 @@ from ecotone_fastapi.modelling.projections import (
 )
 from ecotone_fastapi.modelling.rebuilding import Projections, ProjectionStatus
 from ecotone_fastapi.modelling.repository import Repository
+from ecotone_fastapi.modelling.snapshots import Snapshots
 from ecotone_fastapi.modelling.upcasting import revision, upcaster
 from ecotone_fastapi.web import (
     CommandBus,
@@ -115,11 +117,13 @@ __all__ = [
     "Retry",
     "ScheduledMessage",
     "ScheduledMessages",
+    "Snapshots",
     "Stop",
     "TargetIdentifier",
     "TargetVersion",
     "add_error_handlers",
     "aggregate",
+    "applies",
     "asynchronous",
     "command_bus",
     "command_handler",
@@ -127,6 +131,7 @@ __all__ = [
     "delayed",
     "event_bus",
     "event_handler",
+    "event_sourced",
     "expiring",
     "identified",
     "internal_handler",

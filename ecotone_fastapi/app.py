@@ -18,6 +18,7 @@ from ecotone_fastapi.adapters.memory import (
     MemoryInbox,
     MemoryProjections,
     MemorySchedules,
+    MemorySnapshots,
 )
 from ecotone_fastapi.core import bus
 from ecotone_fastapi.core.channel import Channel
@@ -30,7 +31,7 @@ from ecotone_fastapi.core.injection import Injector
 from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin, Runnable
 from ecotone_fastapi.core.routing import Routing
 from ecotone_fastapi.core.supervision import Supervisor
-from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, runs_in_consumer
+from ecotone_fastapi.messaging.asynchronous import Asynchronous, AsynchronousHandlers, runs_in_consumer
 from ecotone_fastapi.messaging.dead_letter import DeadLetterOffice, DeadLetters, DeadLetterStore
 from ecotone_fastapi.messaging.deduplication import Deduplication, DeduplicationStore
 from ecotone_fastapi.messaging.failures import Failures
@@ -46,6 +47,7 @@ from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.projection_plugin import Projecting
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.repository import AggregateStore
+from ecotone_fastapi.modelling.snapshots import Background, SnapshotStore
 from ecotone_fastapi.web.buses import (
     CommandBus,
     EventBus,
@@ -59,10 +61,33 @@ from ecotone_fastapi.web.errors import add_error_handlers
 from ecotone_fastapi.web.health import Health, health_router
 from ecotone_fastapi.web.markers import FastAPIMarkers
 
+
+class InBackground:
+    """The plugin that lets models work behind channels: what they mark for one is an asynchronous handler.
+
+    Args:
+        in_line: Whether it runs in the caller instead, for tests.
+    """
+
+    def __init__(self, *, in_line: bool = False) -> None:
+        self._in_line = in_line
+
+    def install(self, assembly: Assembly) -> None:
+        """Mark what is to be behind a channel."""
+        if not self._in_line:
+            assembly.endpoints = [
+                replace(one, marks=(Asynchronous((background.channel,)), *one.marks))
+                if (background := one.find(Background)) is not None
+                else one
+                for one in assembly.endpoints
+            ]
+
+
 _DEFAULTS: tuple[
     type[
         Outbox
         | EventSourcing
+        | InBackground
         | Aggregates
         | Projecting
         | Transactions
@@ -78,6 +103,7 @@ _DEFAULTS: tuple[
 ] = (
     Outbox,  # the others are to see what stands in front of a broker's channel
     EventSourcing,  # what it takes out of the handlers is for nobody else
+    InBackground,
     Aggregates,  # and which of two handlers of one message stays on the bus
     Projecting,  # and which handlers are reached by stored events alone
     Transactions,
@@ -492,6 +518,7 @@ class _InMemory:
         assembly.add_service(DeduplicationStore, MemoryInbox(assembly.gateway.clock))
         assembly.add_service(EventStorage, MemoryEvents(assembly.gateway.clock))
         assembly.add_service(ProjectionStore, MemoryProjections(assembly.gateway.clock))
+        assembly.add_service(SnapshotStore, MemorySnapshots())
         documents = DocumentStore(MemoryDocuments(assembly.gateway.clock), assembly.gateway.conversion)
         assembly.add_service(DocumentStore, documents)
         self.schedules.watch(one for one in assembly.channels.values() if isinstance(one, MemoryChannel))

@@ -72,7 +72,8 @@ class ConfigurationError(EcotoneError):
 
     @classmethod
     def raise_all(cls, problems: Sequence["ConfigurationError"]) -> None:
-        """Raise the only problem as it is, several as one error that lists them, and none not at all."""
+        """Raise the only problem as it is, several as one error that lists them once each, and none not at all."""
+        problems = list({str(problem): problem for problem in problems}.values())
         if not problems:
             return
         if len(problems) == 1:

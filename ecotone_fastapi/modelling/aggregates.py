@@ -617,7 +617,6 @@ class Aggregates:
                     self.kept(endpoint.owner)
                 except ConfigurationError as problem:
                     problems.append(problem)
-        ConfigurationError.raise_all(list({str(problem): problem for problem in problems}.values()))
         factories = _pair(assembly)
 
         async def act(call: Call, proceed: Proceed) -> Any:
@@ -651,6 +650,7 @@ class Aggregates:
 
         assembly.add_interceptor(act, stage=Stage.HANDLE, order=Order.STATE, when=_is_of_aggregate)
         assembly.add_resolver(_Resolver(self))
+        ConfigurationError.raise_all(problems)
 
     def kept(self, cls: type) -> Kept:
         """Return what is known of a class of aggregates.

@@ -386,6 +386,9 @@ class RecordedEvent:
     origin: tuple[str, int] | None = field(default=None, repr=False)
 
 
+Deleted = Callable[[str], Awaitable[None]]
+"""Is told the name of a stream that is deleted, in the unit of work that deletes it."""
+
 Appended = Callable[[Sequence[StoredEvent], Sequence[Message[Any]]], Awaitable[None]]
 """Is told what was appended just now, in the unit of work that appends it."""
 
@@ -408,10 +411,15 @@ class EventStore:
         self.reader: EventReader = reader
         self._gateway = gateway
         self._listeners: list[Appended] = []
+        self._deletion_listeners: list[Deleted] = []
 
     def when_appended(self, listener: Appended) -> None:
         """Call this with all that is appended, in the unit of work that appends it; what it raises fails that unit."""
         self._listeners.append(listener)
+
+    def when_deleted(self, listener: Deleted) -> None:
+        """Call this with each stream that is deleted, in the unit of work that deletes it."""
+        self._deletion_listeners.append(listener)
 
     async def append(
         self,
@@ -512,6 +520,8 @@ class EventStore:
 
     async def delete(self, stream: str) -> int:
         """Delete a stream for ever; return how many events it had."""
+        for listener in self._deletion_listeners:
+            await listener(stream)
         return await self.storage.delete(stream)
 
     async def streams(self, category: str, *, after: str = "", limit: int = 1000) -> Sequence[str]:

@@ -106,7 +106,6 @@ class EventTypes:
         self._classes: dict[type, None] = {}
         for cls in classes:
             self.add(cls)
-        self._upcasters.rename({alias: name_of(cls) for cls in self._classes for alias in aliases_of(cls)})
 
     def add(self, cls: type) -> None:
         """Make a class of events known.
@@ -114,17 +113,27 @@ class EventTypes:
         Raises:
             ConfigurationError: Another one has its name.
         """
-        self._types.add(cls)
-        self._classes[cls] = None
+        if cls not in self._classes:
+            self._types.add(cls)
+            self._classes[cls] = None
+            self._upcasters.rename({alias: name_of(cls) for alias in aliases_of(cls)})
 
-    def check(self) -> None:
+    def learn(self, cls: type) -> None:
+        """Make a class known that may be one of events, unless another one has its name."""
+        if may_be_event(cls) and self._types.find(name_of(cls)) in (None, cls):
+            self.add(cls)
+
+    def check(self, *, complete: bool = False) -> None:
         """Make sure that every former revision of the known events can be read.
+
+        Args:
+            complete: Whether all classes are known by now.
 
         Raises:
             ConfigurationError: A chain of upcasters has a gap, or leads elsewhere.
         """
         classes = dict.fromkeys(one for cls in self._classes for one in (cls, *descendants_of(cls)))
-        ConfigurationError.raise_all(list(self._upcasters.problems(self._types, classes)))
+        ConfigurationError.raise_all(list(self._upcasters.problems(self._types, classes, complete=complete)))
 
     @property
     def names(self) -> Iterable[str]:

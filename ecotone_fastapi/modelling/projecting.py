@@ -387,6 +387,14 @@ class Projector:
         wanted = max(partition.wanted, position) if events else position
         return replace(partition, position=position, wanted=wanted, state=self.dump(run.state), halt=None)
 
+    async def forget(self, stream: str) -> None:
+        """Let the partition of a stream that is deleted begin anew; within the unit of work that deletes it."""
+        for record in await self.store.versions(self.name):
+            if await self.store.partition(self.name, record.version, stream) is not None:
+                known = await self.store.hold(record, stream)
+                fresh = replace(known, position=0, wanted=0, state=None, silent_until=0, halt=None)
+                await self.store.keep(self.name, record.version, [fresh])
+
     # ----------------------------------------------------------------------------------------------------- synchronous
 
     async def follow(self, events: Sequence[StoredEvent], messages: Sequence[Message[Any]]) -> None:

@@ -14,6 +14,8 @@ from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.routing import members_of
+from ecotone_fastapi.modelling.aggregates import aggregate_mark
+from ecotone_fastapi.modelling.event_sourcing import EventSourced
 from ecotone_fastapi.modelling.event_store import EventStore, StoredEvent, check_stream
 from ecotone_fastapi.modelling.event_types import EventTypes, may_be_event
 from ecotone_fastapi.modelling.projecting import Projector
@@ -93,6 +95,9 @@ class Projecting:
         if synchronous:
             _follow(synchronous)
             assembly.add_lifespan(_beginning(synchronous))
+        partitioned = [one for one in projectors if one.described.partitioned]
+        if partitioned:
+            _forget_deleted(partitioned)
 
 
 def _known(assembly: Assembly, resolver: OfProjections) -> Sequence[Endpoint]:
@@ -133,7 +138,7 @@ def _projector(cls: type, described: Projection, endpoints: Sequence[Endpoint], 
             f"a query of the projection {cls.__qualname__} asks for its state, and each partition has its own",
             hint="ask for Projections, and its state(name, stream)",
         )
-    categories = [*described.categories, *(_category(one, described, assembly) for one in described.of)]
+    categories = [*described.categories, *(_category(one, described) for one in described.of)]
     _check_names(cls, methods.handlers, assembly, endpoints)
     return Projector(
         described,
@@ -177,20 +182,15 @@ def _check(cls: type, described: Projection) -> None:
     ConfigurationError.raise_all(problems)
 
 
-def _category(cls: type, described: Projection, assembly: Assembly) -> str:
-    tells = cast("Callable[[type], str | None] | None", assembly.services.get(CategoryOf))
-    category = tells(cls) if tells is not None else None
+def _category(cls: type, described: Projection) -> str:
+    kept = aggregate_mark(cls)
+    category = kept.model.category if kept is not None and isinstance(kept.model, EventSourced) else None
     if category is None:
         raise ConfigurationError(
             f"the projection {described.name!r} reads the events of {cls.__qualname__}, which has none",
-            tried="event-sourced aggregates among the handlers",
-            hint="give the class to Ecotone([...]), or write categories=[...]",
+            hint="put @event_sourced(...) above that class, or write categories=[...]",
         )
     return category
-
-
-class CategoryOf:
-    """The service that tells the category of the streams of a class of aggregates; `None` when it has no streams."""
 
 
 def _check_names(cls: type, handlers: Sequence[Endpoint], assembly: Assembly, endpoints: Sequence[Endpoint]) -> None:
@@ -272,6 +272,17 @@ def _follow(projectors: Sequence[Projector]) -> None:
                 await projector.follow(events, messages)
 
     store.when_appended(appended)
+
+
+def _forget_deleted(projectors: Sequence[Projector]) -> None:
+    """Let partitions begin anew when their stream is deleted: it may be begun anew, too, with version 1."""
+
+    async def deleted(stream: str) -> None:
+        for projector in projectors:
+            if projector.reads(stream):
+                await projector.forget(stream)
+
+    projectors[0].events.when_deleted(deleted)
 
 
 def _beginning(projectors: Sequence[Projector]) -> Callable[[], Any]:

@@ -171,17 +171,20 @@ class Upcasters:
 
     def rename(self, canonical: Mapping[str, str]) -> None:
         """Let steps that name an event by a former name be found under its present one."""
+        if not canonical:
+            return
         steps, self._steps = self._steps, {}
         for step, function in steps.values():
             name, to = canonical.get(step.name, step.name), canonical.get(step.to, step.to)
             self._add(Upcaster(name, step.revision, to, step.to_revision), function)
 
-    def problems(self, types: MessageTypes, classes: Iterable[type]) -> Iterable[ConfigurationError]:
+    def problems(self, types: MessageTypes, classes: Iterable[type], *, complete: bool) -> Iterable[ConfigurationError]:
         """Find chains that do not end at the present revision of a known class.
 
         Args:
             types: The classes of events by their names.
             classes: Those whose former revisions have to be readable.
+            complete: Whether a name that is not known by now is none.
         """
         for name, number in self._steps:
             try:
@@ -190,12 +193,12 @@ class Upcasters:
                 yield problem
                 continue
             cls = types.find(way.name)
-            if cls is None:
+            if cls is None and complete:
                 yield ConfigurationError(
                     f"upcasters lead from revision {number} of {name!r} to {way.name!r}, which is no event here",
                     hint="give its class to EventSourcing(events=[...]), or mend the name",
                 )
-            elif way.revision > revision_of(cls):
+            elif cls is not None and way.revision > revision_of(cls):
                 yield ConfigurationError(
                     f"upcasters lead from revision {number} of {name!r} to revision {way.revision} of {way.name!r}, "
                     f"but {cls.__qualname__} is revision {revision_of(cls)}",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from ecotone_fastapi.app import Ecotone
+from ecotone_fastapi.app import Ecotone, InBackground
 from ecotone_fastapi.core.channel import Channel, Inspectable
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Kind
@@ -290,7 +290,7 @@ async def flow_test(
     """
     time = clock or TravellingClock()
     recorder = _Recorder()
-    in_line: list[Plugin] = [_InLine()] if channels is None else []
+    in_line: list[Plugin] = [_InLine(), InBackground(in_line=True)] if channels is None else []
     ecotone = Ecotone(
         handlers,
         channels=channels or (),

@@ -20,7 +20,7 @@ AGREED = {
         ScheduledMessage ScheduledMessages
         before after around output_to orchestrator
         aggregate event_sourced applies saga projection
-        EventSourcing revision upcaster
+        EventSourcing Snapshots revision upcaster
         Aggregates identified record take_recorded Fetched TargetIdentifier TargetVersion
         Message MessageHeader message_name
         HeaderName untransacted

@@ -8,6 +8,7 @@ from ecotone_fastapi.adapters.memory.events import MemoryEvents
 from ecotone_fastapi.adapters.memory.inbox import MemoryInbox
 from ecotone_fastapi.adapters.memory.projections import MemoryProjections
 from ecotone_fastapi.adapters.memory.schedules import MemorySchedules
+from ecotone_fastapi.adapters.memory.snapshots import MemorySnapshots
 
 __all__ = [
     "MemoryAggregates",
@@ -21,4 +22,5 @@ __all__ = [
     "MemoryProjections",
     "MemoryQueue",
     "MemorySchedules",
+    "MemorySnapshots",
 ]

@@ -1,0 +1,168 @@
+"""Snapshots: what many events have led to, so that not all of them are read again.
+
+    @event_sourced(identifier="account_id", snapshots=Snapshots(every=200))
+    @dataclass
+    class Account: ...
+
+A snapshot is taken after the events were appended, in the same transaction. It is never needed: one of another form of
+the class, or of events that are gone, is left aside, and the aggregate is made of all of its events.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol, get_type_hints
+
+from pydantic import PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
+from pydantic_core import to_json
+
+from ecotone_fastapi.core.clock import Clock
+from ecotone_fastapi.core.conversion import Conversion
+from ecotone_fastapi.core.errors import ConfigurationError, ConversionError
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.snapshots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshots:
+    """When snapshots of the aggregates of a class are taken.
+
+    Args:
+        every: After so many events.
+        revision: To be counted up when `@applies` methods make something else of the same events. That fields have
+            changed is seen without it.
+        background: The name of a channel: its consumer takes the snapshot later, instead of the handler that appends.
+    """
+
+    every: int = 100
+    revision: int = 1
+    background: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a number that would never take one."""
+        if self.every < 1:
+            raise ConfigurationError(f"snapshots every {self.every} events are none", hint="it is at least 1")
+
+    def are_due(self, before: int, after: int) -> bool:
+        """Whether one is to be taken when a stream has got from one version to another."""
+        return before // self.every < after // self.every
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """Mark: this handler takes snapshots, and is to run behind this channel."""
+
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An aggregate as it was.
+
+    Args:
+        stream: The stream of its events.
+        version: The version that the stream had.
+        event_id: The id of the event with this version.
+        schema: The form of its class.
+        content_type: The media type of the body.
+        body: Its state.
+        taken_at: When it was taken.
+    """
+
+    stream: str
+    version: int
+    event_id: str
+    schema: str
+    content_type: str
+    body: bytes
+    taken_at: datetime
+
+
+class SnapshotStore(Protocol):
+    """Keeps the last snapshot of each stream. A database adapter implements it."""
+
+    async def load(self, stream: str) -> Snapshot | None:
+        """Return the snapshot of a stream, also the one that the open unit of work has saved; `None` without one."""
+        ...
+
+    async def save(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot instead of the one before, with the unit of work of the calling task's scope, if any."""
+        ...
+
+    async def delete(self, stream: str) -> None:
+        """Forget the snapshot of a stream, with the unit of work of the calling task's scope, if any."""
+        ...
+
+
+class SnapshotsOf:
+    """The snapshots of one class.
+
+    Args:
+        cls: The class.
+        settings: When they are taken.
+        store: Where they are.
+        conversion: Makes bytes of them.
+        clock: Tells when they are taken.
+    """
+
+    def __init__(
+        self, cls: type, settings: Snapshots, store: SnapshotStore, conversion: Conversion, clock: Clock
+    ) -> None:
+        self.settings = settings
+        self._cls = cls
+        self._store = store
+        self._conversion = conversion
+        self._clock = clock
+        self._told: set[str] = set()
+        try:
+            conversion.check(cls)
+        except ConfigurationError as problem:
+            problem.what = f"no snapshots of {cls.__qualname__} can be taken: {problem.what}"
+            raise
+        self._schema: str = f"{settings.revision}:{_fingerprint(cls)}"
+
+    async def load(self, stream: str) -> Snapshot | None:
+        """Return the snapshot of a stream; `None` without one of the class as it is."""
+        snapshot = await self._store.load(stream)
+        if snapshot is not None and snapshot.schema != self._schema:
+            self.ignore(snapshot, f"its schema is {snapshot.schema}, that of the class {self._schema}")
+            return None
+        return snapshot
+
+    def restore(self, snapshot: Snapshot) -> Any:
+        """Return an aggregate as it was; `None` when the snapshot cannot be read."""
+        try:
+            return self._conversion.decode(snapshot.body, self._cls, snapshot.content_type)
+        except ConversionError as error:
+            self.ignore(snapshot, error.what)
+            return None
+
+    async def save(self, stream: str, state: Any, version: int, event_id: str) -> None:
+        """Take a snapshot. That it cannot be written is no reason for a handler to fail."""
+        try:
+            body, content_type = self._conversion.encode(state)
+        except ConversionError as error:
+            logger.warning("no snapshot of %s was taken at version %s: %s", stream, version, error.what)
+            return
+        await self._store.save(Snapshot(stream, version, event_id, self._schema, content_type, body, self._clock.now()))
+
+    def ignore(self, snapshot: Snapshot, why: str) -> None:
+        """Tell once for each form of the class that snapshots are left aside."""
+        if snapshot.schema not in self._told:
+            self._told.add(snapshot.schema)
+            logger.warning(
+                "a snapshot of %s is left aside, and so may be others: all events of %s are read again: %s",
+                self._cls.__qualname__,
+                snapshot.stream,
+                why,
+            )
+
+
+def _fingerprint(cls: type) -> str:
+    """Return a text that is another one when the fields of a class, or their types, have changed."""
+    try:
+        form = to_json(TypeAdapter(cls).json_schema())
+    except (PydanticUserError, PydanticInvalidForJsonSchema):  # a converter of the user's knows it
+        form = repr(sorted(get_type_hints(cls).items())).encode()
+    return hashlib.sha256(form).hexdigest()[:16]
