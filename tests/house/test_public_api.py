@@ -28,7 +28,8 @@ AGREED = {
         DeadLetters DeadLettersDep DeadLetterFilter DeadLetterOffice ParkedMessage
         AsynchronousHandlers ConsumerSettings Deduplication Consumers CircuitBreaker Failures Outbox
         Repository EventStore
-        Projecting Projections ProjectionError ProjectionState ProjectionStatus ProjectionVersion Partition Emitter
+        Projecting Projections ProjectionsDep ProjectionError ProjectionState ProjectionStatus ProjectionVersion
+        Partition Emitter
         add_error_handlers command_bus event_bus query_bus
         EcotoneError ConfigurationError ConversionError HandlerNotFoundError AggregateNotFoundError ConcurrencyError
     """,
