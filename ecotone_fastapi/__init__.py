@@ -37,6 +37,7 @@ from ecotone_fastapi.modelling.aggregates import (
     take_recorded,
 )
 from ecotone_fastapi.modelling.applying import applies
+from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing, event_sourced
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.projection_plugin import Projecting
@@ -86,6 +87,7 @@ __all__ = [
     "DeadLettersDep",
     "Deduplication",
     "Discard",
+    "DocumentStore",
     "Ecotone",
     "EcotoneError",
     "Emitter",

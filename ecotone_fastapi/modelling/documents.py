@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from math import inf
 from typing import Any, Generic, Protocol, TypeVar, get_origin
 
 from pydantic_core import from_json
@@ -545,11 +546,15 @@ class _Shape:
                     return None
                 inner += [one for schema in found for one in self._plain(schema)]
             if not inner:
-                known = list(dict.fromkeys(key for node in nodes for key in node.get("properties", ())))
+                written = [key for node in nodes for key, one in node.get("properties", {}).items() if "not" not in one]
+                leads = f"{path[place - 1]!r} has" if place else "documents have"
+                split = len(path) > 1 and isinstance(part, str) and "." in part
                 raise ConversionError(
                     f"there is no {name}",
-                    tried=", ".join(known) or f"{'.'.join(map(str, path[:place]))} is no object with such a field",
-                    hint="write the names of fields as they are in JSON",
+                    tried=", ".join(dict.fromkeys(written)) or f"{leads} no such field",
+                    hint=f"give {part!r} name by name: among several, each is one name"
+                    if split
+                    else "write the names of fields as they are in JSON",
                 )
             nodes = inner
         kinds = [_kinds_of(node) for node in nodes]
@@ -578,8 +583,8 @@ def _inside(node: Mapping[str, Any], part: str | int) -> Sequence[Any] | None:
         if kind != "array":
             return ()
         first = node.get("prefixItems", ())
-        if part < len(first):
-            return (first[part],)
+        if part < len(first) or part >= node.get("maxItems", inf):
+            return tuple(first[part : part + 1])
         rest = node.get("items", True)
         return () if rest is False else None if rest is True else (rest,)
     if kind != "object":

@@ -64,7 +64,7 @@ class Snapshot:
         stream: The stream of its events.
         version: The version that the stream had.
         event_id: The id of the event with this version.
-        schema: The form of its class.
+        form: The form of its class: what is of another one is of no use.
         content_type: The media type of the body.
         body: Its state.
         taken_at: When it was taken.
@@ -73,7 +73,7 @@ class Snapshot:
     stream: str
     version: int
     event_id: str
-    schema: str
+    form: str
     content_type: str
     body: bytes
     taken_at: datetime
@@ -120,13 +120,13 @@ class SnapshotsOf:
         except ConfigurationError as problem:
             problem.what = f"no snapshots of {cls.__qualname__} can be taken: {problem.what}"
             raise
-        self._schema: str = f"{settings.revision}:{_fingerprint(cls)}"
+        self._form: str = f"{settings.revision}:{_fingerprint(cls)}"
 
     async def load(self, stream: str) -> Snapshot | None:
         """Return the snapshot of a stream; `None` without one of the class as it is."""
         snapshot = await self._store.load(stream)
-        if snapshot is not None and snapshot.schema != self._schema:
-            self.ignore(snapshot, f"its schema is {snapshot.schema}, that of the class {self._schema}")
+        if snapshot is not None and snapshot.form != self._form:
+            self.ignore(snapshot, f"its form is {snapshot.form}, that of the class {self._form}")
             return None
         return snapshot
 
@@ -145,12 +145,12 @@ class SnapshotsOf:
         except ConversionError as error:
             logger.warning("no snapshot of %s was taken at version %s: %s", stream, version, error.what)
             return
-        await self._store.save(Snapshot(stream, version, event_id, self._schema, content_type, body, self._clock.now()))
+        await self._store.save(Snapshot(stream, version, event_id, self._form, content_type, body, self._clock.now()))
 
     def ignore(self, snapshot: Snapshot, why: str) -> None:
         """Tell once for each form of the class that snapshots are left aside."""
-        if snapshot.schema not in self._told:
-            self._told.add(snapshot.schema)
+        if snapshot.form not in self._told:
+            self._told.add(snapshot.form)
             logger.warning(
                 "a snapshot of %s is left aside, and so may be others: all events of %s are read again: %s",
                 self._cls.__qualname__,

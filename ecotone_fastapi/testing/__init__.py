@@ -13,6 +13,7 @@ It needs pytest: `pip install pytest`.
 
 from ecotone_fastapi.testing.conformance import (
     ChannelConformance,
+    DocumentStoreConformance,
     EventStoreConformance,
     InboxConformance,
     ProjectionStoreConformance,
@@ -22,6 +23,7 @@ from ecotone_fastapi.testing.flow import Flow, Recorded, TravellingClock, flow_t
 
 __all__ = [
     "ChannelConformance",
+    "DocumentStoreConformance",
     "EventStoreConformance",
     "Flow",
     "InboxConformance",

@@ -27,7 +27,7 @@ AGREED = {
         ErrorPolicy Backoff Failure Retry DeadLetter Discard Stop on_failure InstantRetries Retried
         DeadLetters DeadLettersDep DeadLetterFilter DeadLetterOffice ParkedMessage
         AsynchronousHandlers ConsumerSettings Deduplication Consumers CircuitBreaker Failures Outbox
-        Repository EventStore
+        Repository EventStore DocumentStore
         Projecting Projections ProjectionsDep ProjectionError ProjectionState ProjectionStatus ProjectionVersion
         Partition Emitter
         add_error_handlers command_bus event_bus query_bus
@@ -35,7 +35,7 @@ AGREED = {
     """,
     f"{PACKAGE}.testing": """
         flow_test Flow StartFlow Recorded TravellingClock ParkedMessage Limits
-        ChannelConformance EventStoreConformance InboxConformance StoreConformance
+        ChannelConformance DocumentStoreConformance EventStoreConformance InboxConformance StoreConformance
         ProjectionStoreConformance
     """,
     f"{PACKAGE}.core": """

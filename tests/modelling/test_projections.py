@@ -161,7 +161,7 @@ class BalanceAtOnce:
         return balance + event.amount
 
 
-# ------------------------------------------------------------------------------------------------- which events, and when
+# ----------------------------------------------------------------------------------------------- which events, and when
 
 
 async def test_an_asynchronous_projection_reads_the_store_when_it_runs(seen: Seen) -> None:
@@ -262,6 +262,7 @@ async def test_handlers_get_what_they_ask_for(seen: Seen) -> None:
         async def note(
             self,
             event: Credited,
+            *,
             recorded: RecordedEvent,
             message: Message[Any],
             tenant: Annotated[str, MessageHeader("tenant")],
@@ -392,7 +393,7 @@ async def test_hooks_run_in_their_time(seen: Seen) -> None:
         assert (await flow.ecotone.projections.status("hooked")).versions == []
 
 
-# -------------------------------------------------------------------------------------------------------------- failures
+# ------------------------------------------------------------------------------------------------------------- failures
 
 
 async def test_a_projection_stands_still_at_an_event_that_fails_and_goes_on_when_it_is_mended(seen: Seen) -> None:
@@ -500,7 +501,7 @@ async def test_a_flush_that_fails_is_tried_with_fewer_events_until_one_is_left(s
         assert (status.halt.stream, status.behind) == ("wallet-a", 1)
 
 
-# --------------------------------------------------------------------------------------------------------------- emitting
+# ------------------------------------------------------------------------------------------------------------- emitting
 
 
 @projection("emitting", categories=["wallet"])

@@ -68,15 +68,14 @@ class IgnoresTransactions(MemoryInbox):
 
 class DoesNotWait(MemoryInbox):
     async def record(self, message_id: str, endpoint: str) -> bool:
-        claim = self._claims.get((message_id, endpoint))
-        if claim is not None and claim.scope is not current_scope():
+        if self._claims.holder((message_id, endpoint)) not in (None, current_scope()):
             return False
         return await super().record(message_id, endpoint)
 
 
 class LetsBothHandle(MemoryInbox):
     async def record(self, message_id: str, endpoint: str) -> bool:
-        self._let_go((message_id, endpoint))
+        self._claims.let_go((message_id, endpoint))
         return await super().record(message_id, endpoint)
 
 

@@ -21,6 +21,7 @@ from ecotone_fastapi.adapters.sqlalchemy.projections import SqlProjections
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
 from ecotone_fastapi.adapters.sqlalchemy.schedules import SqlSchedules
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
+from ecotone_fastapi.adapters.sqlalchemy.snapshots import SqlSnapshots
 from ecotone_fastapi.adapters.sqlalchemy.transactions import HeardSession, Transactions
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock, SystemClock
@@ -37,6 +38,7 @@ from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
+from ecotone_fastapi.modelling.snapshots import SnapshotStore
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class SqlAlchemy:
         sessionmaker: Makes sessions.
         dead_letters: The dead letter in this database.
         inbox: What was handled, by the messages that must not be handled twice.
+        snapshots: What the events of streams have led to.
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
         projections: How far projections have come.
@@ -132,6 +135,9 @@ class SqlAlchemy:
             lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
         )
         self.documents: DocumentStore = DocumentStore(self._documents)
+        self.snapshots: SqlSnapshots = SqlSnapshots(
+            self._schema.table("ecotone_snapshot"), self._transactions, self._prepare
+        )
         self.schedules: SqlSchedules = SqlSchedules(
             self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
         )
@@ -153,6 +159,7 @@ class SqlAlchemy:
         assembly.add_service(PauseStore, self.pauses)
         assembly.add_service(ProjectionStore, self.projections)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
+        assembly.add_service(SnapshotStore, self.snapshots)
         assembly.add_service(SqlAlchemy, self)
         assembly.add_service(AsyncSession, self.session)
         assembly.add_lifespan(self.lifespan)

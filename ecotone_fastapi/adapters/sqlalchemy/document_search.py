@@ -94,7 +94,8 @@ class DocumentSearch:
 
     def behind(self, place: Place, order: Sequence[Ordering]) -> str:
         """Return the condition that a document comes behind a place."""
-        alternatives, same = [], []
+        alternatives: list[str] = []
+        same: list[str] = []
         for one, value in zip(order, place.values, strict=True):
             rank, known = one.rank(value), self._rank(one)
             sign = "<" if one.descending else ">"
@@ -138,9 +139,14 @@ class DocumentSearch:
 
     def at(self, path: Path) -> Json:
         """Return what is at the end of a path."""
-        steps = [self.bind(part, "text" if isinstance(part, str) else "integer") for part in path]
-        found = f"({' -> '.join(['body', *steps])})"
-        return Json(f"({found} #>> '{{}}')", f"jsonb_typeof{found}")
+        found = "body"
+        for part in path:
+            if isinstance(part, str):
+                found = f"({found} -> {self.bind(part)})"
+            else:  # for the server, a single value is the first one of itself
+                step = f"{found} -> {self.bind(part, 'integer')}"
+                found = f"(CASE WHEN jsonb_typeof({found}) = 'array' THEN {step} END)"
+        return Json(f"({found} #>> '{{}}')", f"jsonb_typeof({found})")
 
     def given(self, value: Scalar) -> Json:
         """Return a value that somebody compares with."""
@@ -251,7 +257,13 @@ class MariaDBSearch(SQLiteSearch):
 
     def at(self, path: Path) -> Json:
         """Return what is at the end of a path."""
-        found = f"JSON_EXTRACT(body, {self.bind(_as_text(path))})"
+        # For the server, a single value is the first one of itself.
+        lists = [path[:place] for place, part in enumerate(path) if isinstance(part, int)]
+        are_lists = [f"JSON_TYPE(JSON_EXTRACT(body, {self.bind(_as_text(one))})) = 'ARRAY'" for one in lists]
+        bound = self.bind(_as_text(path))
+        if are_lists:
+            bound = f"CASE WHEN {' AND '.join(are_lists)} THEN {bound} END"
+        found = f"JSON_EXTRACT(body, {bound})"
         return Json(f"JSON_UNQUOTE({found})", f"JSON_TYPE({found})")
 
     def given(self, value: Scalar) -> Json:

@@ -223,6 +223,21 @@ Index(
     projection_partition.c.due_at,
 )
 
+snapshot: Table = Table(
+    "ecotone_snapshot",
+    metadata,
+    Column("stream", _name(), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("event_id", _long_text(), nullable=False),
+    Column("form", _long_text(), nullable=False),
+    Column("content_type", _long_text(), nullable=False),
+    Column("body", _bytes(), nullable=False),
+    Column("taken_at", _moment(), nullable=False),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""What the events of a stream have led to, up to one of them. Can be emptied at any time."""
+
 schema: Table = Table(
     "ecotone_schema",
     metadata,

@@ -64,6 +64,7 @@ except ImportError as _error:
 pytest.register_assert_rewrite(__name__)
 
 from ecotone_fastapi.testing.conformance.channels import ChannelConformance  # noqa: E402
+from ecotone_fastapi.testing.conformance.documents import DocumentStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.event_stores import EventStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.inbox import InboxConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.projections import ProjectionStoreConformance  # noqa: E402
@@ -71,6 +72,7 @@ from ecotone_fastapi.testing.conformance.stores import StoreConformance  # noqa:
 
 __all__ = [
     "ChannelConformance",
+    "DocumentStoreConformance",
     "EventStoreConformance",
     "InboxConformance",
     "ProjectionStoreConformance",
