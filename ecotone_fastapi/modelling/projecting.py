@@ -359,6 +359,8 @@ class Projector:
             limit: How many events at most; a partition that is rebuilt has no limit.
             watch: Is told how far it has come.
         """
+        if limit is not None and limit <= 0:
+            return partition
         rebuilt = partition.round < record.round
         run = Run(record, self.load(None if rebuilt else partition.state), partition.stream)
         if watch is not None:

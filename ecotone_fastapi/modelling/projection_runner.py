@@ -147,7 +147,7 @@ class ProjectionRunner:
                 if found is None or found.condition is Condition.RETIRED:
                     return False
                 await told(await self._counted(found))
-                if found.condition is Condition.LIVE and not live:
+                if found.condition is Condition.LIVE and (not live or self.projector.synchronous):
                     return True
                 done = _Round()
                 await self._work(found, Limits(), done)
@@ -158,7 +158,25 @@ class ProjectionRunner:
                     if self._is_waiting(found) or (found.condition is Condition.LIVE and await self._is_at_end(found)):
                         await told(await self._counted(found))
                         return True
+                    await self._bring_forward(found, done)
+                    if done.failures and not done.busy:
+                        raise done.failures[0]
+                if not done.busy:
                     await anyio.sleep(0.1)  # somebody else works on it, or its last events cannot be seen yet
+
+    async def _bring_forward(self, built: ProjectionRecord, done: _Round) -> None:
+        """Let the live version come as far as one that is to take its place, so that nothing is lost that it emits."""
+        live = await self._live_behind(built)
+        if live is not None and self.projector.is_mine(live):
+            await self._work(live, Limits(), done)
+
+    async def _live_behind(self, built: ProjectionRecord) -> ProjectionRecord | None:
+        """Return the live version if one that is built beside it has handled what the live one has not emitted yet."""
+        if built.condition is Condition.BUILDING:
+            for one in await self._store.versions(self.name):
+                if one.condition is Condition.LIVE and await would_lose(self.projector, one, built):
+                    return one
+        return None
 
     async def switch(
         self, versions: dict[int, ProjectionRecord], built: ProjectionRecord, watch: Watch | None = None
@@ -233,6 +251,8 @@ class ProjectionRunner:
         record = lease.record
         if record.halt is not None and self._waits(record.halt):
             return
+        if not record.by_hand and await self._live_behind(record) is not None:
+            return  # else the two would never be at the same place while others append
         most = min(one for one in (self._described.batch, lease.limit, limits.messages) if one is not None)
         page = await self.projector.read(record.position, most)
         if not page.events:
@@ -350,8 +370,9 @@ class ProjectionRunner:
             )
             claimed.extend(one.stream for one in found)
             kept, handled = [], 0
-            for one in found:
-                after = await self.projector.advance(record, one, self._described.batch)
+            now = await self._guarded(record)
+            for one in found if now is not None else ():
+                after = await self.projector.advance(now or record, one, await self._most(now, one))
                 handled += max(0, after.position - one.position)
                 kept.append(after)
             if kept:
@@ -359,14 +380,15 @@ class ProjectionRunner:
             return handled
 
         try:
-            done.handled += await self.projector.unit(act)
+            handled = await self.projector.unit(act)
         except ChannelError:
             raise
         except Exception:
             if not claimed:
                 raise
         else:
-            done.busy = done.busy or bool(claimed)
+            done.handled += handled
+            done.busy = done.busy or (bool(claimed) if not self._emits_beside else handled > 0)
             return
         # One of them has failed, and has taken the others with it: each for itself, then.
         for stream in claimed:
@@ -380,8 +402,11 @@ class ProjectionRunner:
 
             async def act(watch: Watch = watch, limit: int = limit) -> int:
                 nonlocal found
+                now = await self._guarded(record)
                 found = await self._store.hold(record, stream)
-                after = await self.projector.advance(record, found, limit, watch)
+                if now is None:
+                    return 0
+                after = await self.projector.advance(now, found, min(limit, await self._most(now, found)), watch)
                 await self._store.keep(record.name, record.version, [after])
                 return max(0, after.position - found.position)
 
@@ -401,6 +426,32 @@ class ProjectionRunner:
             if limit == self._described.batch and handled < limit:
                 return
             limit = self._described.batch
+
+    @property
+    def _emits_beside(self) -> bool:
+        """Whether it is to be known exactly what two versions of a partition have emitted."""
+        methods = self.projector.methods
+        return methods.emits and methods.versioned and not self.projector.synchronous
+
+    async def _guarded(self, record: ProjectionRecord) -> ProjectionRecord | None:
+        """Keep a switch from happening before the unit of work ends; return `None` when it has happened already."""
+        if not self._emits_beside:
+            return record
+        for one in await self._store.lock(self.name, shared=True):
+            if one.version == record.version and self.projector.is_mine(one):
+                return one
+        return None
+
+    async def _most(self, record: ProjectionRecord | None, partition: PartitionRecord) -> int:
+        """Return how many events a partition may handle: one that is built beside a live one does not overtake it."""
+        if record is None or not self._emits_beside or record.by_hand or record.condition is not Condition.BUILDING:
+            return self._described.batch
+        for one in await self._store.versions(self.name):
+            if one.condition is Condition.LIVE:
+                live = await self._store.partition(self.name, one.version, partition.stream)
+                ahead = (0 if live is None else live.position) - partition.position
+                return max(0, min(self._described.batch, ahead))
+        return self._described.batch
 
     async def _halt_partition(
         self,
@@ -584,6 +635,36 @@ class ProjectionRunner:
             tasks.cancel_scope.cancel()
 
 
+async def would_lose(projector: Projector, live: ProjectionRecord, built: ProjectionRecord) -> bool:
+    """Whether a built version has handled events, silently, of which the live one has emitted nothing yet."""
+    if not projector.methods.emits or projector.synchronous:
+        return False
+    if projector.described.partitioned:
+        return False  # it is asked of every partition
+    if built.position <= live.position:
+        return False
+    page = await projector.read(live.position, 1)
+    return any(event.position is not None and event.position <= built.position for event in page.events)
+
+
+async def _silence_partitions(projector: Projector, live: ProjectionRecord, built: ProjectionRecord) -> bool:
+    """Let built partitions emit from where the live ones have stopped; return `False` when one of those is behind."""
+    if not projector.methods.emits:
+        return True
+    store, after = projector.store, ""
+    while found := await store.partitions(live.name, built.version, after=after, limit=500):
+        after = found[-1].stream
+        kept = []
+        for one in found:
+            known = await store.partition(live.name, live.version, one.stream)
+            emitted = 0 if known is None else known.position
+            if emitted < one.position:
+                return False
+            kept.append(replace(one, silent_until=emitted))
+        await store.keep(live.name, built.version, kept)
+    return True
+
+
 async def switch(
     projector: Projector, versions: dict[int, ProjectionRecord], built: ProjectionRecord
 ) -> ProjectionRecord | None:
@@ -595,7 +676,9 @@ async def switch(
     live = next((one for one in versions.values() if one.condition is Condition.LIVE), None)
     silent_until = built.silent_until
     if live is not None:
-        if projector.methods.emits and not projector.synchronous and live.position < built.position:
+        if await would_lose(projector, live, built):
+            return None
+        if projector.described.partitioned and not await _silence_partitions(projector, live, built):
             return None
         silent_until = live.position
         await projector.store.change(replace(live, condition=Condition.RETIRED))
