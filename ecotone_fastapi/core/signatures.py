@@ -115,6 +115,23 @@ def parameters_of(call: Any, names: Mapping[str, Any] | None = None) -> list[Par
     return found
 
 
+def returned_by(call: Any, names: Mapping[str, Any] | None = None) -> Any:
+    """Return the evaluated annotation of what a function returns; `inspect.Parameter.empty` without one.
+
+    Args:
+        call: The function.
+        names: Local names that a string annotation may use.
+
+    Raises:
+        ConfigurationError: The annotation cannot be evaluated.
+    """
+    annotation = inspect.signature(call, **_SPARING).return_annotation
+    if annotation is inspect.Signature.empty:
+        return EMPTY
+    parameter = inspect.Parameter("result", inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+    return _evaluated(parameter, _names_around(call), names or {})
+
+
 def _evaluated(parameter: inspect.Parameter, known: dict[str, Any], names: Mapping[str, Any]) -> Any:
     """The annotation of a parameter without text in it."""
 

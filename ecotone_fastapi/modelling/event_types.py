@@ -2,6 +2,11 @@
 
 An event is written down under the name of its class, see `message_name`, with its revision. What nothing here knows is
 never passed over and never handed out as something else: reading it is an `UnknownEventError`.
+
+Payloads are written and read by the converters of the application, so that is where personal data is encrypted: a
+`Converter` that handles a type, given as `Ecotone(converters=[...])`, makes the bytes of its events, and of snapshots
+of a class that it handles. Its media type is stored with the event, and says who reads it. Names, headers and streams
+are stored as they are: nothing personal belongs there.
 """
 
 import json
@@ -17,6 +22,7 @@ from ecotone_fastapi.core.errors import ConfigurationError, ConversionError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import (
     FRAMEWORK_HEADERS,
+    FreshHeaders,
     HeaderName,
     Message,
     MessageTypes,
@@ -154,7 +160,9 @@ class EventTypes:
         cls = type(payload)
         name, revision = self._writing.get(cls) or self._name(cls)
         body, content_type = self._gateway.conversion.encode(payload)
-        headers = {key: value for key, value in event.headers.items() if key not in _NOT_STORED}
+        headers = event.headers.copy() if isinstance(event.headers, FreshHeaders) else dict(event.headers)
+        for key in _NOT_STORED & headers.keys():
+            del headers[key]
         if revision > 1:
             headers[HeaderName.revision] = str(revision)
         if content_type != JSON:

@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ecotone_fastapi.app import Ecotone, InBackground
 from ecotone_fastapi.core.channel import Channel, Inspectable
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Kind
-from ecotone_fastapi.core.errors import ProjectionError, UnsupportedCapabilityError
+from ecotone_fastapi.core.errors import ConfigurationError, ProjectionError, UnsupportedCapabilityError
 from ecotone_fastapi.core.gateway import unknown_channel
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
@@ -24,6 +24,12 @@ from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin
 from ecotone_fastapi.messaging.asynchronous import Asynchronous
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, is_scheduling
+from ecotone_fastapi.messaging.transactions import UnitOfWork
+from ecotone_fastapi.modelling.aggregates import Aggregates, Kept, StoredRepository
+from ecotone_fastapi.modelling.event_sourcing import EventSourced
+from ecotone_fastapi.modelling.event_store import EventStore, stream_of
+
+A = TypeVar("A")
 
 # A handler that sends to its own channel for ever ends a test run here.
 _UNTIL_EMPTY = Limits(until_empty=True, messages=10_000, grace=5.0)
@@ -190,6 +196,89 @@ class Flow:
         """Return what waits under a key, or under any key, the next one first."""
         store = cast("ScheduledMessages", self.ecotone.assembly.services[ScheduledMessages])
         return await store.list(key)
+
+    # Aggregates and events
+
+    async def given(self, stream: str | tuple[type, Any], events: Sequence[Any]) -> None:
+        """Append events to a stream as its past: they are not published.
+
+        Args:
+            stream: Its name, or the class and the identifier of an event-sourced aggregate.
+            events: Payloads, or `Message`s of payloads with headers of their own.
+
+        Raises:
+            ConfigurationError: The class is not event-sourced.
+
+        Example:
+            >>> async def test_it(flow: Flow) -> None:
+            ...     await flow.given("basket-7", [BasketWasOpened("7"), ItemWasAdded("7", "apple")])
+        """
+        name = self._stream(stream)
+        async with self._unit_of_work():
+            await self._events.append(name, events)
+
+    async def stream(self, stream: str | tuple[type, Any]) -> list[Any]:
+        """Return the events of a stream.
+
+        Args:
+            stream: Its name, or the class and the identifier of an event-sourced aggregate.
+        """
+        return [event.payload for event in await self._events.load(self._stream(stream))]
+
+    async def given_state(self, aggregate: Any) -> None:
+        """Save an aggregate as it is; what it has recorded is not published.
+
+        Raises:
+            ConfigurationError: It is event-sourced: its past is events.
+        """
+        kept = self._kept(type(aggregate))
+        if isinstance(kept.described.model, EventSourced):
+            raise ConfigurationError(
+                f"the state of a {kept.label} is what its events say",
+                hint=f"await flow.given(({kept.label}, identifier), [...])",
+            )
+        async with self._unit_of_work():
+            await kept.save(aggregate)
+
+    async def state(self, cls: type[A], identifier: Any) -> A:
+        """Return an aggregate as it is now.
+
+        Raises:
+            AggregateNotFoundError: There is none.
+        """
+        async with self._unit_of_work():
+            found: A = await StoredRepository(self._kept(cls), self.ecotone.prepare()).get(identifier)
+        return found
+
+    @property
+    def _events(self) -> EventStore:
+        return cast("EventStore", self.ecotone.assembly.services[EventStore])
+
+    def _kept(self, cls: type) -> Kept:
+        return next(one for one in self.ecotone.assembly.plugins if isinstance(one, Aggregates)).kept(cls)
+
+    def _stream(self, stream: str | tuple[type, Any]) -> str:
+        if isinstance(stream, str):
+            return stream
+        cls, value = stream
+        kept = self._kept(cls)
+        model, identifier = kept.described.model, kept.identifier(value)
+        if not isinstance(model, EventSourced) or identifier is None:
+            raise ConfigurationError(
+                f"a {kept.label} {value!r} has no stream", hint="name an event-sourced class and an identifier"
+            )
+        return stream_of(model.category, str(identifier))
+
+    @asynccontextmanager
+    async def _unit_of_work(self) -> AsyncIterator[None]:
+        gateway = self.ecotone.prepare()
+        unit = cast("UnitOfWork | None", self.ecotone.assembly.services.get(UnitOfWork))
+        async with gateway.unit_of_work(gateway.message(None)) as scope:
+            if unit is not None:
+                await scope.enter(unit.begin(scope))
+            yield
+
+    # What was parked
 
     async def dead_letters(self) -> Sequence[ParkedMessage]:
         """Return what was parked, the newest first."""

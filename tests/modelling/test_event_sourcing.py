@@ -24,6 +24,7 @@ from ecotone_fastapi import (
     Message,
     MessageHeader,
     Repository,
+    Snapshots,
     TargetVersion,
     aggregate,
     applies,
@@ -36,6 +37,11 @@ from ecotone_fastapi import (
     record,
     take_recorded,
 )
+from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryEvents
+from ecotone_fastapi.core.endpoint import discover
+from ecotone_fastapi.core.errors import MissingServiceError
+from ecotone_fastapi.core.plugin import Assembly
+from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned
 from ecotone_fastapi.testing import Flow, flow_test
 
@@ -843,3 +849,38 @@ def test_state_stored_aggregates_live_beside_event_sourced_ones() -> None:
         def do(self) -> None: ...
 
     Ecotone([Order, Wallet, Basket]).prepare()
+
+
+def test_without_a_store_of_events_the_start_says_so() -> None:
+    assembly = Assembly(Ecotone([]).prepare(), endpoints=list(discover([Wallet]).endpoints))
+
+    with pytest.raises(MissingServiceError, match="nothing keeps the events of Wallet"):
+        EventSourcing().install(assembly)
+    EventSourcing().install(Assembly(Ecotone([]).prepare()))
+    EventSourcing().install(Assembly(Ecotone([]).prepare(), services={EventStorage: MemoryEvents()}))
+
+
+def test_without_a_store_of_snapshots_the_start_says_so() -> None:
+    @event_sourced(identifier="wallet_id", stream="wallet", snapshots=5)
+    class Kept(Wallet): ...
+
+    services: dict[object, object] = {EventStorage: MemoryEvents()}
+    assembly = Assembly(Ecotone([]).prepare(), endpoints=list(discover([Kept]).endpoints), services=services)
+
+    with pytest.raises(MissingServiceError, match="nothing keeps the snapshots of"):
+        EventSourcing().install(assembly)
+
+
+def test_snapshots_in_the_background_need_a_handler_of_the_class() -> None:
+    @event_sourced(identifier="wallet_id", stream="wallet", snapshots=Snapshots(background="snapshots"))
+    @dataclass
+    class Silent:
+        wallet_id: str
+
+        @applies
+        def charged(self, event: WalletWasCharged) -> None: ...
+
+    @command_handler("do")
+    async def do(it: str, silent: Repository[Silent]) -> None: ...
+
+    assert "it has no handler" in problem(do, channels=[MemoryChannel("snapshots")])

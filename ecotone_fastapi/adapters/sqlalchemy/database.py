@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TypeVar
 
 import anyio
 from sqlalchemy import URL, make_url, text
@@ -15,7 +16,10 @@ from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
 from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
+from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventTables
+from ecotone_fastapi.adapters.sqlalchemy.events import SqlEvents
 from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
+from ecotone_fastapi.adapters.sqlalchemy.methods import implemented
 from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
 from ecotone_fastapi.adapters.sqlalchemy.projections import SqlProjections
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
@@ -37,8 +41,11 @@ from ecotone_fastapi.messaging.protection import PauseStore
 from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
+from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.snapshots import SnapshotStore
+
+T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -72,6 +79,7 @@ class SqlAlchemy:
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
         projections: How far projections have come.
+        events: Events in this database, see `EventStorage`; handlers ask for an `EventStore`.
         documents: Documents in this database; those that handlers get use the converters of the application, too.
 
     Example:
@@ -135,6 +143,13 @@ class SqlAlchemy:
             lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
         )
         self.documents: DocumentStore = DocumentStore(self._documents)
+        self.events: SqlEvents = SqlEvents(
+            EventTables(*map(self._schema.table, ("ecotone_event", "ecotone_event_tag", "ecotone_event_counter"))),
+            self._transactions,
+            self._prepare,
+            lambda: self._clock,
+            self._wakeup,
+        )
         self.snapshots: SqlSnapshots = SqlSnapshots(
             self._schema.table("ecotone_snapshot"), self._transactions, self._prepare
         )
@@ -158,6 +173,7 @@ class SqlAlchemy:
         assembly.add_service(PassingErrors, self)
         assembly.add_service(PauseStore, self.pauses)
         assembly.add_service(ProjectionStore, self.projections)
+        assembly.add_service(EventStorage, self.events)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
         assembly.add_service(SnapshotStore, self.snapshots)
         assembly.add_service(SqlAlchemy, self)
@@ -192,6 +208,28 @@ class SqlAlchemy:
             clock=self._clock,
             in_order=self._in_order if keeps_order else None,
         )
+
+    def implement(self, interface: Callable[..., T]) -> T:
+        """Return an object whose methods are the SQL that `@query` and `@statement` say, for use as a service.
+
+        In a handler they run on its session and in its transaction; elsewhere each is a transaction of its own. What
+        the database refuses is raised as SQLAlchemy has it.
+
+        Args:
+            interface: A protocol or an abstract class with such methods.
+
+        Raises:
+            ConfigurationError: A method cannot be what it says: parameters that the SQL does not have, for example.
+
+        Example:
+            >>> from typing import Protocol
+            >>> from ecotone_fastapi.adapters.sqlalchemy import query
+            >>> class Orders(Protocol):
+            ...     @query("SELECT id FROM orders WHERE customer = :customer ORDER BY id")
+            ...     async def of_customer(self, customer: str) -> list[str]: ...
+            >>> ecotone = Ecotone([], plugins=[database], services={Orders: database.implement(Orders)})
+        """
+        return implemented(interface, self._transactions)
 
     def outbox_for(self, channel: str) -> SqlChannel:
         """Make the outbox of a channel that is somewhere else; it is named `outbox/` and the name of that channel."""

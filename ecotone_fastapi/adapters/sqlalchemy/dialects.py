@@ -5,7 +5,9 @@ travelled in time.
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from importlib import import_module
 from math import inf
 from time import monotonic
@@ -42,6 +44,7 @@ class Dialect:
         now: SQL for the present moment.
         one_writer: Whether writers exclude each other, so that those of one process had better queue.
         notifies: Whether the server can wake up its clients.
+        one_at_a_time: Whether a connection can do nothing else while a cursor on the server is open.
         failures: What the drivers raise without SQLAlchemy around it, on connecting for example.
     """
 
@@ -49,6 +52,7 @@ class Dialect:
     now = "(statement_timestamp() + make_interval(secs => CAST(:offset AS double precision)))"
     one_writer = False
     notifies = True
+    one_at_a_time = False
     failures: tuple[type[Exception], ...] = ()
 
     def after(self, parameter: str) -> str:
@@ -77,7 +81,12 @@ class Dialect:
 
     def read_moment(self, value: Any) -> datetime:
         """Return a moment that was read."""
-        return datetime.fromisoformat(str(value)).astimezone(UTC)
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+
+    def parameter(self, value: Any) -> Any:
+        """Return a value as a parameter of the user's SQL: in the form that SQLAlchemy's types give it here."""
+        return value.value if isinstance(value, Enum) else value
 
     def is_passing(self, error: DBAPIError) -> bool:
         """Tell whether the same statements can be expected to succeed when they are tried again at once."""
@@ -133,6 +142,7 @@ class MariaDB(Dialect):
     name = "mysql"
     now = "(UTC_TIMESTAMP(6) + INTERVAL :offset MICROSECOND)"
     notifies = False
+    one_at_a_time = True
 
     def after(self, parameter: str) -> str:
         """Return SQL for the moment so many seconds from now."""
@@ -156,7 +166,15 @@ class MariaDB(Dialect):
 
     def read_moment(self, value: Any) -> datetime:
         """Return a moment that was read."""
-        return datetime.fromisoformat(str(value)).replace(tzinfo=UTC)
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        return moment.replace(tzinfo=UTC)
+
+    def parameter(self, value: Any) -> Any:
+        """Return a value as a parameter of the user's SQL: moments are in UTC, for columns know no zones."""
+        value = super().parameter(value)
+        if isinstance(value, datetime):
+            return _without_zone(value)
+        return value.hex if isinstance(value, UUID) else value
 
     def is_passing(self, error: DBAPIError) -> bool:
         """Tell whether a deadlock or the wait for a lock ended the transaction."""
@@ -219,6 +237,19 @@ class SQLite(Dialect):
         """Return a moment that was read."""
         return _EPOCH + timedelta(microseconds=value)
 
+    def parameter(self, value: Any) -> Any:
+        """Return a value as a parameter of the user's SQL: numbers and text, for that is all that there is."""
+        value = super().parameter(value)
+        if isinstance(value, datetime):
+            return _without_zone(value).isoformat(" ", "microseconds")
+        if isinstance(value, date):
+            return value.isoformat()
+        if isinstance(value, time):
+            return value.isoformat("microseconds")
+        if isinstance(value, Decimal):
+            return float(value)
+        return value.hex if isinstance(value, UUID) else value
+
     def is_passing(self, error: DBAPIError) -> bool:
         """Tell whether somebody else was writing for longer than the busy timeout."""
         # The low byte is the plain code, of SQLITE_BUSY_SNAPSHOT for example: 5 is busy, 6 is locked.
@@ -253,6 +284,10 @@ def address(url: URL) -> str:
     """Return an address as errors and logs may tell it: without who uses it and how, passwords included."""
     host = url.host.rpartition("@")[2] if url.host else None  # a password with an @ in it ends where it should not
     return URL.create(url.drivername, host=host, port=url.port, database=url.database).render_as_string()
+
+
+def _without_zone(value: datetime) -> datetime:
+    return value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
 
 
 def _number_of(error: DBAPIError) -> object:

@@ -2,7 +2,6 @@
 
 # ruff: noqa: S608 - what is formatted into SQL are names of ours, never values
 
-import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
@@ -10,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
-from ecotone_fastapi.adapters.sqlalchemy.tables import LONGEST_NAME
+from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.core.channel import Channel
 
@@ -110,11 +109,4 @@ class SqlInbox:
 
 
 def _row(message_id: str, endpoint: str) -> dict[str, str]:
-    return {"message_id": _indexed(message_id), "endpoint": _indexed(endpoint)}
-
-
-def _indexed(name: str) -> str:
-    """Return a text that every database can index, and compares as Python does: MariaDB ignores spaces at the end."""
-    if len(name) <= LONGEST_NAME and name.isprintable() and not name.endswith(" "):
-        return name
-    return "sha256:" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    return {"message_id": indexed(message_id), "endpoint": indexed(endpoint)}

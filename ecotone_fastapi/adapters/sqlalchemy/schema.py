@@ -9,7 +9,7 @@ change to a table that has been released is a step in `STEPS`, under the version
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from sqlalchemy import Connection, MetaData, Table, inspect, text
+from sqlalchemy import Connection, Index, MetaData, Table, inspect, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTable
 
@@ -108,8 +108,7 @@ class Schema:
             statements.append(CreateSchema(self._name, if_not_exists=True).compile(dialect=dialect))
         for table in self.metadata.sorted_tables:
             statements.append(CreateTable(table).compile(dialect=dialect))
-            indexes = sorted(table.indexes, key=lambda index: str(index.name))
-            statements += [CreateIndex(index).compile(dialect=dialect) for index in indexes]
+            statements += [CreateIndex(index).compile(dialect=dialect) for index in _indexes(table, dialect.name)]
         if dialect.name == "postgresql":
             statements.append(self._settings)
         statements.append(self._write_version)
@@ -156,7 +155,7 @@ class Schema:
                 what = CreateColumn(column).compile(dialect=connection.dialect)
                 connection.exec_driver_sql(f"ALTER TABLE {self.table(table.name)} ADD COLUMN {what}")
                 done.append(f"added the column {self.table(table.name)}.{column.name}")
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        for index in _indexes(table, connection.dialect.name):
             if index.name not in indexes:
                 index.create(connection)
                 done.append(f"created the index {index.name}")
@@ -214,3 +213,8 @@ class Schema:
                 if driver is not None and not driver.in_transaction:  # the engine is not one of ours
                     await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
+
+
+def _indexes(table: Table, dialect: str) -> Sequence[Index]:
+    needed = [index for index in table.indexes if dialect not in index.info.get(tables.NOT_ON, ())]
+    return sorted(needed, key=lambda index: str(index.name))

@@ -4,10 +4,12 @@ Columns and tables are only ever added. Moments are kept with microseconds and i
 as `DATETIME(6)` on MariaDB and MySQL, as microseconds since 1970 on SQLite.
 """
 
+import hashlib
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Identity,
@@ -19,13 +21,21 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
+    false,
 )
 from sqlalchemy.dialects import mysql, postgresql
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import ColumnElement
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 SCHEMA_VERSION = 3
 """Grows with every change to the tables."""
+
+NOT_ON = "ecotone_not_on"
+"""Under which an index tells on which databases it is not needed."""
 
 LONGEST_NAME = 190
 """Characters that an indexed text may have on every database."""
@@ -66,6 +76,65 @@ def _json() -> TypeEngine[Any]:
 def _name() -> TypeEngine[str]:
     # Ordered by code points everywhere: with the collation of a language, pages would differ from database to database.
     return String(LONGEST_NAME).with_variant(String(LONGEST_NAME, collation="C"), "postgresql")
+
+
+class _Xid8(UserDefinedType[int]):
+    """The number of a transaction on PostgreSQL."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **options: Any) -> str:
+        return "xid8"
+
+
+# Else whoever looks at the tables, we and Alembic, is warned that there is a type that nobody knows.
+postgresql.dialect.ischema_names.setdefault("xid8", _Xid8)
+
+
+class _Transaction(ColumnElement[int]):
+    """What orders the events of one transaction among those of others, when nothing else is said.
+
+    On PostgreSQL, the number of the transaction, or that of the last one which has ended, if that is greater: what is
+    appended after another event was committed comes behind it, also when its own transaction began before. Readers stop
+    before the oldest transaction that is open, and it has no event before its own number. Elsewhere it is not known
+    before the commit, or never needed.
+    """
+
+    inherit_cache = True
+    type = BigInteger()
+
+
+@compiles(_Transaction)
+def _no_transaction(element: _Transaction, compiler: SQLCompiler, **options: Any) -> str:
+    return "0"
+
+
+@compiles(_Transaction, "postgresql")
+def _last_transaction(element: _Transaction, compiler: SQLCompiler, **options: Any) -> str:
+    ended = "CAST(CAST(CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS bigint) - 1 AS text) AS xid8)"
+    return f"GREATEST(pg_current_xact_id(), {ended})"
+
+
+def _transaction() -> Column[Any]:
+    return Column(
+        "transaction_id",
+        BigInteger().with_variant(_Xid8(), "postgresql"),
+        nullable=False,
+        server_default=_Transaction(),
+    )
+
+
+def _not_on_sqlite(
+    ddl: object, target: object, bind: object, tables: object = None, state: object = None, **given: Any
+) -> bool:
+    return bool(given["dialect"].name != "sqlite")
+
+
+def indexed(name: str) -> str:
+    """Return a text that every database can index, and compares as Python does: MariaDB ignores spaces at the end."""
+    if len(name) <= LONGEST_NAME and name.isprintable() and not name.endswith(" "):
+        return name
+    return "sha256:" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
 
 
 metadata: MetaData = MetaData()
@@ -222,6 +291,59 @@ Index(
     projection_partition.c.version,
     projection_partition.c.due_at,
 )
+
+event: Table = Table(
+    "ecotone_event",
+    metadata,
+    Column("position", _number(), Identity(always=True), primary_key=True),
+    _transaction(),
+    Column("event_id", _name(), nullable=False),
+    Column("category", _name(), nullable=False),
+    Column("stream", _name(), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("name", _long_text(), nullable=False),
+    Column("headers", _long_text(), nullable=False),
+    Column("body", _bytes(), nullable=False),
+    Column("recorded_at", _moment(), nullable=False),
+    Column("archived", Boolean, nullable=False, server_default=false()),
+    # A link has no content of its own, but the position of the event that it stands for.
+    Column("origin", BigInteger),
+    UniqueConstraint("event_id", name="ecotone_event_once"),
+    UniqueConstraint("stream", "version", name="ecotone_event_version"),
+    sqlite_autoincrement=True,  # a position that readers have passed is never given again
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Events of all streams, and links to them. Rows are never changed, but for being archived and deleted."""
+
+# On SQLite the order of transactions is that of the positions.
+Index("ecotone_event_order", event.c.transaction_id, event.c.position, info={NOT_ON: ("sqlite",)}).ddl_if(
+    callable_=_not_on_sqlite
+)
+Index("ecotone_event_category", event.c.category, event.c.transaction_id, event.c.position)
+
+event_tag: Table = Table(
+    "ecotone_event_tag",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("tag", _name(), primary_key=True),
+    _transaction(),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""What events can be found by besides their streams."""
+
+Index("ecotone_event_tag_order", event_tag.c.tag, event_tag.c.transaction_id, event_tag.c.position)
+
+event_counter: Table = Table(
+    "ecotone_event_counter",
+    metadata,
+    Column("name", String(LONGEST_NAME), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Orders transactions with events where the server does not: whoever is about to commit takes the next number."""
 
 snapshot: Table = Table(
     "ecotone_snapshot",

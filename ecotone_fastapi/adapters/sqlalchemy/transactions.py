@@ -260,37 +260,66 @@ class Transactions:
                 hint="put what may fail into a savepoint: async with session.begin_nested(): ...",
             )
 
+    # ------------------------------------------------------------------------------------------ statements of the user
+
+    @asynccontextmanager
+    async def joined(self, *, writing: bool) -> AsyncIterator[AsyncConnection]:
+        """Give the connection of the unit of work of the calling task's scope, else one in a transaction of its own.
+
+        What the session of the unit has not written yet is written before, unless that is switched off. Errors pass as
+        they are.
+
+        Args:
+            writing: Whether it is about to write.
+        """
+        scoped = self._present()
+        if scoped is None or scoped.unit is None:
+            async with taking(self.turn if writing else None), self.engine.begin() as connection:
+                yield connection
+            return
+        connection = await self._writing(scoped)
+        session = scoped.session
+        if session.autoflush and (session.new or session.dirty or session.deleted):
+            await session.flush()
+        yield connection
+
     # ------------------------------------------------------------------------------------------ statements of our own
 
-    async def join(self, statements: Statements[T], doing: str, *, several: bool = False) -> T:
+    async def join(
+        self, statements: Statements[T], doing: str, *, several: bool = False, patience: float = _PATIENCE
+    ) -> T:
         """Run statements in the unit of work of the calling task's scope, else in a short transaction of their own.
 
         Args:
             statements: What to run.
             doing: What it is for, as errors tell it.
             several: Whether it is more than one statement.
+            patience: For how many seconds the answer is waited for.
 
         Raises:
             ChannelError: The database refused or could not be reached.
         """
         scoped = self._present()
         if scoped is None or scoped.unit is None:
-            return await self.run(statements, doing, several=several)
-        async with self._answered(doing):
+            return await self.run(statements, doing, several=several, patience=patience)
+        async with self._answered(doing, patience):
             return await statements(await self._writing(scoped))
 
-    async def run(self, statements: Statements[T], doing: str, *, several: bool = False) -> T:
+    async def run(
+        self, statements: Statements[T], doing: str, *, several: bool = False, patience: float = _PATIENCE
+    ) -> T:
         """Run statements in a short transaction of their own, again if it fell victim to a deadlock.
 
         Args:
             statements: What to run.
             doing: What it is for, as errors tell it.
             several: Whether it is more than one statement, which a transaction has to keep together.
+            patience: For how many seconds the answer is waited for.
 
         Raises:
             ChannelError: The database refused or could not be reached.
         """
-        return await asyncio.shield(self.start(statements, doing, several=several))
+        return await asyncio.shield(self._started(self._run(statements, doing, several=several, patience=patience)))
 
     async def read(self, statements: Statements[T], doing: str) -> T:
         """Run statements that change nothing, in the unit of work if there is one.
@@ -309,7 +338,7 @@ class Transactions:
 
         Whoever waits for it may be cancelled: that breaks neither the statements nor their connection.
         """
-        return self._started(self._run(statements, doing, several=several))
+        return self._started(self._run(statements, doing, several=several, patience=_PATIENCE))
 
     async def finish(self) -> None:
         """Wait for the statements that were started."""
@@ -326,9 +355,9 @@ class Transactions:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run(self, statements: Statements[T], doing: str, *, several: bool) -> T:
+    async def _run(self, statements: Statements[T], doing: str, *, several: bool, patience: float) -> T:
         engine = self.engine if several else self.own_engine
-        async with self._answered(doing):
+        async with self._answered(doing, patience):
             for tries in range(1, _TRIES + 1):
                 try:
                     async with taking(self.turn), engine.begin() as connection:
@@ -356,9 +385,9 @@ class Transactions:
         return await session.connection()
 
     @asynccontextmanager
-    async def _answered(self, doing: str) -> AsyncIterator[None]:
+    async def _answered(self, doing: str, patience: float = _PATIENCE) -> AsyncIterator[None]:
         with self.translated(doing):
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(patience):
                 yield
 
     @contextmanager

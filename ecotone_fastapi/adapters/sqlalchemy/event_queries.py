@@ -1,0 +1,333 @@
+"""What is asked of the table of events: streams, all events in order, and whether one has come that is excluded.
+
+PostgreSQL orders events by the transactions that append them, and readers stop before what is not decided yet, see
+`event_horizon`. On MariaDB a transaction takes its number when it is about to commit, so that there is nothing to stop
+before. SQLite has one writer at a time, and no other order than that of the positions.
+"""
+
+# ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import TextClause, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
+from ecotone_fastapi.modelling.event_store import AppendCondition, EventFilter, Position
+
+LAST_NUMBER = 2**63 - 1
+"""Behind all positions and versions."""
+
+
+class EventTables(NamedTuple):
+    """The names of the tables as SQL has them."""
+
+    events: str
+    tags: str
+    counter: str
+
+
+class Phrase(NamedTuple):
+    """A piece of SQL with its parameters. Those that are lists are written out."""
+
+    sql: str
+    parameters: Mapping[str, Any]
+
+    def within(self, sql: str) -> TextClause:
+        """Return a statement with this phrase in it."""
+        lists = [name for name, value in self.parameters.items() if isinstance(value, list)]
+        return text(sql).bindparams(*(bindparam(name, expanding=True) for name in lists))
+
+
+class Sight(NamedTuple):
+    """How far a query could see.
+
+    Args:
+        head: The position of the last event that it could see.
+        open: Whether any transaction of the server was open: there may be more then.
+        ended: The number of the last transaction that had ended.
+        number: The number of the last event that was appended, by whomever.
+        isolation: How far the query was isolated from others, where it may have been further than usual.
+    """
+
+    head: Position | None
+    open: bool = False
+    ended: int = 0
+    number: int = 0
+    isolation: str = ""
+
+
+class _Search(NamedTuple):
+    """Where events are found that fit a filter, which table there has their order, and what they have to fulfil."""
+
+    source: str
+    order: str
+    conditions: Sequence[str]
+
+
+class EventQueries:
+    """Queries on PostgreSQL, and what the other databases have in common with it.
+
+    Args:
+        tables: The names of the tables.
+    """
+
+    _transaction = "CAST({0}.transaction_id AS text)"
+    _behind = "({0}.transaction_id, {0}.position) > (CAST(CAST(:transaction AS text) AS xid8), :number)"
+    _come_behind = _behind
+    _decided = "{0}.transaction_id < pg_snapshot_xmin(pg_current_snapshot())"
+    _up_to = "({0}.transaction_id, {0}.position) <= (CAST(CAST(:bound_transaction AS text) AS xid8), :bound_number)"
+    _committed = "{0}.position <> ALL(CAST(:own AS bigint[]))"
+    # Whether anything is open, the last transaction that has ended, the isolation, and the last number.
+    _sight = (
+        "CASE WHEN pg_snapshot_xmin(pg_current_snapshot()) < pg_snapshot_xmax(pg_current_snapshot()) THEN 1 ELSE 0 END",
+        "CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text)",
+        "current_setting('transaction_isolation')",
+        "(SELECT last_value FROM {0}_position_seq)",
+    )
+
+    def __init__(self, tables: EventTables) -> None:
+        self._tables = tables
+        self._prepared: dict[object, TextClause] = {}
+        # A link whose event is gone at home, or archived, is not there.
+        self._there = (
+            f"NOT e.archived AND (e.origin IS NULL OR EXISTS (SELECT 1 FROM {tables.events} AS home"
+            " WHERE home.position = e.origin AND NOT home.archived))"
+        )
+        content = "e.name, e.body, e.headers, e.recorded_at, e.origin"
+        self._columns = f"e.stream, e.version, e.position, {self._transaction.format('e')} AS transaction_id, {content}"
+        stream = f"SELECT {self._columns} FROM {tables.events} AS e WHERE e.stream = :stream AND e.version > :after"
+        self._stream = text(f"{stream} AND {self._there} ORDER BY e.version LIMIT :limit")
+        self._archived = text(f"{stream} ORDER BY e.version LIMIT :limit")
+        self._homes = text(
+            f"SELECT e.position, e.stream, e.version, {content} FROM {tables.events} AS e"
+            " WHERE e.position IN :positions"
+        ).bindparams(bindparam("positions", expanding=True))
+        self._version = text(f"SELECT max(version) FROM {tables.events} WHERE stream = :stream")
+        # The names of one category lie side by side in the index, and every stream has an event with the version 1.
+        self._names = text(
+            f"SELECT stream FROM {tables.events} WHERE category = :category AND version = 1 AND NOT archived"
+            " AND stream > :after AND stream >= :category AND stream < :behind ORDER BY stream LIMIT :limit"
+        )
+
+    async def stream(
+        self, connection: AsyncConnection, stream: str, *, after: int, limit: int | None, archived: bool
+    ) -> Sequence[Any]:
+        """Return events of one stream."""
+        statement = self._archived if archived else self._stream
+        parameters = {"stream": stream, "after": after, "limit": LAST_NUMBER if limit is None else limit}
+        return (await connection.execute(statement, parameters)).all()
+
+    async def homes(self, connection: AsyncConnection, positions: Sequence[int]) -> Mapping[int, Any]:
+        """Return what links stand for by its position: that, stream, version and content."""
+        return {row[0]: row for row in await connection.execute(self._homes, {"positions": positions})}
+
+    async def version(self, connection: AsyncConnection, stream: str) -> int:
+        """Return the version of a stream; 0 when there is none."""
+        return (await connection.execute(self._version, {"stream": stream})).scalar() or 0
+
+    async def names(self, connection: AsyncConnection, category: str, *, after: str, limit: int) -> Sequence[str]:
+        """Return the names of the streams of a category, in order."""
+        parameters = {"category": category, "after": after, "behind": f"{category}.", "limit": limit}
+        return (await connection.execute(self._names, parameters)).scalars().all()
+
+    async def page(
+        self,
+        connection: AsyncConnection,
+        which: EventFilter,
+        *,
+        after: Position,
+        limit: int,
+        own: Sequence[int],
+        settled: bool,
+        bound: Position | None = None,
+    ) -> tuple[Sequence[Any], Sight]:
+        """Return events of all streams in order, and how far the query could see.
+
+        Args:
+            connection: Where to ask.
+            which: Which events are meant.
+            after: Those behind this position.
+            limit: How many at most.
+            own: The positions at which the caller's unit of work has appended.
+            settled: Whether everything is meant that is committed.
+            bound: Up to this position, if that is known.
+        """
+        visible = self._committed if settled else self._decided if bound is None else self._up_to
+        key, filtered = (visible, *_shape(which)), self._filter(which)
+        statement = self._prepared.get(key)
+        if statement is None:
+            found = self._search(which, links=bool(which.categories or which.streams))
+            wanted = " AND ".join(
+                [self._behind.format(found.order), visible.format(found.order), self._there, *found.conditions]
+            )
+            # How far it could see, whatever is meant, has to be told of the same moment: in the same statement.
+            statement = self._prepared[key] = Phrase("", filtered).within(
+                f"SELECT * FROM (SELECT {self._columns} FROM {found.source} WHERE {wanted}"
+                f" ORDER BY {found.order}.transaction_id, {found.order}.position LIMIT :limit) AS page"
+                f" UNION ALL {self._seen(visible)}"
+            )
+        parameters = {**filtered, **self._place(after), **self._own(own), "limit": limit}
+        if bound is not None:
+            parameters |= {f"bound_{name}": value for name, value in self._place(bound).items()}
+        rows = (await connection.execute(statement, parameters)).all()
+        # It is the last one on every database; nobody has promised it.
+        (seen,) = (row for row in rows if row[0] is None)
+        return [row for row in rows if row[0] is not None], _sight(seen)
+
+    async def count(
+        self,
+        connection: AsyncConnection,
+        which: EventFilter,
+        *,
+        after: Position,
+        own: Sequence[int],
+        bound: Position | None,
+    ) -> int:
+        """Return how many events there are behind a position."""
+        visible = self._decided if bound is None else self._up_to
+        key, filtered = ("count", visible, *_shape(which)), self._filter(which)
+        statement = self._prepared.get(key)
+        if statement is None:
+            found = self._search(which, links=bool(which.categories or which.streams))
+            wanted = " AND ".join(
+                [self._behind.format(found.order), visible.format(found.order), self._there, *found.conditions]
+            )
+            statement = self._prepared[key] = Phrase("", filtered).within(
+                f"SELECT count(*) FROM {found.source} WHERE {wanted}"
+            )
+        parameters = {**filtered, **self._place(after), **self._own(own)}
+        if bound is not None:
+            parameters |= {f"bound_{name}": value for name, value in self._place(bound).items()}
+        return int((await connection.execute(statement, parameters)).scalar_one())
+
+    async def sight(self, connection: AsyncConnection, own: Sequence[int], bound: Position | None = None) -> Sight:
+        """Return how far queries can see."""
+        visible = self._decided if bound is None else self._up_to
+        statement = self._prepared.get(("sight", visible))
+        if statement is None:
+            statement = self._prepared["sight", visible] = text(self._seen(visible))
+        parameters = self._own(own)
+        if bound is not None:
+            parameters |= {f"bound_{name}": value for name, value in self._place(bound).items()}
+        return _sight((await connection.execute(statement, parameters)).one())
+
+    def _seen(self, visible: str) -> str:
+        """Return a statement for how far can be seen: a row that is like an event, but has no stream."""
+        anything_open, ended, isolation, number = (one.format(self._tables.events) for one in self._sight)
+        return (
+            f"SELECT NULL, {anything_open}, head.position, head.transaction_id, {ended}, NULL, {isolation}, NULL,"
+            f" {number} FROM (SELECT 1 AS one) AS one LEFT JOIN"
+            f" (SELECT e.position, {self._transaction.format('e')} AS transaction_id FROM {self._tables.events} AS e"
+            f" WHERE {visible.format('e')} ORDER BY e.transaction_id DESC, e.position DESC LIMIT 1) AS head ON 1 = 1"
+        )
+
+    def excluded(self, condition: AppendCondition) -> Phrase:
+        """Return SQL that is true when an event has come, committed or our own, that a condition excludes."""
+        phrases, parameters = ["1 = 0"], self._place(condition.after)
+        for number, which in enumerate(condition.filters):
+            prefix = f"f{number}_"
+            found = self._search(which, links=False, prefix=prefix)
+            wanted = " AND ".join([self._come_behind.format(found.order), *found.conditions])
+            phrases.append(f"EXISTS (SELECT 1 FROM {found.source} WHERE {wanted})")
+            parameters |= self._filter(which, prefix)
+        return Phrase(f"({' OR '.join(phrases)})", parameters)
+
+    def _search(self, which: EventFilter, *, links: bool, prefix: str = "") -> _Search:
+        events, tags = self._tables.events, self._tables.tags
+        conditions: list[str] = []
+        places = [
+            f"e.{column} IN :{prefix}{name}"
+            for column, name in (("category", "categories"), ("stream", "streams"))
+            if getattr(which, name)
+        ]
+        if places:
+            conditions.append(f"({' OR '.join(places)})")
+        if which.names:
+            conditions.append(f"e.name IN :{prefix}names")
+        if not links:
+            conditions.append("e.origin IS NULL")
+        source, order, others = f"{events} AS e", "e", range(len(which.tags))
+        if others and not links:
+            # One tag leads to the events, in their order; the others are looked up.
+            source, order, others = f"{tags} AS t JOIN {events} AS e ON e.position = t.position", "t", others[1:]
+            conditions.append(f"t.tag = :{prefix}tag0")
+        conditions += [
+            f"EXISTS (SELECT 1 FROM {tags} AS other WHERE other.position = coalesce(e.origin, e.position)"
+            f" AND other.tag = :{prefix}tag{number})"
+            for number in others
+        ]
+        return _Search(source, order, conditions)
+
+    def _filter(self, which: EventFilter, prefix: str = "") -> dict[str, Any]:
+        parameters: dict[str, Any] = {
+            f"{prefix}tag{number}": indexed(tag) for number, tag in enumerate(sorted(which.tags))
+        }
+        for name in ("categories", "streams", "names"):
+            if values := getattr(which, name):
+                parameters[prefix + name] = sorted(values)
+        return parameters
+
+    def _place(self, position: Position) -> dict[str, Any]:
+        return {"transaction": str(position.transaction), "number": position.number}
+
+    def _own(self, own: Sequence[int]) -> dict[str, Any]:
+        return {"own": list(own)}
+
+
+class MariaDBEventQueries(EventQueries):
+    """Queries on MariaDB and MySQL: what has no number yet is not committed."""
+
+    _transaction = "{0}.transaction_id"
+    # The comparison of pairs would not find its place in the index.
+    _behind = "({0}.transaction_id > :transaction OR ({0}.transaction_id = :transaction AND {0}.position > :number))"
+    _come_behind = f"({{0}}.transaction_id = 0 OR {_behind})"
+    _decided = _committed = "{0}.transaction_id > 0"
+    _sight = ("0", "NULL", "NULL", "0")
+
+    def _place(self, position: Position) -> dict[str, Any]:
+        return {"transaction": position.transaction, "number": position.number}
+
+    def _own(self, own: Sequence[int]) -> dict[str, Any]:
+        return {}
+
+
+class SQLiteEventQueries(EventQueries):
+    """Queries on SQLite: what the one writer has appended is behind everything else."""
+
+    _transaction = "{0}.transaction_id"
+    _behind = "{0}.position > :number"
+    _come_behind = "{0}.transaction_id = 0 AND {0}.position > :number"
+    _decided = _committed = "{0}.transaction_id = 0 AND {0}.position < :own"
+    _sight = ("0", "NULL", "NULL", "0")
+
+    def _place(self, position: Position) -> dict[str, Any]:
+        return {"number": position.number}
+
+    def _own(self, own: Sequence[int]) -> dict[str, Any]:
+        return {"own": own[0] if own else LAST_NUMBER}
+
+
+def _sight(seen: Any) -> Sight:
+    _, anything_open, number, transaction, ended, _, isolation, _, last = seen
+    return Sight(
+        Position(int(transaction), number) if number is not None else None,
+        bool(anything_open),
+        int(ended or 0) - 1,
+        last,
+        isolation or "",
+    )
+
+
+def _shape(which: EventFilter) -> tuple[bool, bool, bool, int]:
+    """What kinds of conditions there are: the statement depends on nothing else."""
+    return bool(which.categories), bool(which.streams), bool(which.names), len(which.tags)
+
+
+_QUERIES = {"postgresql": EventQueries, "mysql": MariaDBEventQueries, "sqlite": SQLiteEventQueries}
+
+
+def queries_for(tables: EventTables, dialect: str) -> EventQueries:
+    """Return the queries for a database."""
+    return _QUERIES[dialect](tables)

@@ -1,0 +1,354 @@
+"""Events in tables: appended in the unit of work of the calling scope, read in an order in which nothing is missed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ecotone_fastapi.adapters.sqlalchemy.event_horizon import horizon_for
+from ecotone_fastapi.adapters.sqlalchemy.event_log import Batch, NewRow, Pending
+from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventTables, queries_for
+from ecotone_fastapi.adapters.sqlalchemy.plain_event_log import log_for
+from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Statements, Transactions, Unit
+from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
+from ecotone_fastapi.core.clock import Clock
+from ecotone_fastapi.modelling.event_store import (
+    EVERYTHING,
+    START,
+    AppendCondition,
+    EventFilter,
+    Expected,
+    Horizon,
+    NewEvent,
+    Page,
+    Position,
+    StoredEvent,
+)
+
+T = TypeVar("T")
+
+_BELL = "ecotone_event"
+_MAINTENANCE = 3600.0  # seconds
+
+
+class SqlEvents:
+    """Keeps events in tables.
+
+    Args:
+        tables: Their names as SQL has them.
+        transactions: Where statements run.
+        prepare: Sees to it that the tables are there.
+        clock: Gives the clock that tells how far a test has travelled; all else is told by the server.
+        wakeup: Tells readers, here and elsewhere, that something was appended.
+    """
+
+    def __init__(
+        self,
+        tables: EventTables,
+        transactions: Transactions,
+        prepare: Callable[[], Awaitable[None]],
+        clock: Callable[[], Clock],
+        wakeup: Wakeup,
+    ) -> None:
+        self._transactions = transactions
+        self._prepare = prepare
+        self._clock = clock
+        self._wakeup = wakeup
+        self._queries = queries_for(tables, transactions.dialect.name)
+        self._log = log_for(tables, self._queries, transactions.dialect)
+        self._horizon = horizon_for(tables, self._queries, transactions.dialect)
+        self._pending: WeakKeyDictionary[Unit, Pending] = WeakKeyDictionary()
+        self._bell: asyncio.Event | None = None
+        self._heard = 0
+
+    # ------------------------------------------------------------------------------------------------------- appending
+
+    async def append(
+        self,
+        stream: str,
+        events: Sequence[NewEvent],
+        *,
+        expected: int | Expected,
+        condition: AppendCondition | None = None,
+    ) -> Sequence[StoredEvent]:
+        """Append events to a stream, with the unit of work of the calling task's scope, if any.
+
+        Raises:
+            ConcurrencyError: The stream is not as expected, or an event has come that the condition excludes.
+            ConfigurationError: A condition cannot be checked in a transaction of this isolation level.
+            ChannelError: The database cannot be reached.
+        """
+        if not events:
+            return ()
+        rows = [
+            NewRow(indexed(one.id), one.name, one.body, one.headers_text, tuple(map(indexed, one.tags)))
+            for one in events
+        ]
+        batch = Batch(stream, rows, expected, condition, self._offset)
+        single = len(rows) == 1 and not rows[0].tags and condition is None
+        added, number = await self._change(
+            lambda connection, pending: self._log.append(connection, batch, pending),
+            f"appending to the stream {stream!r}",
+            several=not single,
+        )
+        moment = self._transactions.dialect.read_moment
+        return [
+            StoredEvent(
+                stream,
+                version,
+                None if self._log.numbers and number is None else Position(number or transaction, position),
+                event.name,
+                event.body,
+                event.headers_text,
+                moment(recorded_at),
+            )
+            for event, (version, position, transaction, recorded_at) in zip(events, added, strict=True)
+        ]
+
+    async def link(self, stream: str, events: Sequence[StoredEvent]) -> int:
+        """Let events be read in another stream, too; return how many links were added.
+
+        Raises:
+            ConcurrencyError: The stream is archived, or somebody else has just added one of them.
+            ChannelError: The database cannot be reached.
+        """
+        homes = [event.origin or (event.stream, event.version) for event in events]
+        linked, _ = await self._change(
+            lambda connection, pending: self._log.link(connection, stream, homes, self._offset, pending),
+            f"linking events to the stream {stream!r}",
+        )
+        return linked
+
+    async def archive(self, stream: str) -> bool:
+        """Hide a stream from readers; return whether there was one."""
+        archived, _ = await self._change(
+            lambda connection, pending: self._log.archive(connection, stream), f"archiving the stream {stream!r}"
+        )
+        return archived
+
+    async def delete(self, stream: str) -> int:
+        """Delete all events of a stream; return how many there were."""
+        deleted, _ = await self._change(
+            lambda connection, pending: self._log.delete(connection, stream), f"deleting the stream {stream!r}"
+        )
+        return deleted
+
+    async def _change(
+        self,
+        work: Callable[[AsyncConnection, Pending], Awaitable[T]],
+        doing: str,
+        *,
+        several: bool = True,
+    ) -> tuple[T, int | None]:
+        """Change something in the unit of work, or in a transaction of its own, whose number is known at once."""
+        await self._prepare()
+        unit = self._transactions.unit()
+        if unit is not None:
+            pending = self._pending_of(unit)
+            return await self._transactions.join(lambda connection: work(connection, pending), doing), None
+
+        async def work_alone(connection: AsyncConnection) -> tuple[T, int | None]:
+            alone = Pending()
+            return await work(connection, alone), await self._log.number(connection, alone)
+
+        outcome = await self._transactions.run(work_alone, doing, several=several or self._log.numbers)
+        self._ring()
+        return outcome
+
+    def _pending_of(self, unit: Unit) -> Pending:
+        pending = self._pending.get(unit)
+        if pending is None:
+            pending = self._pending[unit] = Pending()
+            unit.after_commit(self._ring)
+            if self._log.numbers:
+                unit.before_commit(partial(self._number, pending), "numbering events", lambda numbered: None)
+        return pending
+
+    async def _number(self, pending: Pending, connection: AsyncConnection) -> bool:
+        return await self._log.number(connection, pending) is not None
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    async def read(
+        self, stream: str, *, after: int = 0, limit: int | None = None, archived: bool = False
+    ) -> Sequence[StoredEvent]:
+        """Return events of one stream, those of the open unit of work included.
+
+        Raises:
+            ChannelError: The database cannot be reached.
+        """
+
+        async def select(connection: AsyncConnection) -> Sequence[StoredEvent]:
+            rows = await self._queries.stream(connection, stream, after=after, limit=limit, archived=archived)
+            return await self._stored(connection, rows)
+
+        return await self._read(select, f"reading the stream {stream!r}")
+
+    async def read_all(
+        self, *, after: Position, limit: int, which: EventFilter = EVERYTHING, settled: bool = False
+    ) -> Page:
+        """Return events of all streams, up to the first one that an open transaction may still append.
+
+        Raises:
+            ChannelError: The database cannot be reached.
+        """
+
+        async def select(connection: AsyncConnection) -> Page:
+            own = self._own()
+            rows, sight = await self._queries.page(
+                connection, which, after=after, limit=limit, own=own, settled=settled
+            )
+            if len(rows) < limit and not settled:
+                bound = await self._horizon.bound(connection, sight)
+                if bound is not None:
+                    rows, sight = await self._queries.page(
+                        connection, which, after=after, limit=limit, own=own, settled=False, bound=bound
+                    )
+            events = await self._stored(connection, rows)
+            if len(rows) < limit:
+                return Page(events, max(after, sight.head or START), more=False)
+            last = rows[-1]
+            return Page(events, Position(int(last[3]), last[2]), more=True)
+
+        return await self._read(select, "reading all events")
+
+    async def count(self, *, after: Position, which: EventFilter = EVERYTHING) -> int:
+        """Return how many events of all streams there are behind a position.
+
+        Raises:
+            ChannelError: The database cannot be reached.
+        """
+
+        async def select(connection: AsyncConnection) -> int:
+            own = self._own()
+            bound = await self._horizon.bound(connection, await self._queries.sight(connection, own))
+            return await self._queries.count(connection, which, after=after, own=own, bound=bound)
+
+        return await self._read(select, "counting events")
+
+    async def version(self, stream: str) -> int:
+        """Return the version of a stream; 0 without events."""
+        return await self._read(
+            lambda connection: self._queries.version(connection, stream), f"looking at the stream {stream!r}"
+        )
+
+    async def streams(self, category: str, *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        """Return the names of the streams of a category that are not archived, in order."""
+        return await self._read(
+            lambda connection: self._queries.names(connection, category, after=after, limit=limit),
+            f"looking for streams of the category {category!r}",
+        )
+
+    async def _read(self, statements: Statements[T], doing: str) -> T:
+        await self._prepare()
+        return await self._transactions.read(statements, doing)
+
+    def _own(self) -> Sequence[int]:
+        unit = self._transactions.unit()
+        pending = self._pending.get(unit) if unit is not None else None
+        return pending.positions if pending is not None else ()
+
+    async def _stored(self, connection: AsyncConnection, rows: Sequence[Any]) -> Sequence[StoredEvent]:
+        moment, unnumbered = self._transactions.dialect.read_moment, self._log.numbers
+        origins = [row[8] for row in rows if row[8] is not None]
+        homes = await self._queries.homes(connection, origins) if origins else {}
+        events = []
+        for stream, version, number, transaction, name, body, headers, recorded_at, origin in rows:
+            position = None if unnumbered and not transaction else Position(int(transaction), number)
+            if origin is None:
+                events.append(StoredEvent(stream, version, position, name, body, headers, moment(recorded_at)))
+            elif origin in homes:  # else it was deleted between two statements
+                _, home, at_home, event, content, its_headers, its_moment, _ = homes[origin]
+                events.append(
+                    StoredEvent(
+                        stream, version, position, event, content, its_headers, moment(its_moment), (home, at_home)
+                    )
+                )
+        return events
+
+    # --------------------------------------------------------------------------------------------------------- waiting
+
+    async def wait(self, heard: int, timeout: float) -> int:
+        """Return when something was appended since `heard` was told: here or, on PostgreSQL, in another process."""
+        bell = self._listen()
+        if self._heard == heard:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await bell.wait()
+            self._listen()
+        return self._heard
+
+    def _listen(self) -> asyncio.Event:
+        # A bell rings once; then, and when an application begins anew, there is another one.
+        bell = self._wakeup.bell(_BELL)
+        if bell is not self._bell:
+            self._bell = bell
+            self._heard += 1
+        return bell
+
+    def _ring(self) -> None:
+        self._wakeup.ring(_BELL)
+
+    # ---------------------------------------------------------------------------------------------------- its condition
+
+    async def horizon(self) -> Horizon:
+        """Tell how far readers of all events can see, and which session of the server keeps them from more.
+
+        Raises:
+            ChannelError: The database cannot be reached.
+        """
+        return await self._read(
+            lambda connection: self._horizon.look(connection, self._own(), self._offset),
+            "looking how far readers can see",
+        )
+
+    async def check_restored(self) -> None:
+        """Make sure that the database counts transactions on from where the events were written.
+
+        Raises:
+            ConfigurationError: It was restored elsewhere, and readers would miss what is appended from now on.
+            ChannelError: The database cannot be reached.
+        """
+        await self._read(self._horizon.check, "checking the order of the events")
+
+    async def reseal(self, positions: Iterable[Position] = ()) -> Mapping[Position, Position]:
+        """Let the database count on from the events that it has: after it was restored on another server.
+
+        PostgreSQL orders events by the transactions that have appended them, whose numbers begin anew on every server.
+        Where events have higher numbers than the server by now, readers would take what is appended from now on for
+        old; `check_restored` finds that out. This gives all events low numbers, in the same order, and keeps appenders
+        out meanwhile. Elsewhere, there is nothing to do.
+
+        Args:
+            positions: What readers have kept: how far they have come.
+
+        Returns:
+            For each of these positions, what it is now. Write it down in the same unit of work.
+
+        Raises:
+            ChannelError: The database cannot be reached.
+
+        Example:
+            ```python
+            async with database.transaction():
+                moved = await database.events.reseal([checkpoint])
+                ...  # write down moved[checkpoint]
+            ```
+        """
+        kept = list(positions)
+        await self._prepare()
+        return await self._transactions.join(
+            lambda connection: self._horizon.reseal(connection, kept),
+            "giving events new numbers",
+            several=True,
+            patience=_MAINTENANCE,
+        )
+
+    @property
+    def _offset(self) -> Any:
+        return self._transactions.dialect.span(self._clock().offset.total_seconds())
