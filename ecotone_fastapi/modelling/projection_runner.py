@@ -59,6 +59,7 @@ class Lease:
         scope: What is done under it at this moment.
         limit: How many events the next batch may have, after a failure.
         built: Whether it was written down that the version is built, and waits to be switched.
+        ahead: Whether it is built, and waits for the live version to emit as much as it has handled.
     """
 
     def __init__(self, record: ProjectionRecord) -> None:
@@ -67,14 +68,23 @@ class Lease:
         self.scope: anyio.CancelScope | None = None
         self.limit: int | None = None
         self.built: bool = False
+        self.ahead: bool = False
 
 
 @dataclass
 class _Round:
-    """What became of one look at all versions."""
+    """What became of one look at all versions.
+
+    Attributes:
+        handled: How many events were handled.
+        busy: Whether there may be more to do at once.
+        at_end: Whether everything was handled that could be seen when it was looked for.
+        failures: What cannot be handled.
+    """
 
     handled: int = 0
     busy: bool = False
+    at_end: bool = False
     failures: list[ProjectionError] = field(default_factory=list)
 
 
@@ -98,6 +108,10 @@ class ProjectionRunner:
     def name(self) -> str:
         """The name of the projection."""
         return self.projector.name
+
+    def another(self) -> "ProjectionRunner":
+        """Return a runner of the same projection with leases of its own, as in another process."""
+        return ProjectionRunner(self.projector, self._settings)
 
     async def run(self, limits: Limits) -> int:
         """Handle events until a limit is reached; return how many.
@@ -153,9 +167,11 @@ class ProjectionRunner:
                 await self._work(found, Limits(), done)
                 if done.failures and not done.busy:
                     raise done.failures[0]
-                if not done.busy:
+                if done.at_end or not done.busy:
                     found = await self._find(version) or found
-                    if self._is_waiting(found) or (found.condition is Condition.LIVE and await self._is_at_end(found)):
+                    if self._is_waiting(found) or (
+                        found.condition is Condition.LIVE and (done.at_end or await self._is_at_end(found))
+                    ):
                         await told(await self._counted(found))
                         return True
                     await self._bring_forward(found, done)
@@ -171,10 +187,15 @@ class ProjectionRunner:
             await self._work(live, Limits(), done)
 
     async def _live_behind(self, built: ProjectionRecord) -> ProjectionRecord | None:
-        """Return the live version if one that is built beside it has handled what the live one has not emitted yet."""
+        """Return the live version if one that is built beside it has handled what the live one has not emitted yet.
+
+        Partitions that are built do not overtake those that are live: there it may always be so.
+        """
         if built.condition is Condition.BUILDING:
             for one in await self._store.versions(self.name):
-                if one.condition is Condition.LIVE and await would_lose(self.projector, one, built):
+                if one.condition is Condition.LIVE and (
+                    (self._emits_beside and self._described.partitioned) or await would_lose(self.projector, one, built)
+                ):
                     return one
         return None
 
@@ -251,13 +272,16 @@ class ProjectionRunner:
         record = lease.record
         if record.halt is not None and self._waits(record.halt):
             return
-        if not record.by_hand and await self._live_behind(record) is not None:
-            return  # else the two would never be at the same place while others append
+        if not record.by_hand and record.condition is Condition.BUILDING:
+            if await self._live_behind(record) is not None:
+                return  # else the two would never be at the same place while others append
+            if lease.ahead:
+                await self._at_end(lease, done)
+                return
         most = min(one for one in (self._described.batch, lease.limit, limits.messages) if one is not None)
         page = await self.projector.read(record.position, most)
         if not page.events:
-            if record.condition is Condition.BUILDING:
-                await self._finish(lease, done)
+            await self._at_end(lease, done)
             return
         watch = Watch()
         try:
@@ -265,6 +289,9 @@ class ProjectionRunner:
         except ChannelError:
             raise
         except Exception as error:
+            if await self._is_gone(record):  # with what it wrote to, perhaps
+                lease.lost = True
+                return
             lease.limit = watch.smaller or None
             if lease.limit is not None:
                 done.busy = True
@@ -274,6 +301,19 @@ class ProjectionRunner:
         lease.limit = None
         done.handled += len(page.events)
         done.busy = True
+        if not page.more:
+            # While others append there may always be something new: a version is built when it has come this far.
+            await self._at_end(lease, done)
+
+    async def _at_end(self, lease: Lease, done: _Round) -> None:
+        done.at_end = True
+        if lease.record.condition is Condition.BUILDING:
+            await self._finish(lease, done)
+
+    async def _is_gone(self, record: ProjectionRecord, *, token: bool = True) -> bool:
+        """Whether a version was deleted, retired, or, if its token counts, taken away, while it was worked on."""
+        now = await self._find(record.version)
+        return now is None or not self.projector.is_mine(now) or (token and now.token != record.token)
 
     async def _halt(self, lease: Lease, event: StoredEvent, error: Exception, done: _Round) -> None:
         record = lease.record
@@ -291,6 +331,8 @@ class ProjectionRunner:
             now = versions.get(record.version)
             if now is None or (now.token, now.position) != (record.token, record.position):
                 raise LeaseLostError(f"version {record.version} of the projection {self.name!r} is run elsewhere")
+            if self._described.partitioned:
+                now = replace(now, done=record.done, total=max(now.total, record.done))
             return await self.switch(versions, now, watch)
 
         if record.by_hand:
@@ -305,6 +347,7 @@ class ProjectionRunner:
                 raise
             await self._halt(lease, watch.event, error, done)
             return
+        lease.ahead = switched is None
         if switched is not None:
             lease.record = switched
             done.busy = True
@@ -331,6 +374,13 @@ class ProjectionRunner:
     async def _partitions(self, lease: Lease, done: _Round) -> None:
         """Find out which streams have something new; let partitions handle it."""
         record = lease.record
+        if self._emits_beside and record.condition is Condition.BUILDING and not record.by_hand:
+            counts = await self._store.count(self.name, record.version, record.round)
+            if counts.behind:
+                # It waits for the live partitions. Would it look for more, it would wait for as long as others append.
+                done.at_end = await self._claim(record, done)
+                await self._partitions_at_end(lease, done)
+                return
         page = await self.projector.read(record.position, self._described.batch * _READ_AHEAD)
         if page.events:
             wanted: dict[str, int] = {}
@@ -345,22 +395,40 @@ class ProjectionRunner:
             await self.projector.unit(act)
             lease.record = after
             done.busy = True
-        await self._claim(record, done)
-        if not done.busy and record.condition is Condition.BUILDING:
+        done.at_end = await self._claim(record, done) and not page.more
+        await self._partitions_at_end(lease, done)
+
+    async def _partitions_at_end(self, lease: Lease, done: _Round) -> None:
+        record = lease.record
+        if done.at_end and record.condition is Condition.BUILDING:
             counts = await self._store.count(self.name, record.version, record.round)
             if counts.built < counts.total and await self._store.due_in(self.name, record.version) is None:
                 await self._store.call(self.name, record.version)  # one was taken when the rebuild began
-            if counts.built == counts.total and not counts.behind and not counts.halted:
+            if counts.built == counts.total and not counts.halted and not counts.behind:
                 lease.record = replace(lease.record, done=counts.built)
                 await self._finish(lease, done)
 
-    async def _claim(self, record: ProjectionRecord, done: _Round) -> None:
-        """Let several units of work at a time handle what is due."""
+    async def _claim(self, record: ProjectionRecord, done: _Round) -> bool:
+        """Let several units of work at a time handle what is due; return whether that was all."""
+        errors: list[Exception] = []
+        most = 0
+
+        async def claim() -> None:
+            nonlocal most
+            try:
+                most = max(most, await self._claim_some(record, done))
+            except Exception as error:
+                errors.append(error)
+
         async with anyio.create_task_group() as workers:
             for _ in range(self._described.concurrency):
-                workers.start_soon(self._claim_some, record, done)
+                workers.start_soon(claim)
+        if errors:
+            raise errors[0]
+        return most < _TAKEN_AT_ONCE
 
-    async def _claim_some(self, record: ProjectionRecord, done: _Round) -> None:
+    async def _claim_some(self, record: ProjectionRecord, done: _Round) -> int:
+        """Claim some partitions, and let them handle what is new; return how many there were."""
         claimed: list[str] = []
 
         async def act() -> int:
@@ -389,10 +457,13 @@ class ProjectionRunner:
         else:
             done.handled += handled
             done.busy = done.busy or (bool(claimed) if not self._emits_beside else handled > 0)
-            return
+            return len(claimed)
+        if await self._is_gone(record, token=False):
+            return 0
         # One of them has failed, and has taken the others with it: each for itself, then.
         for stream in claimed:
             await self._alone(record, stream, done)
+        return len(claimed)
 
     async def _alone(self, record: ProjectionRecord, stream: str, done: _Round) -> None:
         """Handle what is new for one partition; when that fails, it stands still, and all others go on."""
@@ -415,6 +486,8 @@ class ProjectionRunner:
             except ChannelError:
                 raise
             except Exception as error:
+                if await self._is_gone(record, token=False):
+                    return
                 smaller = watch.smaller
                 if smaller and found.round >= record.round:
                     limit = smaller

@@ -159,6 +159,8 @@ def lost(before: ProjectionRecord, now: ProjectionRecord | None) -> LeaseLostErr
     """Return the error for a checkpoint that is not where it was."""
     if now is None:
         found = "it was deleted"
+    elif now.condition is Condition.RETIRED:
+        found = "another version is live by now"
     elif now.token != before.token:
         found = f"somebody else runs it by now: {now.runner or 'nobody at this moment'}"
     else:
@@ -206,7 +208,8 @@ class ProjectionStore(Protocol):
         """Write down position, state, progress and halt, if the position and the token are still those from before.
 
         Raises:
-            LeaseLostError: Somebody else has come further, gone back, or runs it now; the unit of work must not commit.
+            LeaseLostError: Somebody else has come further, gone back, or runs it now, or it was retired meanwhile. The
+                unit of work must not commit.
         """
         ...
 

@@ -216,7 +216,7 @@ class Projections:
         Raises:
             ProjectionError: It stands still.
         """
-        projector, runner = self._outside(name), self._runners[name]
+        projector, runner = self._outside(name), self._runners[name].another()
         await projector.mine()
         if projector.synchronous and projector.described.partitioned:
             await projector.unit(lambda: self._visit_partitions(projector))
@@ -239,7 +239,7 @@ class Projections:
         Raises:
             ProjectionError: It cannot be emptied, is being rebuilt already, or stands still.
         """
-        projector, runner = self._outside(name), self._runners[name]
+        projector, runner = self._outside(name), self._runners[name].another()
         await projector.mine()
         if projector.methods.versioned:
             version = await projector.unit(lambda: self._begin_beside(projector, by_hand=not switch))

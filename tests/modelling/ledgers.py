@@ -207,39 +207,39 @@ class _Versioned:
         await emitter.emit(Told(event.number))
 
 
-@projection("later", categories=["counter"], batch=7)
+@projection("later", categories=["counter"], batch=20)
 class Later(_Global):
     table = "later"
 
 
-@projection("at_once", categories=["counter"], mode="synchronous", batch=7)
+@projection("at_once", categories=["counter"], mode="synchronous", batch=20)
 class AtOnce(_Global):
     table = "at_once"
 
 
-@projection("parts", categories=["counter"], partitioned=True, batch=7)
+@projection("parts", categories=["counter"], partitioned=True, batch=20)
 class Parts(_Partitioned):
     table = "parts"
 
 
-@projection("parts_at_once", categories=["counter"], partitioned=True, mode="synchronous", batch=7)
+@projection("parts_at_once", categories=["counter"], partitioned=True, mode="synchronous", batch=20)
 class PartsAtOnce(_Partitioned):
     table = "parts_at_once"
 
 
-@projection("beside", categories=["counter"], batch=7)
+@projection("beside", categories=["counter"], batch=20)
 class Beside(_Versioned): ...
 
 
-@projection("beside_at_once", categories=["counter"], mode="synchronous", batch=7)
+@projection("beside_at_once", categories=["counter"], mode="synchronous", batch=20)
 class BesideAtOnce(_Versioned): ...
 
 
-@projection("beside_parts", categories=["counter"], partitioned=True, batch=7)
+@projection("beside_parts", categories=["counter"], partitioned=True, batch=20)
 class BesideParts(_Versioned): ...
 
 
-@projection("beside_parts_at_once", categories=["counter"], partitioned=True, mode="synchronous", batch=7)
+@projection("beside_parts_at_once", categories=["counter"], partitioned=True, mode="synchronous", batch=20)
 class BesidePartsAtOnce(_Versioned): ...
 
 

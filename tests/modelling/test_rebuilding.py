@@ -50,7 +50,7 @@ async def more(counted: list[int]) -> None:
     """Wait until some more was counted."""
     wanted = len(counted) + 5
     while len(counted) < wanted:  # noqa: ASYNC110 - others count meanwhile
-        await anyio.sleep(0.001)
+        await anyio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -67,7 +67,7 @@ async def counting(at: Place, streams: int = 3) -> AsyncIterator[list[int]]:
             if not fails:
                 counted.append(number)
             number += streams
-            await anyio.sleep(0.001)
+            await anyio.sleep(0.02)  # less than a projection handles that emits
 
     async with anyio.create_task_group() as tasks:
         for stream in range(streams):
@@ -117,7 +117,7 @@ async def test_e15_a_rebuild_while_others_append_loses_nothing_and_doubles_nothi
 
         assert await projections.rebuild(name)
         await at.check(name, [*range(40), *counted])
-        if "parts" not in name:
+        if cls in (Later, Beside):
             assert await at.rows(name) == live  # E21: live order is the order of a rebuild
 
 

@@ -12,7 +12,14 @@ from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.pipeline import Scope
-from ecotone_fastapi.modelling.projection_store import Halt, PartitionCounts, PartitionRecord, ProjectionRecord, lost
+from ecotone_fastapi.modelling.projection_store import (
+    Condition,
+    Halt,
+    PartitionCounts,
+    PartitionRecord,
+    ProjectionRecord,
+    lost,
+)
 
 _Key = tuple[str, int]
 
@@ -75,7 +82,8 @@ class MemoryProjections:
         key = (before.name, before.version)
         await self._locks.take(key[0], shared=False)
         known = self._versions.get(key)
-        if known is None or (known.position, known.token) != (before.position, before.token):
+        same = known is not None and (known.position, known.token) == (before.position, before.token)
+        if known is None or not same or known.condition is Condition.RETIRED:
             raise lost(before, known)
         saved = replace(known, position=after.position, state=after.state, done=after.done, halt=after.halt)
         await self._set(key, saved)

@@ -78,7 +78,7 @@ class SqlProjections:
         mine = "lease_token = :token"
         self._save = text(
             f"UPDATE {versions} SET position = :position, state = :state, done = :done, halt = :halt "
-            f"WHERE {_ONE} AND {mine} AND position = :before"
+            f"WHERE {_ONE} AND {mine} AND position = :before AND status <> '{Condition.RETIRED.value}'"
         )
         until = dialect.after(":seconds")
         lease = f"UPDATE {versions} SET lease_token = lease_token + 1, runner = :runner, leased_until = {until}"

@@ -177,6 +177,15 @@ class ProjectionStoreConformance(Hooks):
                 await store.save(_FIRST, replace(_FIRST, position=_FAR))
             assert await store.versions() == []
 
+    async def test_a_checkpoint_of_a_version_that_was_retired_is_not_saved(self) -> None:
+        """What it was about to tell is told by the version that took its place."""
+        async with self.projections() as store:
+            await store.add(_FIRST)
+            await store.change(replace(_FIRST, condition=Condition.RETIRED))
+
+            with pytest.raises(LeaseLostError):
+                await store.save(_FIRST, replace(_FIRST, position=_FAR))
+
     # -------------------------------------------------------------------------------------------------------- leases
 
     async def test_a_version_is_lent_to_one_runner(self) -> None:
