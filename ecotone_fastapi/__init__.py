@@ -37,7 +37,8 @@ from ecotone_fastapi.modelling.aggregates import (
 )
 from ecotone_fastapi.modelling.applying import applies
 from ecotone_fastapi.modelling.documents import DocumentStore
-from ecotone_fastapi.modelling.event_sourcing import EventSourcing, event_sourced
+from ecotone_fastapi.modelling.event_sourced import event_sourced
+from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.repository import Repository
 from ecotone_fastapi.modelling.snapshots import Snapshots
