@@ -36,12 +36,14 @@ from ecotone_fastapi.modelling.aggregates import (
     take_recorded,
 )
 from ecotone_fastapi.modelling.applying import applies
+from ecotone_fastapi.modelling.consistency import Decisions
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_sourced import event_sourced
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.repository import Repository
 from ecotone_fastapi.modelling.snapshots import Snapshots
+from ecotone_fastapi.modelling.tags import Tag
 from ecotone_fastapi.modelling.upcasting import revision, upcaster
 from ecotone_fastapi.web import (
     CommandBus,
@@ -75,6 +77,7 @@ __all__ = [
     "DeadLetterOffice",
     "DeadLetters",
     "DeadLettersDep",
+    "Decisions",
     "Deduplication",
     "Discard",
     "DocumentStore",
@@ -104,6 +107,7 @@ __all__ = [
     "ScheduledMessages",
     "Snapshots",
     "Stop",
+    "Tag",
     "TargetIdentifier",
     "TargetVersion",
     "add_error_handlers",

@@ -53,6 +53,19 @@ def applies(method: F) -> F:
     return mark(Applies(local_names() if has_string_annotations(method) else {}))(method)
 
 
+def applied_by(cls: type) -> Iterable[type]:
+    """Return the classes of events that a class has `@applies` methods for; none if they cannot be told.
+
+    Example:
+        >>> list(applied_by(object))
+        []
+    """
+    try:
+        return list(Applying(cls).events) if any(_marked(cls)) else ()
+    except ConfigurationError:  # told to whoever uses the class
+        return ()
+
+
 Header = tuple[str, str, HeaderReader | None, Any]
 """A parameter that is a header: its own name, the header's, what reads it, and its default."""
 

@@ -316,7 +316,7 @@ class Field:  # noqa: PLW1641 - it is compared to give a condition
         Raises:
             ConversionError: It is no text.
         """
-        kind, scalar = _told(prefix, self.name)
+        kind, scalar = told_in_json(prefix, self.name)
         is_text = self.kinds is None or self.kinds & {ValueKind.TEXT, ValueKind.MOMENT, ValueKind.DECIMAL}
         if kind is not ValueKind.TEXT or not is_text:
             raise self._unfit(prefix)
@@ -345,7 +345,7 @@ class Field:  # noqa: PLW1641 - it is compared to give a condition
 
     def _fitting(self, value: object) -> tuple[ValueKind, Scalar]:
         """Return a value as JSON has it, and as what the field is compared with it."""
-        kind, scalar = _told(value, self.name)
+        kind, scalar = told_in_json(value, self.name)
         if self.kinds is None or kind in self.kinds:
             return kind, scalar
         if kind in (ValueKind.NUMBER, ValueKind.DECIMAL):
@@ -371,8 +371,16 @@ class Field:  # noqa: PLW1641 - it is compared to give a condition
         )
 
 
-def _told(value: object, name: str) -> tuple[ValueKind, Scalar]:
-    """Return a value of Python as JSON has it, and what it is there."""
+def told_in_json(value: object, name: str) -> tuple[ValueKind, Scalar]:
+    """Return a value as JSON has it, and what it is there.
+
+    Args:
+        value: A value of Python, such as an enum, a date or a number.
+        name: What is compared with it, for people.
+
+    Raises:
+        ConversionError: It is no single value, or one that not every database knows.
+    """
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, bool):

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any, cast
+
+from pydantic import BaseModel
 
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import ConfigurationError, MissingServiceError
@@ -12,10 +14,12 @@ from ecotone_fastapi.core.message import message_name
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.routing import members_of
 from ecotone_fastapi.modelling.aggregate_streams import EventSourcedStore, Sourced
+from ecotone_fastapi.modelling.applying import applied_by
+from ecotone_fastapi.modelling.consistency import Decisions
 from ecotone_fastapi.modelling.event_sourced import model_of
 from ecotone_fastapi.modelling.event_store import EventStorage, EventStore
 from ecotone_fastapi.modelling.event_types import EventTypes
-from ecotone_fastapi.modelling.mentions import mentioned_by
+from ecotone_fastapi.modelling.mentions import mentioned_by, mentioned_in
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import Background, SnapshotsOf, SnapshotStore
 from ecotone_fastapi.modelling.upcasting import take_upcasters
@@ -32,8 +36,8 @@ class SnapshotDue:
 class EventSourcing:
     """The plugin behind `@event_sourced` and `EventStore`; installed by default.
 
-    The types of events are known from `@applies` methods, from what handlers take, and from what the methods of
-    event-sourced classes return and name.
+    The types of events are known from `@applies` methods, from what handlers take, and from the classes that handlers
+    and the methods of event-sourced classes return and name.
 
     Args:
         events: Classes of events that are known by none of these.
@@ -59,9 +63,14 @@ class EventSourcing:
         types = EventTypes(gateway, self._events, [*take_upcasters(assembly.endpoints), *self._upcasters])
         for cls in _handled(assembly.endpoints):
             types.learn(cls)
+        for cls in _mentioned(assembly.endpoints):
+            for event in (cls, *applied_by(cls)):
+                types.learn(event)
         storage = cast("EventStorage | None", assembly.services.get(EventStorage))
         if storage is not None:
-            assembly.add_service(EventStore, EventStore(storage, types, gateway))
+            store = EventStore(storage, types, gateway)
+            assembly.add_service(EventStore, store)
+            assembly.add_service(Decisions, Decisions(store, types, gateway))
         sourced = [cls for cls in _owners(assembly.endpoints) if model_of(cls) is not None]
         events = cast("EventStore | None", assembly.services.get(EventStore))
         if events is not None:
@@ -152,3 +161,11 @@ def _handled(endpoints: Iterable[Endpoint]) -> Iterator[type]:
         for member in members_of(endpoint.payload_type):
             if isinstance(member, type):
                 yield member
+
+
+def _mentioned(endpoints: Iterable[Endpoint]) -> Iterator[type]:
+    """The classes that handlers name in their code and that hold data: events that they append, or models of these."""
+    for endpoint in endpoints:
+        for cls in mentioned_in(endpoint.function):
+            if is_dataclass(cls) or (issubclass(cls, BaseModel) and cls is not BaseModel) or applied_by(cls):
+                yield cls

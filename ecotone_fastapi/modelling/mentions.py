@@ -1,4 +1,4 @@
-"""Which classes the methods of a class mention: events that they may make.
+"""Which classes handlers and the methods of a class mention: events that they may make.
 
 What a handler returns or records is found out when it does so. That it can be read again has to be known at start, also
 in a process that never makes it.
@@ -14,22 +14,26 @@ from typing import Any, get_args, get_type_hints
 def mentioned_by(cls: type) -> Iterator[type]:
     """Return the classes that the methods of a class say they return, or name in their code."""
     for name in dict.fromkeys(name for base in cls.__mro__ for name in vars(base)):
-        raw = inspect.getattr_static(cls, name)
-        function = raw.__func__ if isinstance(raw, staticmethod | classmethod) else raw
-        if not isinstance(function, FunctionType):
-            continue
-        with suppress(Exception):  # an annotation that only a type checker can read
-            yield from _classes_in(get_type_hints(function).get("return"))
-        known = dict(function.__globals__)
-        for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            with suppress(ValueError):  # it has no value yet
-                known[variable] = cell.cell_contents
-        names = set(_names_in(function.__code__))
-        for value in [known[one] for one in names if one in known]:
-            if isinstance(value, type):
-                yield value
-            elif isinstance(value, ModuleType):  # `events.ItemWasAdded`
-                yield from (one for one in map(vars(value).get, names) if isinstance(one, type))
+        yield from mentioned_in(inspect.getattr_static(cls, name))
+
+
+def mentioned_in(function: object) -> Iterator[type]:
+    """Return the classes that a function says it returns, or names in its code; none of anything else."""
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, FunctionType):
+        return
+    with suppress(Exception):  # an annotation that only a type checker can read
+        yield from _classes_in(get_type_hints(function).get("return"))
+    known = dict(function.__globals__)
+    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # it has no value yet
+            known[variable] = cell.cell_contents
+    names = set(_names_in(function.__code__))
+    for value in [known[one] for one in names if one in known]:
+        if isinstance(value, type):
+            yield value
+        elif isinstance(value, ModuleType):  # `events.ItemWasAdded`
+            yield from (one for one in map(vars(value).get, names) if isinstance(one, type))
 
 
 def _names_in(code: CodeType) -> Iterator[str]:

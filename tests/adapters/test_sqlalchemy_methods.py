@@ -428,6 +428,9 @@ class Binds(Protocol):
     @query("SELECT id FROM orders WHERE status NOT IN (:statuses) AND id IN (:ids) ORDER BY id")
     async def several(self, statuses: list[Status], ids: frozenset[int]) -> list[int]: ...
 
+    @query("SELECT id FROM orders WHERE id IN (:id) AND id NOT IN :other")
+    async def single(self, id: int, other: Any) -> list[int]: ...
+
     @query("SELECT id FROM orders WHERE token IN :tokens")
     async def of_tokens(self, tokens: list[UUID]) -> list[int]: ...
 
@@ -492,6 +495,8 @@ async def test_lists_stand_behind_in(database: SqlAlchemy) -> None:
 
     assert await orders.of_ids([1, 3, 9]) == [1, 3]
     assert await orders.of_ids((2,)) == [2]
+    assert await orders.single(2, 3) == [2]
+    assert await orders.single(2, [1, 2]) == []
     assert await orders.of_ids(range(2, 100)) == [2, 3]
     assert await orders.of_others({"ada"}) == [2]
     assert await orders.several([Status.OPEN], frozenset([1, 2])) == [2]

@@ -27,7 +27,7 @@ AGREED = {
         ErrorPolicy Backoff Failure Retry DeadLetter Discard Stop on_failure InstantRetries Retried
         DeadLetters DeadLettersDep DeadLetterFilter DeadLetterOffice ParkedMessage
         AsynchronousHandlers ConsumerSettings Deduplication Consumers CircuitBreaker Failures Outbox
-        Repository EventStore DocumentStore
+        Repository EventStore DocumentStore Decisions Tag
         add_error_handlers command_bus event_bus query_bus
         EcotoneError ConfigurationError ConversionError HandlerNotFoundError AggregateNotFoundError ConcurrencyError
     """,

@@ -96,11 +96,13 @@ def query(sql: str) -> Callable[[F], F]:
 
     Example:
         >>> from typing import Protocol
-        >>> class Numbers(Protocol):
-        ...     @query("SELECT 1 + :more")
-        ...     async def after_one(self, more: int) -> int: ...
-        >>> await SqlAlchemy("sqlite+aiosqlite:///shop.db").implement(Numbers).after_one(2)
-        3
+        >>> class Orders(Protocol):
+        ...     @query("SELECT id FROM orders WHERE customer = :customer AND status IN :statuses LIMIT :page.limit")
+        ...     async def of_customer(self, customer: str, statuses: list[str], page: Any) -> list[str]: ...
+        ...
+        ...     @query("SELECT id, customer FROM orders")
+        ...     def all(self) -> AsyncIterator[tuple[str, str]]: ...
+        >>> orders = database.implement(Orders)
     """
     names = local_names()
 
