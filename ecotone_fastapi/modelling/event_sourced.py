@@ -30,21 +30,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ecotone_fastapi.core.conversion import header_texts
-from ecotone_fastapi.core.errors import ConfigurationError, ConversionError
+from ecotone_fastapi.core.errors import AggregateError, ConfigurationError
 from ecotone_fastapi.core.gateway import current_message
 from ecotone_fastapi.core.message import FRAMEWORK_HEADERS, Message, name_of
 from ecotone_fastapi.modelling.aggregate_streams import EventSourcedStore
-from ecotone_fastapi.modelling.aggregates import (
-    Aggregate,
-    Kept,
-    Outcome,
-    StateStored,
-    aggregate_mark,
-    attach,
-    record,
-)
+from ecotone_fastapi.modelling.aggregates import StateStored, attach
 from ecotone_fastapi.modelling.applying import Applying
 from ecotone_fastapi.modelling.event_types import may_be_event
+from ecotone_fastapi.modelling.keeping import Aggregate, Kept, Outcome, aggregate_mark, kept_of
+from ecotone_fastapi.modelling.recording import is_made_later, record
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import Snapshots
 
@@ -90,6 +84,11 @@ class EventSourced:
     def when_recorded(self, aggregate: Any, event: Any) -> None:
         """Apply the event at once."""
         payload = event.payload if isinstance(event, Message) else event
+        if is_made_later(payload):
+            raise AggregateError(
+                f"a {self._cls.__qualname__} has recorded a function",
+                hint="record the event itself: it is applied at once",
+            )
         self.applying.apply(aggregate, payload, _headers_of(event) if self.applying.reads_headers else {})
 
     def outcome(self, kept: Kept, instance: Any, result: Any, known: Mapping[type, Kept]) -> Outcome:
@@ -97,12 +96,12 @@ class EventSourced:
         if self.recording:
             return StateStored().outcome(kept, instance, result, known)
         returned = [] if result is None else list(result) if type(result) in (list, tuple) else [result]
-        others = [one for one in returned if type(one) in known and one is not instance]
-        events = [one for one in returned if type(one) not in known]
+        others = [one for one in returned if kept_of(one, known) is not None and one is not instance]
+        events = [one for one in returned if kept_of(one, known) is None]
         for event in events:
             payload = event.payload if isinstance(event, Message) else event
             if not may_be_event(type(payload)):
-                raise ConversionError(
+                raise AggregateError(
                     f"a handler of {kept.label} has returned {payload!r}, which is no event",
                     hint="return events, a list of them, or None; with @event_sourced(..., recording=True) methods "
                     "record(self, event), and answer what they like",

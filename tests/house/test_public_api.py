@@ -33,7 +33,8 @@ AGREED = {
     """,
     f"{PACKAGE}.testing": """
         flow_test Flow StartFlow Recorded TravellingClock ParkedMessage Limits
-        ChannelConformance DocumentStoreConformance EventStoreConformance InboxConformance StoreConformance
+        AggregateStoreConformance ChannelConformance DocumentStoreConformance EventStoreConformance
+        InboxConformance StoreConformance
     """,
     f"{PACKAGE}.core": """
         Plugin Assembly Interceptor Call Scope Proceed Stage Order mark Inline Endpoint Kind
