@@ -113,7 +113,14 @@ class EventSourcing:
                     f"no snapshots of {cls.__qualname__} can be taken in the background: it has no handler",
                     hint="leave background= out",
                 )
-            of_class = SnapshotsOf(cls, model.snapshots, snapshots, gateway.conversion, gateway.clock)
+            of_class = SnapshotsOf(
+                cls,
+                model.applying.new(),
+                settings=model.snapshots,
+                store=snapshots,
+                conversion=gateway.conversion,
+                clock=gateway.clock,
+            )
             return Sourced(cls, model.category, model.applying, of_class)
 
         async def take_later(channel: str, stream: str) -> None:
