@@ -26,20 +26,15 @@ from ecotone_fastapi.messaging.protection import CircuitBreaker, Consumers
 from ecotone_fastapi.messaging.retries import InstantRetries, Retried, retried
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, delayed, expiring, prioritized
 from ecotone_fastapi.messaging.transactions import untransacted
-from ecotone_fastapi.modelling.aggregates import (
-    Aggregates,
-    Fetched,
-    TargetIdentifier,
-    TargetVersion,
-    aggregate,
-    identified,
-    record,
-    take_recorded,
-)
+from ecotone_fastapi.modelling.aggregates import Aggregates, aggregate
 from ecotone_fastapi.modelling.applying import applies
+from ecotone_fastapi.modelling.consistency import Decisions
 from ecotone_fastapi.modelling.documents import DocumentStore
-from ecotone_fastapi.modelling.event_sourcing import EventSourcing, event_sourced
+from ecotone_fastapi.modelling.event_sourced import event_sourced
+from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStore
+from ecotone_fastapi.modelling.fetching import Fetched
+from ecotone_fastapi.modelling.identification import TargetIdentifier, TargetVersion, identified
 from ecotone_fastapi.modelling.projection_plugin import Projecting
 from ecotone_fastapi.modelling.projections import (
     Emitter,
@@ -49,8 +44,10 @@ from ecotone_fastapi.modelling.projections import (
     projection,
 )
 from ecotone_fastapi.modelling.rebuilding import Projections, ProjectionStatus
+from ecotone_fastapi.modelling.recording import record, take_recorded
 from ecotone_fastapi.modelling.repository import Repository
 from ecotone_fastapi.modelling.snapshots import Snapshots
+from ecotone_fastapi.modelling.tags import Tag
 from ecotone_fastapi.modelling.upcasting import revision, upcaster
 from ecotone_fastapi.web import (
     CommandBus,
@@ -85,6 +82,7 @@ __all__ = [
     "DeadLetterOffice",
     "DeadLetters",
     "DeadLettersDep",
+    "Decisions",
     "Deduplication",
     "Discard",
     "DocumentStore",
@@ -123,6 +121,7 @@ __all__ = [
     "ScheduledMessages",
     "Snapshots",
     "Stop",
+    "Tag",
     "TargetIdentifier",
     "TargetVersion",
     "add_error_handlers",

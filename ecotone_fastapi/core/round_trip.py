@@ -13,14 +13,15 @@ from pydantic import Secret, SecretBytes, SecretStr, TypeAdapter
 from pydantic.dataclasses import is_pydantic_dataclass
 
 
-def losses_of(adapter: TypeAdapter[Any], name: str) -> "Sequence[Loss]":
+def losses_of(adapter: TypeAdapter[Any], name: str, *, changing: bool = False) -> "Sequence[Loss]":
     """Return what values of a type lose on a channel.
 
     Args:
         adapter: The type.
         name: Its name for people.
+        changing: Whether what its fields hold changes, so that what is not read is not computed again either.
     """
-    losses = _Losses()
+    losses = _Losses(changing=changing)
     losses.look(adapter.core_schema, _Place(name, name))
     return tuple(losses.found)
 
@@ -56,6 +57,7 @@ class _Place:
         by_alias: Whether they are read by their aliases.
         rekeyed: Whether code of the user reads the fields before pydantic does.
         refilled: Whether code of the user may give values to fields that were not read.
+        frozen: Whether no field is ever changed.
         as_it_is: Whether it is written without a look at its annotations, like all in a plain list or dict but models;
             `None` for the payload itself.
     """
@@ -66,6 +68,7 @@ class _Place:
     by_alias: bool = True
     rekeyed: bool = False
     refilled: bool = False
+    frozen: bool = False
     as_it_is: bool | None = None
 
 
@@ -83,8 +86,9 @@ class _Losses:
     In doubt there is no loss: what the user's own serializers write and validators read is taken to be right.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, changing: bool) -> None:
         self.found: dict[Loss, None] = {}
+        self._changing = changing
         self._definitions: dict[str, Any] = {}
         self._seen: set[tuple[str, _Place]] = set()
 
@@ -112,6 +116,8 @@ class _Losses:
             if visit not in self._seen:
                 self._seen.add(visit)
                 self.look(self._definitions.get(node["schema_ref"]), place)
+        elif kind == "generator" and self._changing:
+            self._lose(place.where, "it is read as an iterator, which gives its items once", "make it a list")
         place = _entered(node, place)
         for name, field in _fields_of(node):
             self._look_at_field(name, field, place)
@@ -123,6 +129,8 @@ class _Losses:
         needed = field.get("required", inner.get("type") != "default")
         refused = "the receiver refuses the message without it"
         if not field.get("init", True):
+            if self._changing and not place.refilled and not place.frozen:
+                self._lose(where, "it is not read (init=False), and gets its default", "take init=False away")
             return  # the receiver computes it
         if field.get("init_only"):
             if needed and not place.rekeyed:
@@ -171,6 +179,7 @@ def _entered(node: Mapping[str, Any], place: _Place) -> _Place:
             by_alias=config.get("validate_by_alias") is not False,
             rekeyed=place.rekeyed or own_init,
             refilled=place.refilled or own_init or bool(node.get("post_init")),
+            frozen=bool(node.get("frozen")),
             as_it_is=_written_as_it_is(kind, node.get("cls"), place),
         )
     if kind in _CONTAINERS and place.as_it_is is None:

@@ -9,6 +9,7 @@ return nothing, ask nobody and refuse nothing.
 """
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields, is_dataclass
 from functools import cached_property, partial
@@ -53,6 +54,19 @@ def applies(method: F) -> F:
     return mark(Applies(local_names() if has_string_annotations(method) else {}))(method)
 
 
+def applied_by(cls: type) -> Iterable[type]:
+    """Return the classes of events that a class has `@applies` methods for; none if they cannot be told.
+
+    Example:
+        >>> list(applied_by(object))
+        []
+    """
+    try:
+        return list(Applying(cls).events) if any(_marked(cls)) else ()
+    except ConfigurationError:  # told to whoever uses the class
+        return ()
+
+
 Header = tuple[str, str, HeaderReader | None, Any]
 """A parameter that is a header: its own name, the header's, what reads it, and its default."""
 
@@ -95,7 +109,15 @@ class Applying:
             ConfigurationError: What is wrong with the class.
         """
         _ = self._methods
-        if _is_frozen(self._new()):
+        blank = self._new()
+        try:
+            weakref.ref(blank)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"nothing can be recorded for a {self._cls.__qualname__}: it has __slots__",
+                hint="write @dataclass(slots=True, weakref_slot=True), or add '__weakref__' to __slots__",
+            ) from error
+        if _is_frozen(blank):
             raise ConfigurationError(
                 f"{self._cls.__qualname__} is frozen, and events change it", hint="write @dataclass without frozen=True"
             )

@@ -255,7 +255,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Field:
+class Field:  # noqa: PLW1641 - it is compared to give a condition
     """A field of the documents of a collection: compared with values it gives a condition, see `Collection.field`.
 
     Args:
@@ -269,8 +269,6 @@ class Field:
     kinds: frozenset[ValueKind] | None
     name: str
     descending: bool = False
-
-    __hash__ = None  # type: ignore[assignment]  # it is compared to give a condition
 
     def __eq__(self, value: object) -> Filter:  # type: ignore[override]
         return IsNull(self.path) if value is None else self._compared(Operator.EQUAL, value)
@@ -318,10 +316,11 @@ class Field:
         Raises:
             ConversionError: It is no text.
         """
-        is_text = {ValueKind.TEXT, ValueKind.MOMENT, ValueKind.DECIMAL}
-        if not isinstance(prefix, str) or (self.kinds is not None and not self.kinds & is_text):
+        kind, scalar = told_in_json(prefix, self.name)
+        is_text = self.kinds is None or self.kinds & {ValueKind.TEXT, ValueKind.MOMENT, ValueKind.DECIMAL}
+        if kind is not ValueKind.TEXT or not is_text:
             raise self._unfit(prefix)
-        return Comparison(self.path, Operator.PREFIX, ValueKind.TEXT, (_writable(prefix, self.name),))
+        return Comparison(self.path, Operator.PREFIX, ValueKind.TEXT, (scalar,))
 
     def is_null(self) -> Filter:
         """Return the condition that it is null or not there. The opposite is `~field.is_null()`."""
@@ -346,7 +345,7 @@ class Field:
 
     def _fitting(self, value: object) -> tuple[ValueKind, Scalar]:
         """Return a value as JSON has it, and as what the field is compared with it."""
-        kind, scalar = _told(value, self.name)
+        kind, scalar = told_in_json(value, self.name)
         if self.kinds is None or kind in self.kinds:
             return kind, scalar
         if kind in (ValueKind.NUMBER, ValueKind.DECIMAL):
@@ -372,8 +371,16 @@ class Field:
         )
 
 
-def _told(value: object, name: str) -> tuple[ValueKind, Scalar]:
-    """Return a value of Python as JSON has it, and what it is there."""
+def told_in_json(value: object, name: str) -> tuple[ValueKind, Scalar]:
+    """Return a value as JSON has it, and what it is there.
+
+    Args:
+        value: A value of Python, such as an enum, a date or a number.
+        name: What is compared with it, for people.
+
+    Raises:
+        ConversionError: It is no single value, or one that not every database knows.
+    """
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, bool):

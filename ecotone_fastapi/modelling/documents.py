@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from math import inf
-from typing import Any, Generic, Protocol, TypeVar, get_origin
+from typing import Any, Generic, NoReturn, Protocol, TypeVar, get_origin
 
 from pydantic_core import from_json
 
@@ -30,7 +30,17 @@ from ecotone_fastapi.core.errors import (
 )
 from ecotone_fastapi.core.message import name_of
 from ecotone_fastapi.core.routing import is_typed_dict
-from ecotone_fastapi.modelling.document_filters import AllOf, Field, Filter, Ordering, Place, Scalar, ValueKind, picked
+from ecotone_fastapi.modelling.document_filters import (
+    AllOf,
+    Field,
+    Filter,
+    Ordering,
+    Place,
+    Scalar,
+    ValueKind,
+    picked,
+    told_in_json,
+)
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -105,7 +115,8 @@ class DocumentStorage(Protocol):
     async def upsert(self, collection: str, document_id: str, body: str) -> Document[str]:
         """Write a document, whether there is one or not, and raise its version by 1.
 
-        Of several at once each comes to its own version, none fails and none is lost.
+        Of several at once each comes to its own version, and none is lost. In an open unit of work the server may let
+        one fail that waits for others, as with every statement.
         """
         ...
 
@@ -339,7 +350,7 @@ class Collection(Generic[T]):
         found = await self._storage.list(self.name, AllOf(which), order, after=place, limit=limit + 1)
         return Page(
             tuple(self._read(document) for document in found[:limit]),
-            _told_as_text(found[limit - 1], order) if len(found) > limit else None,
+            _as_text(found[limit - 1], order) if len(found) > limit else None,
         )
 
     async def count(self, *which: Filter) -> int:
@@ -463,10 +474,14 @@ def as_json(value: Scalar | None) -> str:
 
 def parsed(body: str) -> Any:
     """Return JSON as conditions look at it: numbers with decimal places are `Decimal`."""
-    return json.loads(body, parse_float=Decimal)
+    return json.loads(body, parse_float=Decimal, parse_constant=_refuse)
 
 
-def _told_as_text(document: Document[str], order: Sequence[Ordering]) -> str:
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _as_text(document: Document[str], order: Sequence[Ordering]) -> str:
     """Return the place of a document in a list as text."""
     body = parsed(document.value)
     found = [(one, picked(body, one.path)) for one in order]
@@ -482,9 +497,9 @@ def _place(text: str, order: Sequence[Ordering]) -> Place:
         if signature != _signature(order) or len(values) != len(order):
             raise ValueError("it is of another order")
         read = [parsed(value) for value in values]
-        unfit = [value for value, one in zip(read, order, strict=True) if value is not None and not one.rank(value)]
-        if unfit:
-            raise ValueError(f"{unfit[0]!r} is nothing to order by")
+        for value, one in zip(read, order, strict=True):
+            if value is not None and (not one.rank(value) or told_in_json(value, "a field")[1] != value):
+                raise ValueError(f"{value!r} is nothing to order by")
         return Place(tuple(read), _check_id(document_id))
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ConversionError(
@@ -515,6 +530,11 @@ class _Shape:
 
     @classmethod
     def of(cls, type_: Any, conversion: Conversion) -> "_Shape":
+        """Return what documents of a type look like.
+
+        Raises:
+            ConfigurationError: They do not come back as they are written.
+        """
         losses = conversion.problems_of_round_trip(type_)
         if losses:
             told = "; ".join([f"{loss.where}: {loss.what}" for loss in losses])
@@ -560,10 +580,8 @@ class _Shape:
         kinds = [_kinds_of(node) for node in nodes]
         return None if None in kinds else frozenset(kind for one in kinds if one is not None for kind in one)
 
-    def _plain(self, schema: Any) -> Iterator[Mapping[str, Any]]:
+    def _plain(self, schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """Yield what a schema may be, one by one: without references and unions."""
-        if not isinstance(schema, Mapping):
-            schema = {}
         if "$ref" in schema:
             assert self.schema is not None
             yield from self._plain(self.schema["$defs"][schema["$ref"].rpartition("/")[2]])

@@ -31,6 +31,7 @@ from ecotone_fastapi.core.message import (
     name_of,
 )
 from ecotone_fastapi.modelling.event_store import NewEvent, StoredEvent, UnknownEventError
+from ecotone_fastapi.modelling.tags import tags_of
 from ecotone_fastapi.modelling.upcasting import Upcasters, revision_of
 
 # What the framework says about an event itself. All else is about the way of a message, or stands beside it.
@@ -146,6 +147,12 @@ class EventTypes:
         """The names of the classes that were made known, former ones included."""
         return [name for cls in self._classes for name in (name_of(cls), *aliases_of(cls))]
 
+    def names_of(self, classes: Iterable[type]) -> frozenset[str]:
+        """Return all names under which events of these classes and of their subclasses may be stored."""
+        every = dict.fromkeys(one for cls in classes for one in (cls, *descendants_of(cls)))
+        present = {name for cls in every for name in (name_of(cls), *aliases_of(cls))}
+        return frozenset(self._upcasters.names_before(present))
+
     def knows(self, cls: type) -> bool:
         """Whether objects of a class are events."""
         return cls in self._writing or (may_be_event(cls) and self._find(name_of(cls)) is cls)
@@ -167,7 +174,9 @@ class EventTypes:
             headers[HeaderName.revision] = str(revision)
         if content_type != JSON:
             headers[HeaderName.content_type] = content_type
-        tags = _tags(headers[HeaderName.tags]) if HeaderName.tags in headers else ()
+        tags = tags_of(payload)
+        if HeaderName.tags in headers:
+            tags = tuple(dict.fromkeys((*tags, *_tags(headers[HeaderName.tags]))))
         try:
             text = to_json(headers).decode()
         except PydanticSerializationError as error:

@@ -14,10 +14,10 @@ from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.routing import members_of
-from ecotone_fastapi.modelling.aggregates import aggregate_mark
-from ecotone_fastapi.modelling.event_sourcing import EventSourced
+from ecotone_fastapi.modelling.event_sourced import EventSourced
 from ecotone_fastapi.modelling.event_store import EventStore, StoredEvent, check_stream
 from ecotone_fastapi.modelling.event_types import EventTypes, may_be_event
+from ecotone_fastapi.modelling.keeping import aggregate_mark
 from ecotone_fastapi.modelling.projecting import Projector
 from ecotone_fastapi.modelling.projection_runner import ProjectionRunner, Settings
 from ecotone_fastapi.modelling.projection_store import Condition, ProjectionStore

@@ -169,6 +169,13 @@ class Upcasters:
             been.add((name, revision))
         return Way(tuple(steps), name, revision)
 
+    def names_before(self, names: Iterable[str]) -> set[str]:
+        """Return these names, with all those that events had before they were called so."""
+        known = set(names)
+        while more := {step.name for step, _ in self._steps.values() if step.to in known} - known:
+            known |= more
+        return known
+
     def rename(self, canonical: Mapping[str, str]) -> None:
         """Let steps that name an event by a former name be found under its present one."""
         if not canonical:

@@ -12,6 +12,7 @@ It needs pytest: `pip install pytest`.
 """
 
 from ecotone_fastapi.testing.conformance import (
+    AggregateStoreConformance,
     ChannelConformance,
     DocumentStoreConformance,
     EventStoreConformance,
@@ -22,6 +23,7 @@ from ecotone_fastapi.testing.conformance import (
 from ecotone_fastapi.testing.flow import Flow, Recorded, TravellingClock, flow_test
 
 __all__ = [
+    "AggregateStoreConformance",
     "ChannelConformance",
     "DocumentStoreConformance",
     "EventStoreConformance",

@@ -25,9 +25,11 @@ from ecotone_fastapi.messaging.asynchronous import Asynchronous
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, is_scheduling
 from ecotone_fastapi.messaging.transactions import UnitOfWork
-from ecotone_fastapi.modelling.aggregates import Aggregates, Kept, StoredRepository
-from ecotone_fastapi.modelling.event_sourcing import EventSourced
+from ecotone_fastapi.modelling.aggregates import Aggregates
+from ecotone_fastapi.modelling.event_sourced import EventSourced
 from ecotone_fastapi.modelling.event_store import EventStore, stream_of
+from ecotone_fastapi.modelling.keeping import Kept
+from ecotone_fastapi.modelling.publishing import StoredRepository
 
 A = TypeVar("A")
 

@@ -260,6 +260,29 @@ async def test_in_memory_two_units_that_wait_for_each_other_do_not_wait_for_ever
     assert [(await notes.get(name)).version for name in ("a", "b")] == [1, 1]
 
 
+async def test_in_memory_who_is_in_no_unit_waits_for_one_that_is() -> None:
+    notes = DocumentStore(MemoryDocuments()).collection("notes", dict[str, str])
+    written, waits = anyio.Event(), anyio.Event()
+    versions: list[int] = []
+
+    async def write() -> None:
+        await written.wait()
+        waits.set()
+        versions.append((await notes.upsert("a", {})).version)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write)
+        async with unit_of_work():
+            await notes.upsert("a", {})
+            await notes.delete("nobody")
+            written.set()
+            await waits.wait()
+            assert versions == []
+            assert await notes.count() == 1
+
+    assert versions == [2]
+
+
 async def test_in_memory_an_inbox_and_documents_that_wait_for_each_other_do_not_wait_for_ever() -> None:
     notes, inbox = DocumentStore(MemoryDocuments()).collection("notes", dict[str, str]), MemoryInbox()
     written, recorded = anyio.Event(), anyio.Event()

@@ -7,8 +7,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from pydantic import BaseModel
 from rich.console import Console
 
@@ -46,6 +47,13 @@ app = FastAPI(lifespan=ecotone.lifespan)
 
 @app.post("/without", status_code=202)
 async def without(order: Order) -> None: ...
+
+
+async def nothing() -> None: ...
+
+
+@app.post("/depends", status_code=202)
+async def with_a_dependency(order: Order, dependency: Annotated[None, Depends(nothing)]) -> None: ...
 
 
 @app.post("/with", status_code=202)
@@ -100,7 +108,7 @@ async def post(port: int, path: str, times: int) -> None:
 
 
 async def posting(console: Console) -> bool:
-    took: dict[str, list[float]] = {"/without": [], "/with": []}
+    took: dict[str, list[float]] = {"/without": [], "/depends": [], "/with": []}
     async with serving() as port:
         for number in range(ROUNDS + 1):
             for path, rounds in took.items():
@@ -109,12 +117,13 @@ async def posting(console: Console) -> bool:
                 if number:  # the first round warms up
                     rounds.append((time.perf_counter() - began) / (REQUESTS // CONNECTIONS * CONNECTIONS))
             await post(port, "/purge", 1)
-    limit, ours = (statistics.median(rounds) for rounds in took.values())
+    limit, depends, ours = (statistics.median(rounds) for rounds in took.values())
     return show(
         console,
         f"POST with a pydantic body under uvicorn, 1 worker, {CONNECTIONS} connections",
         [
             Row("nothing done (limit)", limit, limit),
+            Row("one dependency of FastAPI that does nothing", depends, limit),
             Row("command sent to a channel in memory", ours, limit, "0.9 of the limit", limit / ours >= 0.9),
         ],
     )

@@ -921,3 +921,39 @@ def test_a_header_that_does_not_fit_its_parameter_says_so() -> None:
 def test_a_header_of_a_type_that_nobody_can_read_is_told_at_start() -> None:
     with pytest.raises(ConfigurationError, match=f"a header cannot be read as {__name__}.Plain"):
         HeaderReader(Plain)
+
+
+# -------------------------------------------------------------------------------------------------------------- schemas
+
+
+class Priced(BaseModel, arbitrary_types_allowed=True):
+    price: Decimal = Field(alias="thePrice")
+    opaque: object = None
+    default: Any = object()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def doubled(self) -> Decimal:
+        return 2 * self.price
+
+
+def test_the_schema_of_a_type_is_that_of_what_is_written() -> None:
+    schema = Conversion().schema(Priced)
+
+    assert schema is not None
+    assert schema["properties"]["thePrice"] == {"type": "string", "format": "decimal", "title": "Theprice"}
+    assert "type" not in schema["properties"]["opaque"]
+    assert schema["properties"]["doubled"]["not"] == {}
+
+
+def test_nobody_knows_what_a_converter_of_the_user_writes() -> None:
+    class Anything(PydanticConverter):
+        def handles(self, type_: Any) -> bool:
+            return True
+
+    assert Conversion([Anything()]).schema(Priced) is None
+
+
+def test_what_nobody_can_write_has_no_schema() -> None:
+    with pytest.raises(ConfigurationError, match="pydantic has no schema"):
+        Conversion().schema(type("Opaque", (), {}))

@@ -13,7 +13,7 @@ from typing_extensions import TypeAliasType
 from ecotone_fastapi.core.endpoint import Inline, mark
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.message import Message
-from ecotone_fastapi.core.signatures import EMPTY, Parameter, Way, label, parameters_of, way_of
+from ecotone_fastapi.core.signatures import EMPTY, Parameter, Way, label, parameters_of, returned_by, way_of
 
 T = TypeVar("T")
 
@@ -271,6 +271,23 @@ def test_an_object_is_called_as_its_call_method_is() -> None:
 def test_what_wraps_a_class_is_a_function() -> None:
     assert way_of(wrapped(Order)) is Way.THREAD
     assert way_of(list[int]) is Way.INLINE
+
+
+def test_what_a_function_returns_is_evaluated() -> None:
+    class Local: ...
+
+    def told() -> "list[Local]": ...
+    def nothing() -> None: ...
+    def annotated() -> Annotated[Order, "header"]: ...
+    def untold(): ...
+    def unknown() -> "Nowhere": ...  # type: ignore[name-defined]  # noqa: F821
+
+    assert returned_by(told, {"Local": Local}) == list[Local]
+    assert returned_by(nothing) is type(None)
+    assert returned_by(annotated) == Annotated[Order, "header"]
+    assert returned_by(untold) is EMPTY
+    with pytest.raises(ConfigurationError, match="cannot be evaluated"):
+        returned_by(unknown)
 
 
 def test_a_callable_is_named_as_people_write_it() -> None:

@@ -27,7 +27,7 @@ AGREED = {
         ErrorPolicy Backoff Failure Retry DeadLetter Discard Stop on_failure InstantRetries Retried
         DeadLetters DeadLettersDep DeadLetterFilter DeadLetterOffice ParkedMessage
         AsynchronousHandlers ConsumerSettings Deduplication Consumers CircuitBreaker Failures Outbox
-        Repository EventStore DocumentStore
+        Repository EventStore DocumentStore Decisions Tag
         Projecting Projections ProjectionsDep ProjectionError ProjectionState ProjectionStatus ProjectionVersion
         Partition Emitter
         add_error_handlers command_bus event_bus query_bus
@@ -35,8 +35,8 @@ AGREED = {
     """,
     f"{PACKAGE}.testing": """
         flow_test Flow StartFlow Recorded TravellingClock ParkedMessage Limits
-        ChannelConformance DocumentStoreConformance EventStoreConformance InboxConformance StoreConformance
-        ProjectionStoreConformance
+        AggregateStoreConformance ChannelConformance DocumentStoreConformance EventStoreConformance
+        InboxConformance ProjectionStoreConformance StoreConformance
     """,
     f"{PACKAGE}.core": """
         Plugin Assembly Interceptor Call Scope Proceed Stage Order mark Inline Endpoint Kind

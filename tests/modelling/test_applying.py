@@ -1,7 +1,7 @@
 """`@applies` methods: which one is called, how objects are made, and what is found at start."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import pytest
 from pydantic import BaseModel, ConfigDict
@@ -124,7 +124,7 @@ def test_a_dataclass_whose_constructor_wants_more_is_made_field_by_field() -> No
 
 
 def test_a_dataclass_with_slots_and_one_with_defaults_are_made() -> None:
-    @dataclass(slots=True)
+    @dataclass(slots=True, weakref_slot=True)
     class Small:
         number: int
         colour: str = "white"
@@ -178,6 +178,17 @@ def test_a_constructor_that_cannot_be_called_is_found_at_start() -> None:
     assert "Odd cannot be made without number" in problem(Odd)
 
 
+def test_an_object_that_nothing_can_be_recorded_for_is_found_at_start() -> None:
+    @dataclass(slots=True)
+    class Small:
+        number: int = 0
+
+        @applies
+        def opened(self, event: Opened) -> None: ...
+
+    assert "weakref_slot=True" in problem(Small)
+
+
 def test_what_is_frozen_is_found_at_start() -> None:
     @dataclass(frozen=True)
     class Lamp:
@@ -226,6 +237,10 @@ def test_a_method_that_cannot_be_called_when_an_object_is_loaded_is_found_at_sta
         @applies
         def opened(self, event: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
+    class Odd:
+        @applies
+        def opened(self, event: Literal["opened"]) -> None: ...
+
     class Nothing: ...
 
     assert "Slow.opened applies events and is no plain def" in problem(Slow)
@@ -234,6 +249,7 @@ def test_a_method_that_cannot_be_called_when_an_object_is_loaded_is_found_at_sta
         assert f"{cls.__name__}.opened does not tell which events it applies" in problem(cls)
     assert "Static.opened applies events and gets no object" in problem(Static)
     assert "Lost.opened: annotation 'Nowhere'" in problem(Lost)
+    assert "Odd.opened applies typing.Literal, which is no class" in problem(Odd)
     assert "nothing applies the events of" in problem(Nothing)
 
 

@@ -1,5 +1,7 @@
 """What the shipped suite does not ask: fields and their types, converters, mistakes, and documents in applications."""
 
+import json
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -311,6 +313,32 @@ async def test_a_converter_that_writes_no_json_is_of_no_use() -> None:
 
     with pytest.raises(ConversionError, match="text/csv"):
         await baskets.add("b", Basket("ada"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["NaN"], ["Infinity"], ['"\\u0000"'], ['"\\ud800"'], ["1e99999"], ["[1]"], ["{}"], ["true", "1"], [1], [], 7],
+    ids=str,
+)
+async def test_a_place_that_somebody_has_made_up_is_refused(values: Any) -> None:
+    dicts = store().collection("dicts", dict[str, Any])
+    await dicts.upsert("a", {"it": 1})
+    after = urlsafe_b64encode(json.dumps([[["it", False]], values, "a"]).encode()).decode()
+
+    with pytest.raises(ConversionError, match="no place in this list"):
+        await dicts.list(order_by="it", after=after)
+
+
+async def test_a_place_may_be_made_of_what_is_not_there_any_more() -> None:
+    dicts = store().collection("dicts", dict[str, Any])
+    for name, value in (("a", 1), ("b", 2.5), ("c", "text")):
+        await dicts.upsert(name, {"it": value})
+    places = [(await dicts.list(order_by="it", limit=number)).next for number in (1, 2)]
+    await dicts.delete("a")
+    await dicts.delete("b")
+
+    for place in places:
+        assert [document.id for document in await dicts.list(order_by="it", after=place)] == ["c"]
 
 
 # ---------------------------------------------------------------------------------------------------- in an application

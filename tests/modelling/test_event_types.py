@@ -89,6 +89,21 @@ def test_an_event_comes_back_with_its_headers_stream_and_version() -> None:
     }
 
 
+def test_headers_that_are_read_late_are_a_mapping_like_any_other() -> None:
+    known = types(ItemAdded)
+    headers = known.read(stored(known.write(written(ItemAdded("7", 2))))).headers
+
+    assert len(headers) == 5
+    assert repr(headers) == repr(dict(headers))
+    assert headers == dict(headers)
+    assert Message(1, headers).caused(2).headers["causation_id"] == "1"
+
+
+def test_headers_that_are_no_text_are_refused() -> None:
+    with pytest.raises(ConversionError, match=r"the headers of a basket\.item_added cannot be written"):
+        types(ItemAdded).write(written(ItemAdded("7", 2), name="\ud800"))
+
+
 def test_a_linked_event_tells_where_it_is_at_home() -> None:
     known = types(ItemAdded)
     new = known.write(written(ItemAdded("7", 2)))
@@ -165,6 +180,14 @@ def test_a_former_revision_is_brought_up_to_date() -> None:
     assert known.read(stored(new)).payload == Charged(5, "PLN")
     assert known.read(stored(new)).headers[HeaderName.revision] == "2"
     assert known.read(stored(former)).payload == Charged(5, "EUR")
+
+
+def test_a_former_revision_that_is_no_json_is_left_to_its_converter() -> None:
+    known = types(Charged, upcasters=[with_currency])
+    former = NewEvent("1", "wallet.charged", b"sealed", '{"id": "1", "content_type": "application/x-sealed"}')
+
+    with pytest.raises(ConversionError, match="is stored as application/x-sealed, and upcasters take JSON"):
+        known.read(stored(former))
 
 
 def test_a_revision_that_is_newer_than_the_program_is_unknown() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from ecotone_fastapi import (
     AggregateNotFoundError,
+    CommandBus,
     ConcurrencyError,
     EventStore,
     Repository,
@@ -27,7 +28,10 @@ from ecotone_fastapi import (
     revision,
     upcaster,
 )
+from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.modelling.snapshots import SnapshotStore
 from ecotone_fastapi.testing import Flow, flow_test
 
 Start = Callable[..., AbstractAsyncContextManager[Flow]]
@@ -250,6 +254,29 @@ async def test_a_listener_that_fails_takes_all_of_it_back(start: Start) -> None:
         assert await flow.ask("w", to="wallet.balance") == 3
 
 
+async def test_a_command_that_fails_inside_another_one_leaves_nothing(start: Start) -> None:
+    @event_handler
+    def refuse(event: MoneyWasTaken) -> None:
+        raise ValueError("no")
+
+    @command_handler("try")
+    async def attempt(wallet_id: str, commands: CommandBus) -> None:
+        await commands.send(AddMoney(wallet_id, 3))
+        for wallet in (wallet_id, "another"):
+            with pytest.raises(ValueError, match="no"):
+                await commands.send(TakeMoney(wallet, 1))
+        await commands.send(AddMoney(wallet_id, 4))
+
+    async with start(Wallet, refuse, attempt) as flow:
+        for amount in (1, 2):
+            await flow.send(AddMoney("w", amount))
+        await flow.send("w", to="try")
+
+        assert await flow.stream("wallet-w") == [MoneyWasAdded("w", amount) for amount in (1, 2, 3, 4)]
+        assert await flow.stream("wallet-another") == []
+        assert (await flow.state(Wallet, "w")).balance == 10
+
+
 async def test_several_at_once_all_get_their_turn(start: Start) -> None:
     async with start(Wallet) as flow:
         await flow.send(AddMoney("w", 0))
@@ -259,6 +286,30 @@ async def test_several_at_once_all_get_their_turn(start: Start) -> None:
         assert await flow.ask("w", to="wallet.balance") == 36
         store: EventStore = flow.ecotone.assembly.services[EventStore]  # type: ignore[assignment]
         assert [event.version for event in await store.load("wallet-w")] == list(range(1, 10))
+
+
+# ------------------------------------------------------------------------------ snapshots that a consumer takes later
+
+
+@event_sourced(identifier="wallet_id", stream="purse", snapshots=Snapshots(every=2, background="snapshots"))
+@dataclass
+class Purse(Wallet): ...
+
+
+async def test_a_consumer_takes_snapshots_beside_the_commands(database_url: str | None) -> None:
+    database = None if database_url is None else SqlAlchemy(database_url, create_schema=True)
+    channel: Channel = MemoryChannel("snapshots") if database is None else database.channel("snapshots")
+    async with flow_test([Purse], channels=[channel], plugins=[] if database is None else [database]) as flow:
+        for amount in (1, 2, 3, 4, 5):
+            await flow.send(AddMoney("w", amount))
+
+        assert await flow.run("snapshots") == 2
+        snapshots: SnapshotStore = flow.ecotone.assembly.services[SnapshotStore]  # type: ignore[assignment]
+        snapshot = await snapshots.load("purse-w")
+        assert snapshot is not None
+        assert (snapshot.version, snapshot.body) == (5, b'{"wallet_id":"w","balance":15}')
+        await flow.send(AddMoney("w", 6))
+        assert await flow.ask("w", to="wallet.balance") == 21
 
 
 # ------------------------------------------------------------------------------------ a program that has been rewritten

@@ -21,6 +21,7 @@ from ecotone_fastapi import (
     message_name,
     record,
 )
+from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.testing import Flow, flow_test
 
 
@@ -84,6 +85,9 @@ def hear(event: Opened | Added) -> None:
 @pytest.fixture(
     params=[
         "memory",
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
     ]
 )
 def url(request: pytest.FixtureRequest) -> str | None:
@@ -93,7 +97,8 @@ def url(request: pytest.FixtureRequest) -> str | None:
 @pytest.fixture
 async def flow(url: str | None) -> AsyncIterator[Flow]:
     heard.clear()
-    async with flow_test([Basket, Order, hear]) as flow:
+    plugins = [] if url is None else [SqlAlchemy(url, create_schema=True)]
+    async with flow_test([Basket, Order, hear], plugins=plugins) as flow:
         yield flow
 
 

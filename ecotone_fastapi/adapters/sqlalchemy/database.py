@@ -10,12 +10,15 @@ import anyio
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
 
+from ecotone_fastapi.adapters.sqlalchemy.aggregates import SqlAggregates
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
 from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
+from ecotone_fastapi.adapters.sqlalchemy.entities import SqlEntities
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventTables
 from ecotone_fastapi.adapters.sqlalchemy.events import SqlEvents
 from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
@@ -43,6 +46,7 @@ from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
+from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import SnapshotStore
 
 T = TypeVar("T")
@@ -79,6 +83,7 @@ class SqlAlchemy:
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
         projections: How far projections have come.
+        aggregate_stores: Aggregates in this database: mapped classes in their own tables, all others as JSON.
         events: Events in this database, see `EventStorage`; handlers ask for an `EventStore`.
         documents: Documents in this database; those that handlers get use the converters of the application, too.
 
@@ -143,6 +148,15 @@ class SqlAlchemy:
             lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
         )
         self.documents: DocumentStore = DocumentStore(self._documents)
+        self.aggregate_stores: Sequence[AggregateStore] = (
+            SqlEntities(self._transactions),
+            SqlAggregates(
+                self._schema.table("ecotone_aggregate"),
+                self._transactions,
+                self._prepare,
+                lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
+            ),
+        )
         self.events: SqlEvents = SqlEvents(
             EventTables(*map(self._schema.table, ("ecotone_event", "ecotone_event_tag", "ecotone_event_counter"))),
             self._transactions,
@@ -271,6 +285,8 @@ class SqlAlchemy:
                 break
             if isinstance(cause, DBAPIError):
                 return self._dialect.is_passing(cause)
+            if isinstance(cause, StaleDataError):  # an entity that somebody else has changed meanwhile
+                return True
             cause = cause.__cause__
         return False
 

@@ -96,11 +96,13 @@ def query(sql: str) -> Callable[[F], F]:
 
     Example:
         >>> from typing import Protocol
-        >>> class Numbers(Protocol):
-        ...     @query("SELECT 1 + :more")
-        ...     async def after_one(self, more: int) -> int: ...
-        >>> await SqlAlchemy("sqlite+aiosqlite:///shop.db").implement(Numbers).after_one(2)
-        3
+        >>> class Orders(Protocol):
+        ...     @query("SELECT id FROM orders WHERE customer = :customer AND status IN :statuses LIMIT :page.limit")
+        ...     async def of_customer(self, customer: str, statuses: list[str], page: Any) -> list[str]: ...
+        ...
+        ...     @query("SELECT id, customer FROM orders")
+        ...     def all(self) -> AsyncIterator[tuple[str, str]]: ...
+        >>> orders = database.implement(Orders)
     """
     names = local_names()
 
@@ -148,11 +150,13 @@ def implemented(interface: Callable[..., T], transactions: Transactions) -> T:
     problems: list[ConfigurationError] = []
     for name in dict.fromkeys(name for base in interface.__mro__ for name in vars(base)):
         found = inspect.getattr_static(interface, name)
-        marks = [one for one in marks_of(found) if isinstance(one, Query | Statement)]
+        # What stands above our decorator may hide the function that it has marked.
+        function = getattr(found, "__func__", None) or getattr(found, "fget", None) or found
+        marks = [one for one in marks_of(function) if isinstance(one, Query | Statement)]
         try:
             if marks:
                 methods[name] = _method(found, marks[0], transactions)
-            elif _is_open(interface, name, found):
+            elif _is_open(interface, name, function):
                 raise ConfigurationError(
                     f"{interface.__qualname__}.{name} says nothing about its SQL",
                     hint='decorate it with @query("SELECT ...") or @statement("..."), or give it a body',
@@ -191,20 +195,19 @@ def _described_function() -> None:
     """Be as empty as many methods of protocols are."""
 
 
-_EMPTY_BODIES = {
-    one.__code__.co_code for one in (_open_coroutine, _described_coroutine, _open_function, _described_function)
-}
+_EMPTY = {one.__code__.co_code for one in (_open_coroutine, _described_coroutine, _open_function, _described_function)}
 
 
-def _is_open(interface: type, name: str, found: object) -> bool:
+def _is_open(interface: type, name: str, function: Any) -> bool:
     """Whether somebody else has to say what a method does."""
-    if getattr(found, "__isabstractmethod__", False):
+    if getattr(function, "__isabstractmethod__", False):
         return True
-    function = found.fget if isinstance(found, property) else found
     if not inspect.isfunction(function) or name.startswith("__"):
         return False
     owner = next(base for base in interface.__mro__ if name in vars(base))
-    return Protocol in owner.__bases__ and function.__code__.co_code in _EMPTY_BODIES
+    code = function.__code__
+    returns_nothing = code.co_code in _EMPTY and {*code.co_consts} <= {None, function.__doc__}
+    return Protocol in owner.__bases__ and returns_nothing
 
 
 # ----------------------------------------------------------------------------------------------------------- one method
@@ -511,7 +514,7 @@ def _answer_of(returns: Any) -> _Answer:
         ConfigurationError: It says nothing that a query can return.
     """
     adapters = PydanticConverter()
-    plain = get_args(returns)[0] if get_origin(returns) is Annotated else returns
+    plain = get_args(returns)[0] if get_origin(returns) is Annotated and not _is_json(returns) else returns
     origin, arguments = get_origin(plain) or plain, get_args(plain)
     if origin in _STREAMS and arguments:
         element = arguments[0]
@@ -539,7 +542,7 @@ def _is_iterator(origin: Any) -> bool:
 
 def _form_of(element: Any) -> _Form:
     """Return what becomes of rows that are to be of a type."""
-    if get_origin(element) is Annotated and any(Json in (one, type(one)) for one in get_args(element)[1:]):
+    if _is_json(element):
         return _Form.VALUE
     forms = {_form_of_class(get_origin(one) or one) for one in _members(element)}
     if len(forms) != 1:
@@ -548,6 +551,11 @@ def _form_of(element: Any) -> _Form:
             hint="a row is either an object with a field for each column, or a tuple of them, or a single value",
         )
     return forms.pop()
+
+
+def _is_json(type_: Any) -> bool:
+    """Whether values are read from JSON in one column: `Json[X]`."""
+    return get_origin(type_) is Annotated and any(Json in (one, type(one)) for one in get_args(type_)[1:])
 
 
 def _form_of_class(cls: Any) -> _Form:

@@ -292,6 +292,19 @@ Index(
     projection_partition.c.due_at,
 )
 
+aggregate: Table = Table(
+    "ecotone_aggregate",
+    metadata,
+    Column("type", _name(), primary_key=True),
+    Column("identifier", _name(), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("body", _long_text(), nullable=False),
+    Column("updated_at", _moment(), nullable=False),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Aggregates that are no rows of tables of their own: their state as JSON."""
+
 event: Table = Table(
     "ecotone_event",
     metadata,
