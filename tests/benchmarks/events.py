@@ -6,12 +6,10 @@ and headers as JSON, and nothing that this one benchmark does not need.
 
 import asyncio
 import json
-import os
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,7 +20,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from ecotone_fastapi import Ecotone, EventStore, applies, command_handler, event_handler, event_sourced, projection
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
