@@ -12,6 +12,7 @@ from ecotone_fastapi.core.errors import (
     ConversionError,
     EcotoneError,
     HandlerNotFoundError,
+    ProjectionError,
 )
 from ecotone_fastapi.core.injection import MessageHeader
 from ecotone_fastapi.core.message import HeaderName, Message, message_name
@@ -34,6 +35,15 @@ from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.fetching import Fetched
 from ecotone_fastapi.modelling.identification import TargetIdentifier, TargetVersion, identified
+from ecotone_fastapi.modelling.projection_plugin import Projecting
+from ecotone_fastapi.modelling.projections import (
+    Emitter,
+    Partition,
+    ProjectionState,
+    ProjectionVersion,
+    projection,
+)
+from ecotone_fastapi.modelling.rebuilding import Projections, ProjectionStatus
 from ecotone_fastapi.modelling.recording import record, take_recorded
 from ecotone_fastapi.modelling.repository import Repository
 from ecotone_fastapi.modelling.snapshots import Snapshots
@@ -45,6 +55,7 @@ from ecotone_fastapi.web import (
     DeadLettersDep,
     EventBus,
     EventBusDep,
+    ProjectionsDep,
     QueryBus,
     QueryBusDep,
     add_error_handlers,
@@ -77,6 +88,7 @@ __all__ = [
     "DocumentStore",
     "Ecotone",
     "EcotoneError",
+    "Emitter",
     "ErrorPolicy",
     "EventBus",
     "EventBusDep",
@@ -92,6 +104,14 @@ __all__ = [
     "MessageHeader",
     "Outbox",
     "ParkedMessage",
+    "Partition",
+    "Projecting",
+    "ProjectionError",
+    "ProjectionState",
+    "ProjectionStatus",
+    "ProjectionVersion",
+    "Projections",
+    "ProjectionsDep",
     "QueryBus",
     "QueryBusDep",
     "Repository",
@@ -121,6 +141,7 @@ __all__ = [
     "message_name",
     "on_failure",
     "prioritized",
+    "projection",
     "query_bus",
     "query_handler",
     "record",

@@ -250,4 +250,28 @@ class TransactionAbortedError(EcotoneError):
 
 
 class ProjectionError(EcotoneError):
-    """A projection stopped."""
+    """A projection stands still, or cannot do what it was asked to.
+
+    Args:
+        what: Which one, and where.
+        tried: What was looked at or attempted before giving up.
+        hint: What the reader can do about it.
+        stream: The stream of the event that cannot be handled.
+        version: The version of the event there.
+        position: The position of the event.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        tried: str = "",
+        hint: str = "",
+        stream: str | None = None,
+        version: int | None = None,
+        position: str | None = None,
+    ) -> None:
+        super().__init__(what, tried=tried, hint=hint)
+        self.stream = stream
+        self.version = version
+        self.position = position

@@ -539,6 +539,15 @@ class Gateway:
 
         return compose([around.interceptor for around in self.around(Stage.RECEIVE)], watched)
 
+    def standing_for(self, message: Message[Any]) -> None:
+        """Let what the running task sends from now on be caused by this message, not by the one that it handles.
+
+        For handlers of a plugin's that take many messages to others, one after the other, in one unit of work.
+        """
+        frame = _handled.get()
+        assert frame is not None
+        frame.message = message
+
     @asynccontextmanager
     async def unit_of_work(self, message: Message[Any]) -> AsyncIterator[Scope]:
         """Open a unit of work of its own that the message is the cause of; it ends with the block."""

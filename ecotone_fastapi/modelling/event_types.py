@@ -144,6 +144,11 @@ class EventTypes:
         classes = dict.fromkeys(one for cls in self._classes for one in (cls, *descendants_of(cls)))
         ConfigurationError.raise_all(list(self._upcasters.problems(self._types, classes, complete=complete)))
 
+    @property
+    def names(self) -> Iterable[str]:
+        """The names of the classes that were made known, former ones included."""
+        return [name for cls in self._classes for name in (name_of(cls), *aliases_of(cls))]
+
     def names_of(self, classes: Iterable[type]) -> frozenset[str]:
         """Return all names under which events of these classes and of their subclasses may be stored."""
         every = dict.fromkeys(one for cls in classes for one in (cls, *descendants_of(cls)))

@@ -17,6 +17,7 @@ from ecotone_fastapi.testing.conformance import (
     DocumentStoreConformance,
     EventStoreConformance,
     InboxConformance,
+    ProjectionStoreConformance,
     StoreConformance,
 )
 from ecotone_fastapi.testing.flow import Flow, Recorded, TravellingClock, flow_test
@@ -28,6 +29,7 @@ __all__ = [
     "EventStoreConformance",
     "Flow",
     "InboxConformance",
+    "ProjectionStoreConformance",
     "Recorded",
     "StoreConformance",
     "TravellingClock",

@@ -24,6 +24,7 @@ from ecotone_fastapi.adapters.sqlalchemy.events import SqlEvents
 from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
 from ecotone_fastapi.adapters.sqlalchemy.methods import implemented
 from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
+from ecotone_fastapi.adapters.sqlalchemy.projections import SqlProjections
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
 from ecotone_fastapi.adapters.sqlalchemy.schedules import SqlSchedules
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
@@ -44,6 +45,7 @@ from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import SnapshotStore
 
@@ -80,6 +82,7 @@ class SqlAlchemy:
         snapshots: What the events of streams have led to.
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
+        projections: How far projections have come.
         aggregate_stores: Aggregates in this database: mapped classes in their own tables, all others as JSON.
         events: Events in this database, see `EventStorage`; handlers ask for an `EventStore`.
         documents: Documents in this database; those that handlers get use the converters of the application, too.
@@ -167,6 +170,13 @@ class SqlAlchemy:
         self.schedules: SqlSchedules = SqlSchedules(
             self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
         )
+        self.projections: SqlProjections = SqlProjections(
+            self._schema.table("ecotone_projection"),
+            self._schema.table("ecotone_projection_partition"),
+            self._transactions,
+            self._prepare,
+            lambda: self._clock,
+        )
 
     def install(self, assembly: Assembly) -> None:
         """Offer transactions, sessions, the dead letter and itself as services."""
@@ -176,6 +186,7 @@ class SqlAlchemy:
         assembly.add_service(OutboxStorage, self)
         assembly.add_service(PassingErrors, self)
         assembly.add_service(PauseStore, self.pauses)
+        assembly.add_service(ProjectionStore, self.projections)
         assembly.add_service(EventStorage, self.events)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
         assembly.add_service(SnapshotStore, self.snapshots)

@@ -68,6 +68,7 @@ from ecotone_fastapi.testing.conformance.channels import ChannelConformance  # n
 from ecotone_fastapi.testing.conformance.documents import DocumentStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.event_stores import EventStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.inbox import InboxConformance  # noqa: E402
+from ecotone_fastapi.testing.conformance.projections import ProjectionStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.stores import StoreConformance  # noqa: E402
 
 __all__ = [
@@ -76,5 +77,6 @@ __all__ = [
     "DocumentStoreConformance",
     "EventStoreConformance",
     "InboxConformance",
+    "ProjectionStoreConformance",
     "StoreConformance",
 ]
