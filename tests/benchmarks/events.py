@@ -1,4 +1,4 @@
-"""The event store against Core loops written by hand with the same guarantees, and the `eventsourcing` package beside it.
+"""The event store against Core loops by hand with the same guarantees, and the package `eventsourcing` beside it.
 
 By hand means: one table with a unique stream and version, ordered by transaction where the server knows these, payloads
 and headers as JSON, and nothing that this one benchmark does not need.
