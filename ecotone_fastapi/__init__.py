@@ -12,6 +12,7 @@ from ecotone_fastapi.core.errors import (
     ConversionError,
     EcotoneError,
     HandlerNotFoundError,
+    ProjectionError,
 )
 from ecotone_fastapi.core.injection import MessageHeader
 from ecotone_fastapi.core.message import HeaderName, Message, message_name
@@ -25,21 +26,25 @@ from ecotone_fastapi.messaging.protection import CircuitBreaker, Consumers
 from ecotone_fastapi.messaging.retries import InstantRetries, Retried, retried
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, delayed, expiring, prioritized
 from ecotone_fastapi.messaging.transactions import untransacted
-from ecotone_fastapi.modelling.aggregates import (
-    Aggregates,
-    Fetched,
-    TargetIdentifier,
-    TargetVersion,
-    aggregate,
-    identified,
-    record,
-    take_recorded,
-)
+from ecotone_fastapi.modelling.aggregates import Aggregates, aggregate
 from ecotone_fastapi.modelling.applying import applies
 from ecotone_fastapi.modelling.consistency import Decisions
 from ecotone_fastapi.modelling.documents import DocumentStore
-from ecotone_fastapi.modelling.event_sourcing import EventSourcing, event_sourced
+from ecotone_fastapi.modelling.event_sourced import event_sourced
+from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStore
+from ecotone_fastapi.modelling.fetching import Fetched
+from ecotone_fastapi.modelling.identification import TargetIdentifier, TargetVersion, identified
+from ecotone_fastapi.modelling.projection_plugin import Projecting
+from ecotone_fastapi.modelling.projections import (
+    Emitter,
+    Partition,
+    ProjectionState,
+    ProjectionVersion,
+    projection,
+)
+from ecotone_fastapi.modelling.rebuilding import Projections, ProjectionStatus
+from ecotone_fastapi.modelling.recording import record, take_recorded
 from ecotone_fastapi.modelling.repository import Repository
 from ecotone_fastapi.modelling.snapshots import Snapshots
 from ecotone_fastapi.modelling.tags import Tag
@@ -50,6 +55,7 @@ from ecotone_fastapi.web import (
     DeadLettersDep,
     EventBus,
     EventBusDep,
+    ProjectionsDep,
     QueryBus,
     QueryBusDep,
     add_error_handlers,
@@ -82,6 +88,7 @@ __all__ = [
     "DocumentStore",
     "Ecotone",
     "EcotoneError",
+    "Emitter",
     "ErrorPolicy",
     "EventBus",
     "EventBusDep",
@@ -97,6 +104,14 @@ __all__ = [
     "MessageHeader",
     "Outbox",
     "ParkedMessage",
+    "Partition",
+    "Projecting",
+    "ProjectionError",
+    "ProjectionState",
+    "ProjectionStatus",
+    "ProjectionVersion",
+    "Projections",
+    "ProjectionsDep",
     "QueryBus",
     "QueryBusDep",
     "Repository",
@@ -126,6 +141,7 @@ __all__ = [
     "message_name",
     "on_failure",
     "prioritized",
+    "projection",
     "query_bus",
     "query_handler",
     "record",

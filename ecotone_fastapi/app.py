@@ -16,6 +16,7 @@ from ecotone_fastapi.adapters.memory import (
     MemoryDocuments,
     MemoryEvents,
     MemoryInbox,
+    MemoryProjections,
     MemorySchedules,
     MemorySnapshots,
 )
@@ -43,6 +44,10 @@ from ecotone_fastapi.modelling.aggregates import Aggregates
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.projection_plugin import Projecting
+from ecotone_fastapi.modelling.projection_store import ProjectionStore
+from ecotone_fastapi.modelling.projections import projection_mark
+from ecotone_fastapi.modelling.rebuilding import Projections
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import Background, SnapshotStore
 from ecotone_fastapi.web.buses import (
@@ -86,6 +91,7 @@ _DEFAULTS: tuple[
         | EventSourcing
         | InBackground
         | Aggregates
+        | Projecting
         | Transactions
         | Scheduling
         | AsynchronousHandlers
@@ -101,6 +107,7 @@ _DEFAULTS: tuple[
     EventSourcing,  # what it takes out of the handlers is for nobody else
     InBackground,
     Aggregates,  # and which of two handlers of one message stays on the bus
+    Projecting,  # and which handlers are reached by stored events alone
     Transactions,
     Scheduling,
     AsynchronousHandlers,
@@ -208,7 +215,7 @@ class Ecotone:
         assembly.endpoints = [known.get(one.id, one) for one in found.endpoints]
         for type_, provider in self._services.items():
             assembly.add_service(type_, provider)
-        problems: list[ConfigurationError] = []
+        problems: list[ConfigurationError] = list(_asynchronous_projections(found.endpoints))
         for channel in self._channels:
             try:
                 assembly.add_channel(channel)
@@ -304,6 +311,11 @@ class Ecotone:
     def event_bus(self) -> EventBus:
         """The event bus."""
         return EventBus.of(self.prepare())
+
+    @property
+    def projections(self) -> Projections:
+        """The projections, and what can be done about them: `await ecotone.projections.rebuild("balances")`."""
+        return cast("Projections", self.assembly.services[Projections])
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -512,6 +524,7 @@ class _InMemory:
             assembly.add_service(DeadLetterStore, MemoryDeadLetters())
         assembly.add_service(DeduplicationStore, MemoryInbox(assembly.gateway.clock))
         assembly.add_service(EventStorage, MemoryEvents(assembly.gateway.clock))
+        assembly.add_service(ProjectionStore, MemoryProjections(assembly.gateway.clock))
         assembly.add_service(SnapshotStore, MemorySnapshots())
         documents = DocumentStore(MemoryDocuments(assembly.gateway.clock), assembly.gateway.conversion)
         assembly.add_service(DocumentStore, documents)
@@ -527,6 +540,16 @@ def _check_given(handlers: object, channels: object, plugins: object) -> None:
     ):
         if isinstance(given, type | str | bytes) or not isinstance(given, Iterable):
             raise ConfigurationError(f"{name}={given!r} is no list", hint=f"write {what}")
+
+
+def _asynchronous_projections(endpoints: Iterable[Endpoint]) -> Iterable[ConfigurationError]:
+    """Find handlers that are to be reached both by a channel and by the events of the store."""
+    for endpoint in endpoints:
+        if projection_mark(endpoint.owner) is not None and endpoint.find(Asynchronous) is not None:
+            yield ConfigurationError(
+                f"{endpoint.label} belongs to a projection, whose events do not come through a channel",
+                hint='take @asynchronous away; @projection(..., mode="asynchronous") runs beside the application',
+            )
 
 
 def _with_payload_types(

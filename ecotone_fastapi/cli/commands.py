@@ -12,6 +12,7 @@ from ecotone_fastapi.cli.list import list_
 from ecotone_fastapi.cli.migrate import migrate
 from ecotone_fastapi.cli.output import say, show_error
 from ecotone_fastapi.cli.pause import pause, resume
+from ecotone_fastapi.cli.projection import projection
 from ecotone_fastapi.cli.run import run
 from ecotone_fastapi.cli.scheduled import scheduled
 from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
@@ -65,6 +66,7 @@ commands.command("pause")(pause)
 commands.command("resume")(resume)
 commands.add_typer(deadletter, name="deadletter")
 commands.add_typer(scheduled, name="scheduled")
+commands.add_typer(projection, name="projection")
 
 
 def main() -> None:

@@ -311,7 +311,7 @@ class Conversion:
         Raises:
             ConfigurationError: No converter is responsible for it, or it does not come back as it was sent.
         """
-        if not self._converts(type_):
+        if not self.has_converter(type_):
             self._pydantic.adapter(type_)
         losses = self.problems_of_round_trip(type_)
         if losses:
@@ -329,7 +329,7 @@ class Conversion:
         Raises:
             ConfigurationError: No converter is responsible for the type.
         """
-        if self._converts(type_):
+        if self.has_converter(type_):
             return None
         adapter = self._pydantic.adapter(type_)
         return adapter.json_schema(mode="serialization", by_alias=True, schema_generator=_WrittenSchema)
@@ -348,7 +348,7 @@ class Conversion:
         return known
 
     def _find_losses(self, type_: Any) -> Sequence[Loss]:
-        if self._converts(type_):
+        if self.has_converter(type_):
             return ()
         if self._converters and get_origin(type_) in (Annotated, Union, UnionType):
             # Converters are asked for what is sent: one member of a union.
@@ -358,7 +358,7 @@ class Conversion:
             return ()
         return losses_of(self._pydantic.adapter(type_), _shown(type_))
 
-    def _converts(self, type_: Any) -> bool:
+    def has_converter(self, type_: Any) -> bool:
         """Whether a converter of the user is responsible for a type."""
         return any(converter.handles(type_) for converter in self._converters)
 

@@ -125,6 +125,11 @@ class Endpoint:
         return None
 
     @property
+    def known_names(self) -> Mapping[str, Any]:
+        """The names that string annotations may use besides those of the module: also that of the class itself."""
+        return self.names if self.owner is None else {self.owner.__name__: self.owner, **self.names}
+
+    @property
     def label(self) -> str:
         """The short name that people use: `OrderService.place_order`."""
         if self.owner is not None:

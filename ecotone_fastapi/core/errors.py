@@ -24,6 +24,7 @@ EcotoneError
 ├── DocumentNotFoundError (LookupError)
 ├── RowNotFoundError (LookupError)      a query of one row has found none
 ├── DuplicateDocumentError              another document has this id already
+├── AggregateError                      an aggregate cannot be saved or read as it is
 ├── ConcurrencyError                    somebody else saved first
 ├── TransactionAbortedError             a statement failed in it, and the handler went on
 └── ProjectionError                     a projection stopped; carries position and event
@@ -209,6 +210,10 @@ class DuplicateDocumentError(EcotoneError):
     """A document was to be added, and the collection has one with this id already."""
 
 
+class AggregateError(EcotoneError):
+    """An aggregate cannot be saved, or read, as it is: that is a mistake in code, and not of the sender."""
+
+
 class ConcurrencyError(EcotoneError):
     """Somebody else saved first.
 
@@ -216,6 +221,8 @@ class ConcurrencyError(EcotoneError):
         what: What was to be saved.
         expected: The version that it was to have.
         actual: The version that it has; `None` where that is not known.
+        passing: Whether the same message may succeed when it is handled again: not when its sender has said which
+            version it expects.
         tried: What was looked at.
         hint: What the reader can do about it.
     """
@@ -226,6 +233,7 @@ class ConcurrencyError(EcotoneError):
         *,
         expected: int | None = None,
         actual: int | None = None,
+        passing: bool = True,
         tried: str = "",
         hint: str = "",
     ) -> None:
@@ -234,6 +242,7 @@ class ConcurrencyError(EcotoneError):
         super().__init__(what, tried=tried, hint=hint)
         self.expected = expected
         self.actual = actual
+        self.passing = passing
 
 
 class TransactionAbortedError(EcotoneError):
@@ -241,4 +250,28 @@ class TransactionAbortedError(EcotoneError):
 
 
 class ProjectionError(EcotoneError):
-    """A projection stopped."""
+    """A projection stands still, or cannot do what it was asked to.
+
+    Args:
+        what: Which one, and where.
+        tried: What was looked at or attempted before giving up.
+        hint: What the reader can do about it.
+        stream: The stream of the event that cannot be handled.
+        version: The version of the event there.
+        position: The position of the event.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        tried: str = "",
+        hint: str = "",
+        stream: str | None = None,
+        version: int | None = None,
+        position: str | None = None,
+    ) -> None:
+        super().__init__(what, tried=tried, hint=hint)
+        self.stream = stream
+        self.version = version
+        self.position = position

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -76,7 +77,7 @@ class Around:
         interceptor: What is called.
         stage: At which stage.
         order: How far out; the smallest is outermost.
-        when: For which endpoints; only in the HANDLE stage.
+        when: For which endpoints; only in the HANDLE stage. It is asked when it is known what the handler is given.
         plugin: Who put it there, for tools that tell.
     """
 
@@ -98,7 +99,7 @@ class _Handler:
         overrides: Callable[[], Overrides],
         conversion: Conversion,
         routing: Routing,
-        arounds: Sequence[Around],
+        arounds: Callable[[], Sequence[Around]],
     ) -> None:
         self.endpoint = endpoint
         self._make_plan = plan
@@ -116,9 +117,11 @@ class _Handler:
             self._classes = tuple(dict if is_typed_dict(cls) else cls for cls in classes)
         # Types of payloads that were let through as they are; `isinstance` need not be asked again.
         self._accepted: set[type] = set()
-        outer = [around.interceptor for around in arounds if around.order <= Order.ASYNCHRONOUS]
-        inner = [around.interceptor for around in arounds if around.order > Order.ASYNCHRONOUS]
-        users = [around.interceptor for around in arounds if Order.OUTGOING < around.order < Order.STATE]
+        # Asked when there is a plan: what a handler is given may decide who stands around it.
+        around_it = arounds()
+        outer = [around.interceptor for around in around_it if around.order <= Order.ASYNCHRONOUS]
+        inner = [around.interceptor for around in around_it if around.order > Order.ASYNCHRONOUS]
+        users = [around.interceptor for around in around_it if Order.OUTGOING < around.order < Order.STATE]
         self.handle = compose([*outer, *inner], self._run)
         self.handle_within = self._reading(compose(users, self._run))
         # What only crosses a channel is never read: bytes become a payload inside the asynchronous interceptor.
@@ -243,7 +246,7 @@ class Gateway:
                     overrides=overrides,
                     conversion=self.conversion,
                     routing=routing,
-                    arounds=self.around(Stage.HANDLE, endpoint),
+                    arounds=partial(self.around, Stage.HANDLE, endpoint),
                 )
             except ConfigurationError as problem:
                 problems.append(problem)
@@ -535,6 +538,15 @@ class Gateway:
             return result
 
         return compose([around.interceptor for around in self.around(Stage.RECEIVE)], watched)
+
+    def standing_for(self, message: Message[Any]) -> None:
+        """Let what the running task sends from now on be caused by this message, not by the one that it handles.
+
+        For handlers of a plugin's that take many messages to others, one after the other, in one unit of work.
+        """
+        frame = _handled.get()
+        assert frame is not None
+        frame.message = message
 
     @asynccontextmanager
     async def unit_of_work(self, message: Message[Any]) -> AsyncIterator[Scope]:

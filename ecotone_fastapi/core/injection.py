@@ -16,10 +16,11 @@ What the markers of a web framework mean is told by resolvers from outside; this
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import isroutine
 from operator import attrgetter
+from types import UnionType
 from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin
 
 from ecotone_fastapi.core.conversion import HeaderReader
@@ -52,9 +53,15 @@ class MessageHeader:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """The same value for ever."""
+    """The same value for ever.
+
+    Args:
+        value: The value.
+        described: What it is, for people.
+    """
 
     value: Any
+    described: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,7 @@ class Dependency:
         scopes: Security scopes that hold for it and for everything below it.
         limit: How many calls may run at the same time, with `limited_by` to tell one limit from another.
         shared: Whether it may live as long as the application when nothing that it needs lives shorter.
+        described: Where it comes from, for people; the name of the callable unless told.
     """
 
     call: Callable[..., Any]
@@ -114,6 +122,7 @@ class Dependency:
     limit: int | None = None
     limited_by: object = None
     shared: bool = False
+    described: str = ""
 
 
 _Source = Constant | HeaderValue | FromMessage | FromScope | FromSecurityScopes
@@ -122,6 +131,11 @@ Supplier = _Source | Dependency
 
 class Wanted(Protocol):
     """Where a resolver is asked from."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The handler that it is for."""
+        ...
 
     @property
     def asynchronous(self) -> bool:
@@ -206,7 +220,10 @@ class Injector:
         Raises:
             ConfigurationError: A parameter before it can never be supplied.
         """
-        return _Planner(self, endpoint, asynchronous=False, overrides={}).find_payload_type()
+        # Resolvers are not to take for granted what is being found out.
+        return _Planner(
+            self, replace(endpoint, payload_type=None), asynchronous=False, overrides={}
+        ).find_payload_type()
 
 
 _Life = frozenset[int] | Literal["application", "message"]
@@ -309,7 +326,7 @@ class _Planner:
         key = (_identity(call), handler)
         if key not in self.inspected:
             try:
-                parameters = parameters_of(call, self.endpoint.names)
+                parameters = parameters_of(call, self.endpoint.known_names)
                 if handler and self.endpoint.needs_instance:
                     parameters = parameters[1:]
                 self.inspected[key] = [(one, self._supplier(one, handler=handler)) for one in parameters]
@@ -588,8 +605,10 @@ def _identity(call: object) -> object:
 def _shown(annotation: Any) -> str:
     if annotation is EMPTY:
         return ""
-    is_class = isinstance(annotation, type) and get_origin(annotation) is None
-    return annotation.__name__ if is_class else str(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(origin, type) and arguments and not isinstance(annotation, UnionType):
+        return f"{origin.__name__}[{', '.join('...' if one is ... else _shown(one) for one in arguments)}]"
+    return annotation.__name__ if isinstance(annotation, type) and origin is None else str(annotation)
 
 
 def _in_words(supplier: _Source) -> str:
@@ -598,8 +617,8 @@ def _in_words(supplier: _Source) -> str:
     if supplier is _whole:
         return "the message"
     match supplier:
-        case Constant(value):
-            return f"the given {type(value).__name__}, one for the application"
+        case Constant(value, described):
+            return described or f"the given {type(value).__name__}, one for the application"
         case HeaderValue(names, default=default):
             asked = " or ".join(repr(name) for name in dict.fromkeys(names))
             return f"the header {asked}" + ("" if default is EMPTY else f", else its default {default!r}")
@@ -612,7 +631,7 @@ def _in_words(supplier: _Source) -> str:
 
 
 def _call_in_words(wanted: Dependency, call: Callable[..., Any], parameter: Parameter, life: str) -> list[str]:
-    words = [] if call is parameter.annotation else [f"from {label(call)}"]
+    words = [] if call is parameter.annotation else [wanted.described or f"from {label(call)}"]
     if call is not wanted.call:
         words.append(f"in place of {label(wanted.call)}")
     words.append(life)

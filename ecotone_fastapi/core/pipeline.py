@@ -28,6 +28,7 @@ Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType
 
 
 _NOTHING: frozenset[Any] = frozenset()
+_CHANGES = object()  # under which a unit of work keeps how to take back what nested commands have changed
 
 
 class Stage(StrEnum):
@@ -119,6 +120,20 @@ class Scope:
         entered = (manager.__aexit__, type(manager).__name__)
         self.entered.insert(0 if outermost else len(self.entered), entered)
         return value
+
+    def note_change(self, undo: Callable[[], object]) -> None:
+        """Note how a change in memory is taken back if the nested command fails that has made it."""
+        self.state.setdefault(_CHANGES, []).append(undo)
+
+    def changes(self) -> int:
+        """Return how many changes were noted and not taken back."""
+        return len(self.state.get(_CHANGES, ()))
+
+    def take_back(self, count: int) -> None:
+        """Take back all changes but the first so many, the last one first."""
+        noted: list[Callable[[], object]] = self.state.get(_CHANGES, [])
+        while len(noted) > count:
+            noted.pop()()
 
     async def close(self, error: BaseException | None = None) -> None:
         """End the unit.

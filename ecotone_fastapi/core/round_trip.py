@@ -13,14 +13,15 @@ from pydantic import Secret, SecretBytes, SecretStr, TypeAdapter
 from pydantic.dataclasses import is_pydantic_dataclass
 
 
-def losses_of(adapter: TypeAdapter[Any], name: str) -> "Sequence[Loss]":
+def losses_of(adapter: TypeAdapter[Any], name: str, *, changing: bool = False) -> "Sequence[Loss]":
     """Return what values of a type lose on a channel.
 
     Args:
         adapter: The type.
         name: Its name for people.
+        changing: Whether what its fields hold changes, so that what is not read is not computed again either.
     """
-    losses = _Losses()
+    losses = _Losses(changing=changing)
     losses.look(adapter.core_schema, _Place(name, name))
     return tuple(losses.found)
 
@@ -56,6 +57,7 @@ class _Place:
         by_alias: Whether they are read by their aliases.
         rekeyed: Whether code of the user reads the fields before pydantic does.
         refilled: Whether code of the user may give values to fields that were not read.
+        frozen: Whether no field is ever changed.
         as_it_is: Whether it is written without a look at its annotations, like all in a plain list or dict but models;
             `None` for the payload itself.
     """
@@ -66,6 +68,7 @@ class _Place:
     by_alias: bool = True
     rekeyed: bool = False
     refilled: bool = False
+    frozen: bool = False
     as_it_is: bool | None = None
 
 
@@ -83,8 +86,9 @@ class _Losses:
     In doubt there is no loss: what the user's own serializers write and validators read is taken to be right.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, changing: bool) -> None:
         self.found: dict[Loss, None] = {}
+        self._changing = changing
         self._definitions: dict[str, Any] = {}
         self._seen: set[tuple[str, _Place]] = set()
 
@@ -112,6 +116,14 @@ class _Losses:
             if visit not in self._seen:
                 self._seen.add(visit)
                 self.look(self._definitions.get(node["schema_ref"]), place)
+        elif kind == "generator" and self._changing:
+            self._lose(place.where, "it is read as an iterator, which gives its items once", "make it a list")
+        elif kind == "enum" and not node.get("missing"):
+            for member in node.get("members", ()):
+                if not _is_plain(member.value):
+                    self._lose(
+                        place.where, f"{member} is not read as it is written", "let its value be a text or number"
+                    )
         place = _entered(node, place)
         for name, field in _fields_of(node):
             self._look_at_field(name, field, place)
@@ -123,6 +135,8 @@ class _Losses:
         needed = field.get("required", inner.get("type") != "default")
         refused = "the receiver refuses the message without it"
         if not field.get("init", True):
+            if self._changing and not place.refilled and not place.frozen:
+                self._lose(where, "it is not read (init=False), and gets its default", "take init=False away")
             return  # the receiver computes it
         if field.get("init_only"):
             if needed and not place.rekeyed:
@@ -171,6 +185,7 @@ def _entered(node: Mapping[str, Any], place: _Place) -> _Place:
             by_alias=config.get("validate_by_alias") is not False,
             rekeyed=place.rekeyed or own_init,
             refilled=place.refilled or own_init or bool(node.get("post_init")),
+            frozen=bool(node.get("frozen")) or _is_frozen_dataclass(node.get("cls")),
             as_it_is=_written_as_it_is(kind, node.get("cls"), place),
         )
     if kind in _CONTAINERS and place.as_it_is is None:
@@ -182,6 +197,17 @@ def _written_as_it_is(kind: str, cls: Any, place: _Place) -> bool:
     if kind == "model" or is_pydantic_dataclass(cls):
         return False
     return kind == "typed-dict" if place.as_it_is is None else place.as_it_is
+
+
+def _is_frozen_dataclass(cls: Any) -> bool:
+    return bool(getattr(getattr(cls, "__dataclass_params__", None), "frozen", False))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON gives a value back as it was."""
+    if isinstance(value, list | dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def _fields_of(node: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.consumer import Consumer, Hold
-from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConsumerStoppedError
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConsumerStoppedError, ProjectionError
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Runnable
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.supervision")
@@ -145,8 +145,9 @@ async def _attempt(runnable: Runnable, health: RunnableHealth, limits: Limits) -
         raise
     except BaseException as error:
         health.failed(error)
-        # A lost server needs no traceback, nor does a message that was told to hold its consumer up.
-        if not isinstance(error, ChannelError | ConsumerStoppedError):
+        # A lost server needs no traceback, nor does a message that was told to hold its consumer up; that of a
+        # projection is told where it stands still.
+        if not isinstance(error, ChannelError | ConsumerStoppedError | ProjectionError):
             logger.error("%s failed", runnable.name, exc_info=error)
         return False
     else:

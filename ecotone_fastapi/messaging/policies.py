@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
-from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, RoutingError
+from ecotone_fastapi.core.errors import ConcurrencyError, ConfigurationError, ConversionError, RoutingError
 from ecotone_fastapi.core.message import HeaderName, Message
 
 
@@ -106,7 +106,8 @@ class ErrorPolicy(Protocol):
 class Backoff:
     """The default policy: wait longer from retry to retry, then park. With `factor=1` each wait is as long.
 
-    What cannot be read or finds no handler is parked at once: trying again would not change it.
+    What cannot be read, finds no handler, or expects a version that is past, is parked at once: trying again would not
+    change it.
 
     Args:
         retries: How often the handler is run again after its first failure.
@@ -139,7 +140,10 @@ class Backoff:
 
     def decide(self, failure: Failure) -> Decision:
         """Retry with a longer and longer delay; park what is hopeless or has used up its retries."""
-        hopeless = isinstance(failure.error, ConversionError | RoutingError)
+        error = failure.error
+        hopeless = isinstance(error, ConversionError | RoutingError) or (
+            isinstance(error, ConcurrencyError) and not error.passing
+        )
         if hopeless or failure.attempt > self.retries:
             return self.then
         seed = f"{failure.message.headers.get(HeaderName.id)}/{failure.attempt}".encode()

@@ -208,7 +208,8 @@ class InstantRetries:
                 return int(rule.times)
         if database is None or _LEFT in state or seconds > self._patience:
             return 0
-        return self._passing if isinstance(error, ConcurrencyError) or database.is_passing(error) else 0
+        passing = error.passing if isinstance(error, ConcurrencyError) else database.is_passing(error)
+        return self._passing if passing else 0
 
     def _rules(self, call: Call) -> tuple[Retried, ...]:
         assert call.endpoint is not None

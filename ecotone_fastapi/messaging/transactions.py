@@ -109,12 +109,14 @@ class Transactions:
             # Whoever has sent this command may catch its failure and go on: then nothing of it may be left.
             outgoing = call.scope.state.get(Outgoing)
             before = len(outgoing) if isinstance(outgoing, Outgoing) else 0
+            changes = call.scope.changes()
             try:
                 if unit is None:
                     return await proceed(call)
                 async with unit.savepoint(call.scope):
                     return await proceed(call)
             except BaseException:
+                call.scope.take_back(changes)
                 outgoing = call.scope.state.get(Outgoing)
                 if isinstance(outgoing, Outgoing):
                     outgoing.forget_after(before)

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ecotone_fastapi.core.errors import ConfigurationError, ConversionError
+from ecotone_fastapi.core.errors import AggregateError, ConfigurationError, ConversionError
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.modelling.applying import Applying
 from ecotone_fastapi.modelling.event_store import EventStore, StoredEvent, category_of, check_stream, stream_of
@@ -91,20 +91,25 @@ class EventSourcedStore:
     ) -> Saved:
         """Append what an aggregate has recorded to its stream."""
         sourced = self._known[cls]
+        if identifier is None:
+            raise AggregateError(
+                f"a new {cls.__name__} is not identified by its events",
+                hint="return or record one, and let an @applies method set the attribute of its identifier",
+            )
         if not events:
             if not expected:
-                raise ConversionError(
+                raise AggregateError(
                     f"a new {cls.__name__} has recorded no event, so there is nothing to save",
                     hint="an event-sourced aggregate begins with an event: return or record one",
                 )
             return Saved(expected)
-        if identifier is None:
-            raise ConversionError(
-                f"a new {cls.__name__} is not identified after {type(events[0].payload).__name__}",
-                hint="set the attribute of its identifier in an @applies method",
-            )
         stream = stream_of(sourced.category, str(identifier))
-        stored = await self._events.append_messages(stream, events, expected=expected)
+        try:
+            stored = await self._events.append_messages(stream, events, expected=expected)
+        except ConversionError as error:  # no fault of who has sent the command
+            raise AggregateError(
+                f"what a {cls.__name__} has recorded cannot be stored: {error.what}", tried=error.tried, hint=error.hint
+            ) from error
         version = stored[-1].version
         snapshots = sourced.snapshots
         if snapshots is not None and snapshots.settings.are_due(expected, version):
@@ -144,9 +149,13 @@ class EventSourcedStore:
         while page:
             for event in page:
                 if event.version > version:
-                    message = read(event)
                     try:
+                        message = read(event)
                         applying.apply(state, message.payload, message.headers)
+                    except ConversionError as error:  # no fault of who has sent the command
+                        raise AggregateError(
+                            f"version {event.version} of {stream!r} cannot be read: {error.what}", hint=error.hint
+                        ) from error
                     except Exception as error:
                         error.add_note(f"while applying {event.name!r}, version {event.version} of {stream!r}")
                         raise

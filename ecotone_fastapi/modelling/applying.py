@@ -9,6 +9,7 @@ return nothing, ask nobody and refuse nothing.
 """
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields, is_dataclass
 from functools import cached_property, partial
@@ -108,7 +109,15 @@ class Applying:
             ConfigurationError: What is wrong with the class.
         """
         _ = self._methods
-        if _is_frozen(self._new()):
+        blank = self._new()
+        try:
+            weakref.ref(blank)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"nothing can be recorded for a {self._cls.__qualname__}: it has __slots__",
+                hint="write @dataclass(slots=True, weakref_slot=True), or add '__weakref__' to __slots__",
+            ) from error
+        if _is_frozen(blank):
             raise ConfigurationError(
                 f"{self._cls.__qualname__} is frozen, and events change it", hint="write @dataclass without frozen=True"
             )

@@ -115,7 +115,8 @@ class DocumentStorage(Protocol):
     async def upsert(self, collection: str, document_id: str, body: str) -> Document[str]:
         """Write a document, whether there is one or not, and raise its version by 1.
 
-        Of several at once each comes to its own version, none fails and none is lost.
+        Of several at once each comes to its own version, and none is lost. In an open unit of work the server may let
+        one fail that waits for others, as with every statement.
         """
         ...
 

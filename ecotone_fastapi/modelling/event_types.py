@@ -11,8 +11,10 @@ are stored as they are: nothing personal belongs there.
 
 import json
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -142,6 +144,11 @@ class EventTypes:
         classes = dict.fromkeys(one for cls in self._classes for one in (cls, *descendants_of(cls)))
         ConfigurationError.raise_all(list(self._upcasters.problems(self._types, classes, complete=complete)))
 
+    @property
+    def names(self) -> Iterable[str]:
+        """The names of the classes that were made known, former ones included."""
+        return [name for cls in self._classes for name in (name_of(cls), *aliases_of(cls))]
+
     def names_of(self, classes: Iterable[type]) -> frozenset[str]:
         """Return all names under which events of these classes and of their subclasses may be stored."""
         every = dict.fromkeys(one for cls in classes for one in (cls, *descendants_of(cls)))
@@ -264,7 +271,14 @@ class EventTypes:
 
 def may_be_event(cls: type) -> bool:
     """Whether a class is one that somebody has written, and not a piece of Python."""
-    return cls.__module__.partition(".")[0] not in sys.stdlib_module_names
+    if cls.__module__.partition(".")[0] not in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    # A module of the user's may have the name of one that comes with Python.
+    return file is not None and not Path(file).is_relative_to(_PYTHON)
+
+
+_PYTHON = Path(sysconfig.get_path("stdlib"))
 
 
 def _upcast(body: bytes, form: _Form, content_type: str) -> bytes:

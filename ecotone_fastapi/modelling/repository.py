@@ -9,11 +9,14 @@ A handler asks for `Repository[Order]` by its type. What stands behind it is an 
 adapter, the one in memory, or one of your own, given among the plugins or services.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from urllib.parse import quote
 
+from pydantic_core import to_json
+
+from ecotone_fastapi.core.errors import AggregateError
 from ecotone_fastapi.core.message import Message
 
 A = TypeVar("A")
@@ -46,8 +49,22 @@ class Identifier:
 
     def __str__(self) -> str:
         if len(self.values) == 1:
-            return str(self.values[0])
-        return "/".join(quote(str(value), safe="") for value in self.values)
+            return _text_of(self.values[0])
+        return "/".join(quote(_text_of(value), safe="") for value in self.values)
+
+
+def _text_of(value: Any) -> str:
+    """A value as text that is the same tomorrow: of a value object without a text of its own, what it is made of."""
+    if isinstance(value, str):
+        return str.__str__(value)  # an enum of texts is one of them
+    if any("__str__" in vars(cls) for cls in type(value).__mro__[:-1]) or type(value).__module__ == "builtins":
+        return str(value)
+    text = to_json(value).decode()
+    return text[1:-1] if text.startswith('"') else text
+
+
+UNVERSIONED: int = -1
+"""The version of aggregates whose store counts none, because it lets one handler at a time have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +73,8 @@ class Versioned(Generic[A]):
 
     Args:
         state: The aggregate.
-        version: How often it has been saved; of an event-sourced one, how many events it has.
+        version: How often it has been saved; of an event-sourced one, how many events it has; `UNVERSIONED` where its
+            store does not count.
     """
 
     state: A
@@ -81,11 +99,14 @@ class AggregateStore(Protocol):
     """Loads and saves aggregates of some classes. Adapters implement it, and so can you."""
 
     def serves(self, cls: type) -> bool:
-        """Whether aggregates of this class are kept here."""
+        """Whether aggregates of this class can be kept here."""
         ...
 
     async def load(self, cls: type[A], identifier: Identifier) -> Versioned[A] | None:
-        """Return an aggregate, another object each time; `None` when there is none."""
+        """Return an aggregate; `None` when there is none.
+
+        Two units of work never get the same object.
+        """
         ...
 
     async def save(
@@ -108,8 +129,39 @@ class AggregateStore(Protocol):
 
         Raises:
             ConcurrencyError: It has another version by now, or a new one exists already.
+            AggregateError: It cannot be saved as it is: it has no identifier, for example.
         """
         ...
+
+
+@runtime_checkable
+class ChecksAggregates(Protocol):
+    """A store that can tell at start whether all will be well."""
+
+    def check(self, cls: type) -> None:
+        """Look at a class whose aggregates will be kept here.
+
+        Raises:
+            ConfigurationError: Their state would not come back as it was, or something else is missing.
+        """
+        ...
+
+
+@runtime_checkable
+class TypesIdentifiers(Protocol):
+    """A store that knows better than annotations do of which types identifiers are."""
+
+    def identifier_types(self, cls: type) -> Mapping[str, Any]:
+        """Return the types of attributes of a class that is served, as far as they are known."""
+        ...
+
+
+def lacks_identifier(cls: type) -> AggregateError:
+    """Return the error for an aggregate that nobody could find again."""
+    return AggregateError(
+        f"a new {cls.__name__} has no identifier",
+        hint="set it before the handler returns, or keep it in a database that gives identifiers",
+    )
 
 
 class Repository(Protocol[A]):
@@ -131,7 +183,9 @@ class Repository(Protocol[A]):
         ...
 
     async def save(self, aggregate: A) -> None:
-        """Save an aggregate, a new one or one that was loaded here, and publish the events that it has recorded.
+        """Save an aggregate, a new one or one that was loaded here.
+
+        The events that it has recorded are published when the handler has returned, after all that it saves.
 
         Raises:
             ConcurrencyError: Somebody else has saved it since it was loaded, or a new one exists already.

@@ -19,8 +19,9 @@ from pydantic import PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapte
 from pydantic_core import to_json
 
 from ecotone_fastapi.core.clock import Clock
-from ecotone_fastapi.core.conversion import Conversion
-from ecotone_fastapi.core.errors import ConfigurationError, ConversionError
+from ecotone_fastapi.core.conversion import JSON, Conversion
+from ecotone_fastapi.core.errors import AggregateError, ConfigurationError, ConversionError
+from ecotone_fastapi.modelling.state import StateForm
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.snapshots")
 
@@ -101,14 +102,25 @@ class SnapshotsOf:
 
     Args:
         cls: The class.
+        blank: An object of it to which nothing has happened.
         settings: When they are taken.
         store: Where they are.
-        conversion: Makes bytes of them.
+        conversion: The converters of the user, one of which may be for the class.
         clock: Tells when they are taken.
+
+    Raises:
+        ConfigurationError: Objects of the class would not come back as they were.
     """
 
     def __init__(
-        self, cls: type, settings: Snapshots, store: SnapshotStore, conversion: Conversion, clock: Clock
+        self,
+        cls: type,
+        blank: object,
+        *,
+        settings: Snapshots,
+        store: SnapshotStore,
+        conversion: Conversion,
+        clock: Clock,
     ) -> None:
         self.settings = settings
         self._cls = cls
@@ -117,11 +129,11 @@ class SnapshotsOf:
         self._clock = clock
         self._told: set[str] = set()
         try:
-            conversion.check(cls)
+            self._state: StateForm[Any] | None = None if conversion.has_converter(cls) else StateForm(cls)
         except ConfigurationError as problem:
             problem.what = f"no snapshots of {cls.__qualname__} can be taken: {problem.what}"
             raise
-        self._form: str = f"{settings.revision}:{_fingerprint(cls)}"
+        self._form: str = f"{settings.revision}:{_fingerprint(cls, blank)}"
 
     async def load(self, stream: str) -> Snapshot | None:
         """Return the snapshot of a stream; `None` without one of the class as it is."""
@@ -134,16 +146,23 @@ class SnapshotsOf:
     def restore(self, snapshot: Snapshot) -> Any:
         """Return an aggregate as it was; `None` when the snapshot cannot be read."""
         try:
-            return self._conversion.decode(snapshot.body, self._cls, snapshot.content_type)
-        except ConversionError as error:
+            if self._state is None:
+                return self._conversion.decode(snapshot.body, self._cls, snapshot.content_type)
+            if snapshot.content_type == JSON:
+                return self._state.read(snapshot.body.decode())
+            self.ignore(snapshot, f"it is {snapshot.content_type}, and nothing reads that any more")
+        except (AggregateError, ConversionError) as error:
             self.ignore(snapshot, error.what)
-            return None
+        return None
 
     async def save(self, stream: str, state: Any, version: int, event_id: str) -> None:
         """Take a snapshot. That it cannot be written is no reason for a handler to fail."""
         try:
-            body, content_type = self._conversion.encode(state)
-        except ConversionError as error:
+            if self._state is None:
+                body, content_type = self._conversion.encode(state)
+            else:
+                body, content_type = self._state.write(state).encode(), JSON
+        except (AggregateError, ConversionError) as error:
             logger.warning("no snapshot of %s was taken at version %s: %s", stream, version, error.what)
             return
         await self._store.save(Snapshot(stream, version, event_id, self._form, content_type, body, self._clock.now()))
@@ -160,10 +179,13 @@ class SnapshotsOf:
             )
 
 
-def _fingerprint(cls: type) -> str:
-    """Return a text that is another one when the fields of a class, or their types, have changed."""
+def _fingerprint(cls: type, blank: object) -> str:
+    """Return a text that is another one when the attributes of a class, or their types, have changed."""
     try:
         form = to_json(TypeAdapter(cls).json_schema())
-    except (PydanticUserError, PydanticInvalidForJsonSchema):  # a converter of the user's knows it
-        form = repr([sorted(map(str, get_annotations(one).items())) for one in cls.__mro__]).encode()
+    except (PydanticUserError, PydanticInvalidForJsonSchema):
+        # Of a plain class only that is known what it says, and what its constructor sets.
+        told = [sorted(map(str, get_annotations(one).items())) for one in cls.__mro__]
+        made = sorted((name, type(value).__qualname__) for name, value in getattr(blank, "__dict__", {}).items())
+        form = repr((told, made)).encode()
     return hashlib.sha256(form).hexdigest()[:16]

@@ -12,20 +12,24 @@ It needs pytest: `pip install pytest`.
 """
 
 from ecotone_fastapi.testing.conformance import (
+    AggregateStoreConformance,
     ChannelConformance,
     DocumentStoreConformance,
     EventStoreConformance,
     InboxConformance,
+    ProjectionStoreConformance,
     StoreConformance,
 )
 from ecotone_fastapi.testing.flow import Flow, Recorded, TravellingClock, flow_test
 
 __all__ = [
+    "AggregateStoreConformance",
     "ChannelConformance",
     "DocumentStoreConformance",
     "EventStoreConformance",
     "Flow",
     "InboxConformance",
+    "ProjectionStoreConformance",
     "Recorded",
     "StoreConformance",
     "TravellingClock",

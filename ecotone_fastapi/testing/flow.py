@@ -16,7 +16,7 @@ from ecotone_fastapi.app import Ecotone, InBackground
 from ecotone_fastapi.core.channel import Channel, Inspectable
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Kind
-from ecotone_fastapi.core.errors import ConfigurationError, UnsupportedCapabilityError
+from ecotone_fastapi.core.errors import ConfigurationError, ProjectionError, UnsupportedCapabilityError
 from ecotone_fastapi.core.gateway import unknown_channel
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
@@ -25,9 +25,11 @@ from ecotone_fastapi.messaging.asynchronous import Asynchronous
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, is_scheduling
 from ecotone_fastapi.messaging.transactions import UnitOfWork
-from ecotone_fastapi.modelling.aggregates import Aggregates, Kept, StoredRepository
-from ecotone_fastapi.modelling.event_sourcing import EventSourced
+from ecotone_fastapi.modelling.aggregates import Aggregates
+from ecotone_fastapi.modelling.event_sourced import EventSourced
 from ecotone_fastapi.modelling.event_store import EventStore, stream_of
+from ecotone_fastapi.modelling.keeping import Kept
+from ecotone_fastapi.modelling.publishing import StoredRepository
 
 A = TypeVar("A")
 
@@ -129,8 +131,12 @@ class Flow:
         Returns:
             How many messages were handled well.
         """
-        before = len(self.failures)
-        handled = await self.ecotone.run(name, limits)
+        before, handled = len(self.failures), 0
+        try:
+            handled = await self.ecotone.run(name, limits)
+        except ProjectionError as error:  # it stands still because of what a handler has raised
+            cause = error.__cause__
+            self.failures.append(cause if isinstance(cause, Exception) else error)
         if raises and len(self.failures) > before:
             raise self.failures[before]
         return handled
@@ -308,7 +314,8 @@ class _Recorder:
     def install(self, assembly: Assembly) -> None:
         async def record(call: Call, proceed: Proceed) -> Any:
             assert call.kind is not None
-            self.recorded.append(Recorded(call.kind, call.message, call.key))
+            if call.kind is not Kind.INTERNAL:
+                self.recorded.append(Recorded(call.kind, call.message, call.key))
             return await proceed(call)
 
         async def note_failure(call: Call, proceed: Proceed) -> Any:

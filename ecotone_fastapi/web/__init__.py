@@ -15,6 +15,7 @@ from ecotone_fastapi.web.buses import (
 from ecotone_fastapi.web.dead_letters import DeadLettersDep
 from ecotone_fastapi.web.errors import STATUS, add_error_handlers
 from ecotone_fastapi.web.health import Health
+from ecotone_fastapi.web.projections import ProjectionsDep
 
 __all__ = [
     "STATUS",
@@ -25,6 +26,7 @@ __all__ = [
     "EventBus",
     "EventBusDep",
     "Health",
+    "ProjectionsDep",
     "QueryBus",
     "QueryBusDep",
     "RunnableHealth",

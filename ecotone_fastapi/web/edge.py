@@ -9,6 +9,7 @@ from starlette.types import Scope as AsgiScope
 from ecotone_fastapi.core.errors import NotInstalledError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.messaging.dead_letter import DeadLetters
+from ecotone_fastapi.modelling.rebuilding import Projections
 from ecotone_fastapi.web.health import Health
 
 KEY = "ecotone"
@@ -24,6 +25,11 @@ class Served(Protocol):
     @property
     def dead_letters(self) -> DeadLetters:
         """What was parked, and what can be done about it."""
+        ...
+
+    @property
+    def projections(self) -> Projections:
+        """The projections, and what can be done about them."""
         ...
 
     async def health(self) -> Health:

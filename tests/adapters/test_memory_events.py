@@ -19,7 +19,7 @@ from ecotone_fastapi.modelling.event_store import EventStorage, Expected
 from ecotone_fastapi.testing import EventStoreConformance, TravellingClock
 from ecotone_fastapi.testing.conformance.event_order import Step
 from ecotone_fastapi.testing.conformance.event_steps import facts, versions
-from tests.adapters.test_sqlalchemy_events import STEPS
+from tests.interleavings import STEPS
 
 
 def unit_of_work() -> AbstractAsyncContextManager[object]:

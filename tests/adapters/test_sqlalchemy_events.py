@@ -1,6 +1,5 @@
 """Events in databases: the shipped suite against every database and driver, and what is particular about each."""
 
-import random
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -8,7 +7,6 @@ from contextlib import asynccontextmanager, contextmanager
 import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -33,19 +31,7 @@ from ecotone_fastapi.modelling.event_store import (
 from ecotone_fastapi.testing import EventStoreConformance
 from ecotone_fastapi.testing.conformance.event_order import Step
 from ecotone_fastapi.testing.conformance.event_steps import Reader, everything, fact, facts, places, streams, versions
-
-STEPS = st.lists(
-    st.builds(
-        Step,
-        who=st.integers(0, 3),
-        what=st.sampled_from(["append", "append", "alone", "commit", "rollback", "read", "read"]),
-        stream=st.integers(0, 5),
-        number=st.integers(1, 3),
-    ),
-    max_size=60,
-)
-"""What some writers and readers do, in any order."""
-
+from tests.interleavings import STEPS
 
 class SqlEventStores(EventStoreConformance):
     database: SqlAlchemy
@@ -583,9 +569,3 @@ async def test_positions_are_known_where_the_store_gives_them_at_once(database: 
     known = [None, None] if kind == "mariadb" else found[:2]
     assert [one.position for one in appended] == [one.position for one in read] == known
     assert [one.position for one in alone] == found[2:]
-
-
-def test_random_steps_are_the_same_for_the_same_seed() -> None:
-    from ecotone_fastapi.testing.conformance.event_order import steps
-
-    assert steps(random.Random(1), 50) == steps(random.Random(1), 50)

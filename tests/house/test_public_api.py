@@ -28,12 +28,15 @@ AGREED = {
         DeadLetters DeadLettersDep DeadLetterFilter DeadLetterOffice ParkedMessage
         AsynchronousHandlers ConsumerSettings Deduplication Consumers CircuitBreaker Failures Outbox
         Repository EventStore DocumentStore Decisions Tag
+        Projecting Projections ProjectionsDep ProjectionError ProjectionState ProjectionStatus ProjectionVersion
+        Partition Emitter
         add_error_handlers command_bus event_bus query_bus
         EcotoneError ConfigurationError ConversionError HandlerNotFoundError AggregateNotFoundError ConcurrencyError
     """,
     f"{PACKAGE}.testing": """
         flow_test Flow StartFlow Recorded TravellingClock ParkedMessage Limits
-        ChannelConformance DocumentStoreConformance EventStoreConformance InboxConformance StoreConformance
+        AggregateStoreConformance ChannelConformance DocumentStoreConformance EventStoreConformance
+        InboxConformance ProjectionStoreConformance StoreConformance
     """,
     f"{PACKAGE}.core": """
         Plugin Assembly Interceptor Call Scope Proceed Stage Order mark Inline Endpoint Kind

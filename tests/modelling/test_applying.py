@@ -124,7 +124,7 @@ def test_a_dataclass_whose_constructor_wants_more_is_made_field_by_field() -> No
 
 
 def test_a_dataclass_with_slots_and_one_with_defaults_are_made() -> None:
-    @dataclass(slots=True)
+    @dataclass(slots=True, weakref_slot=True)
     class Small:
         number: int
         colour: str = "white"
@@ -176,6 +176,17 @@ def test_a_constructor_that_cannot_be_called_is_found_at_start() -> None:
 
     assert "Lamp cannot be made without lamp_id, colour" in problem(Lamp)
     assert "Odd cannot be made without number" in problem(Odd)
+
+
+def test_an_object_that_nothing_can_be_recorded_for_is_found_at_start() -> None:
+    @dataclass(slots=True)
+    class Small:
+        number: int = 0
+
+        @applies
+        def opened(self, event: Opened) -> None: ...
+
+    assert "weakref_slot=True" in problem(Small)
 
 
 def test_what_is_frozen_is_found_at_start() -> None:

@@ -39,7 +39,7 @@ from ecotone_fastapi import (
 )
 from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryEvents
 from ecotone_fastapi.core.endpoint import discover
-from ecotone_fastapi.core.errors import MissingServiceError
+from ecotone_fastapi.core.errors import AggregateError, MissingServiceError
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned
@@ -206,7 +206,7 @@ async def test_a_handler_that_returns_no_event_fails_and_nothing_is_stored(it: o
     async with flow_test([Basket]) as flow:
         await flow.send(OpenBasket("7"))
 
-        with pytest.raises(ConversionError, match=r"a handler of Basket has returned .*, which is no event"):
+        with pytest.raises(AggregateError, match=r"a handler of Basket has returned .*, which is no event"):
             await flow.send({"it": it}, to="basket.answer", headers={"aggregate.id": "7"})
         assert await history(flow, "basket-7") == [BasketWasOpened("7")]
 
@@ -446,7 +446,7 @@ async def test_a_new_object_that_has_recorded_nothing_is_not_saved() -> None:
             return cls()
 
     async with flow_test([Empty]) as flow:
-        with pytest.raises(ConversionError, match="a new Empty has recorded no event"):
+        with pytest.raises(AggregateError, match="a new Empty has recorded no event"):
             await flow.send(None, to="make")
 
 
@@ -464,7 +464,7 @@ async def test_a_factory_whose_events_set_no_identifier_fails_before_anything_is
         def charged(self, event: WalletWasCharged) -> None: ...
 
     async with flow_test([Nameless]) as flow:
-        with pytest.raises(ConversionError, match=r"not identified after WalletWasCharged[\s\S]*@applies"):
+        with pytest.raises(AggregateError, match=r"not identified by its events[\s\S]*@applies"):
             await flow.send(None, to="make")
         assert flow.published == []
 
@@ -476,6 +476,11 @@ async def test_an_event_is_applied_once_also_by_a_class_that_inherits_from_anoth
     async with flow_test([Till]) as flow:
         await flow.send(Charge("w", 5))
         assert await flow.send(Charge("w", 5)) == 10
+
+
+def test_an_event_is_recorded_when_it_is_known() -> None:
+    with pytest.raises(AggregateError, match=r"a Wallet has recorded a function"):
+        record(Wallet(), lambda: WalletWasCharged("w", 5))
 
 
 def test_an_aggregate_can_be_tested_alone() -> None:
@@ -746,7 +751,7 @@ async def test_an_event_of_a_class_that_nothing_here_names_is_refused_until_it_i
                 await flow.send(made, to="basket.answer", headers={"aggregate.id": "7"})
                 assert await history(flow, "basket-7") == [BasketWasOpened("7"), Secret("7")]
             else:
-                with pytest.raises(ConversionError, match=r"EventSourcing\(events=\[Secret\]\)"):
+                with pytest.raises(AggregateError, match=r"EventSourcing\(events=\[Secret\]\)"):
                     await flow.send(made, to="basket.answer", headers={"aggregate.id": "7"})
 
 

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -232,14 +233,10 @@ async def test_a_snapshot_that_cannot_be_read_is_left_aside(caplog: pytest.LogCa
         await open_and_move(flow, 1, 2)
         kept = await world.snapshots.load("account-1")
         assert kept is not None
-        await world.snapshots.save(Snapshot(**{**_as_dict(kept), "body": b'{"account_id": '}))
+        await world.snapshots.save(replace(kept, body=b'{"account_id": '))
 
         assert await flow.ask("1", to="state") == ([1, 2], 3)
     assert len(caplog.messages) == 1
-
-
-def _as_dict(snapshot: Snapshot) -> dict[str, Any]:
-    return {name: getattr(snapshot, name) for name in Snapshot.__slots__}
 
 
 async def test_a_stream_that_was_deleted_and_begun_anew_is_another_one() -> None:
@@ -407,6 +404,62 @@ async def test_a_converter_of_the_user_writes_and_reads_snapshots_of_a_plain_cla
         assert await flow.ask("1", to="state") == 5
 
 
+async def test_plain_classes_have_snapshots_and_one_that_has_another_attribute_is_another_one() -> None:
+    class Plain:
+        def __init__(self) -> None:
+            self.account_id = ""
+            self.amounts: list[int] = []
+
+        @classmethod
+        @command_handler("open")
+        def open(cls, account_id: str) -> list[Any]:
+            return [Opened(account_id), Moved(5)]
+
+        @query_handler("state")
+        def get_state(self) -> Any:
+            return vars(self)
+
+        @applies
+        def opened(self, event: Opened) -> None:
+            self.account_id = event.account_id
+
+        @applies
+        def moved(self, event: Moved) -> None:
+            self.amounts.append(event.amount)
+
+    class Counting(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = 0
+
+        @applies
+        def moved(self, event: Moved) -> None:
+            super().moved(event)
+            self.count += 1
+
+    world = World()
+    sourced = event_sourced(identifier="account_id", stream="account", snapshots=2)
+    async with world.run(sourced(Plain)) as flow:
+        await flow.send("1", to="open")
+        world.events.count = 0
+        assert await flow.ask("1", to="state") == {"account_id": "1", "amounts": [5]}
+        assert world.events.count == 1
+    async with world.run(sourced(Counting)) as flow:
+        assert await flow.ask("1", to="state") == {"account_id": "1", "amounts": [5], "count": 1}
+
+
+async def test_a_snapshot_whose_converter_is_gone_is_left_aside(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    async with world.run(account(2)) as flow:
+        await open_and_move(flow, 1)
+        kept = await world.snapshots.load("account-1")
+        assert kept is not None
+        await world.snapshots.save(replace(kept, content_type="application/x-sealed"))
+
+        assert await flow.ask("1", to="state") == ([1], 1)
+    assert "it is application/x-sealed, and nothing reads that any more" in caplog.text
+
+
 async def test_an_event_that_cannot_be_applied_tells_which_it_is() -> None:
     @event_sourced(identifier="account_id", stream="account")
     @dataclass
@@ -432,16 +485,11 @@ def problem(*handlers: Any) -> str:
 
 def test_what_cannot_work_is_found_at_start() -> None:
     @event_sourced(identifier="account_id", stream="account", snapshots=2)
-    class Plain:
-        account_id = ""
+    @dataclass
+    class Locked(Account):
+        lock: Lock = field(default_factory=Lock)
 
-        @command_handler("plain")
-        def do(self) -> None: ...
-
-        @applies
-        def opened(self, event: Opened) -> None: ...
-
-    assert "no snapshots of" in problem(Plain)
+    assert "no snapshots of" in problem(Locked)
     assert "there is no channel 'nowhere'" in problem(account(Snapshots(background="nowhere")))
     with pytest.raises(ConfigurationError, match="every 0 events are none"):
         Snapshots(every=0)

@@ -12,6 +12,7 @@ import pytest
 
 from ecotone_fastapi import (
     AggregateNotFoundError,
+    CommandBus,
     ConcurrencyError,
     EventStore,
     Repository,
@@ -251,6 +252,29 @@ async def test_a_listener_that_fails_takes_all_of_it_back(start: Start) -> None:
         assert await flow.stream("wallet-w") == [MoneyWasAdded("w", 1), MoneyWasAdded("w", 2)]
         assert await flow.stream("wallet-v") == []
         assert await flow.ask("w", to="wallet.balance") == 3
+
+
+async def test_a_command_that_fails_inside_another_one_leaves_nothing(start: Start) -> None:
+    @event_handler
+    def refuse(event: MoneyWasTaken) -> None:
+        raise ValueError("no")
+
+    @command_handler("try")
+    async def attempt(wallet_id: str, commands: CommandBus) -> None:
+        await commands.send(AddMoney(wallet_id, 3))
+        for wallet in (wallet_id, "another"):
+            with pytest.raises(ValueError, match="no"):
+                await commands.send(TakeMoney(wallet, 1))
+        await commands.send(AddMoney(wallet_id, 4))
+
+    async with start(Wallet, refuse, attempt) as flow:
+        for amount in (1, 2):
+            await flow.send(AddMoney("w", amount))
+        await flow.send("w", to="try")
+
+        assert await flow.stream("wallet-w") == [MoneyWasAdded("w", amount) for amount in (1, 2, 3, 4)]
+        assert await flow.stream("wallet-another") == []
+        assert (await flow.state(Wallet, "w")).balance == 10
 
 
 async def test_several_at_once_all_get_their_turn(start: Start) -> None:

@@ -6,6 +6,7 @@ from ecotone_fastapi.adapters.memory.dead_letters import MemoryDeadLetters
 from ecotone_fastapi.adapters.memory.documents import MemoryDocuments
 from ecotone_fastapi.adapters.memory.events import MemoryEvents
 from ecotone_fastapi.adapters.memory.inbox import MemoryInbox
+from ecotone_fastapi.adapters.memory.projections import MemoryProjections
 from ecotone_fastapi.adapters.memory.schedules import MemorySchedules
 from ecotone_fastapi.adapters.memory.snapshots import MemorySnapshots
 
@@ -18,6 +19,7 @@ __all__ = [
     "MemoryEntry",
     "MemoryEvents",
     "MemoryInbox",
+    "MemoryProjections",
     "MemoryQueue",
     "MemorySchedules",
     "MemorySnapshots",

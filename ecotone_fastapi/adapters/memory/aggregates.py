@@ -1,29 +1,47 @@
 """Aggregates in memory: the default, and the test double of every other store."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any, TypeVar
 
+from ecotone_fastapi.adapters.memory.claims import Claims
 from ecotone_fastapi.core.errors import ConcurrencyError
+from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.message import Message
-from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned
+from ecotone_fastapi.core.pipeline import Scope
+from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned, lacks_identifier
 
 A = TypeVar("A")
 
+_Key = tuple[type, str]
+_Copy = tuple[Any, int]
+
 
 class MemoryAggregates:
-    """Keeps copies of aggregates of any class, for as long as the process lives."""
+    """Keeps copies of aggregates, for as long as the process lives.
+
+    What a unit of work saves is its own until it ends well; others that want to save the same aggregate wait for that,
+    as they would for a row in a database, and then find that they came too late. Entities of an ORM are not kept here:
+    a copy of one belongs to no session, gets no identifier, and is no test of its mapping.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[type, str], tuple[Any, int]] = {}
+        self._kept: dict[_Key, _Copy] = {}
+        self._changes: dict[Scope, dict[_Key, _Copy]] = {}
+        self._claims: Claims[_Key] = Claims(
+            "two units of work wait for aggregates that the other one has saved",
+            "handle again what failed, or save aggregates in the same order everywhere",
+        )
 
     def serves(self, cls: type) -> bool:
-        """Return that it keeps them all."""
-        return True
+        """Return that it keeps them all, but for classes that are mapped to tables."""
+        return not hasattr(cls, "__mapper__")
 
     async def load(self, cls: type[A], identifier: Identifier) -> Versioned[A] | None:
         """Return a copy of an aggregate."""
-        found = self._kept.get((cls, str(identifier)))
+        found = self._seen(current_scope(), (cls, str(identifier)))
         return None if found is None else Versioned(deepcopy(found[0]), found[1])
 
     async def save(
@@ -35,12 +53,49 @@ class MemoryAggregates:
         events: Sequence[Message[Any]],
         expected: int,
     ) -> Saved:
-        """Keep a copy of an aggregate."""
-        key = (cls, str(identifier))
-        _, actual = self._kept.get(key, (None, 0))
+        """Keep a copy of an aggregate, for good when the scope of the calling task ends well.
+
+        Raises:
+            ConcurrencyError: Somebody else has saved it.
+            AggregateError: It has no identifier.
+        """
+        if identifier is None:
+            raise lacks_identifier(cls)
+        key, scope = (cls, str(identifier)), current_scope()
+        await self._claims.wait(key, scope)
+        found = self._seen(scope, key)
+        actual = 0 if found is None else found[1]
         if actual != expected:
             raise ConcurrencyError(
-                f"the {cls.__name__} {identifier} was saved meanwhile", expected=expected, actual=actual
+                f"the {cls.__name__} {identifier} was saved by somebody else", expected=expected, actual=actual
             )
-        self._kept[key] = (deepcopy(state), expected + 1)
+        copy = (deepcopy(state), expected + 1)
+        if scope is None:
+            self._kept[key] = copy
+        else:
+            await self._change(scope, key, copy)
         return Saved(expected + 1, events)
+
+    def _seen(self, scope: Scope | None, key: _Key) -> _Copy | None:
+        changes = self._changes.get(scope, {}) if scope is not None else {}
+        return changes.get(key) or self._kept.get(key)
+
+    async def _change(self, scope: Scope, key: _Key, copy: _Copy) -> None:
+        self._claims.take(key, scope)
+        if scope not in self._changes:
+            self._changes[scope] = {}
+            await scope.enter(self._decided(scope))
+        changes = self._changes[scope]
+        scope.note_change(
+            partial(changes.pop, key, None) if key not in changes else partial(changes.update, {key: changes[key]})
+        )
+        changes[key] = copy
+
+    @asynccontextmanager
+    async def _decided(self, scope: Scope) -> AsyncIterator[None]:
+        try:
+            yield
+            self._kept.update(self._changes[scope])
+        finally:
+            del self._changes[scope]
+            self._claims.let_go_all(scope)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 
@@ -81,7 +82,7 @@ class MemoryEvents:
         ids = {event.id for event in events}
         if len(ids) < len(events) or self._ids & ids:
             raise already_appended(self._ids & ids or ids)
-        async with self._changing(scope) as unit:
+        async with self._changing(scope, stream) as unit:
             added = [self._entry(unit, stream, found.version + place, event) for place, event in enumerate(events, 1)]
             self._ids |= ids
             unit.add(stream, found, added)
@@ -126,7 +127,7 @@ class MemoryEvents:
                     added.append(origin)
         if not added:
             return 0
-        async with self._changing(scope) as unit:
+        async with self._changing(scope, stream) as unit:
             links = [
                 _Entry(
                     replace(
@@ -152,7 +153,7 @@ class MemoryEvents:
         found = self._stream(stream, self._unit(scope))
         if not found.entries or found.archived:
             return False
-        async with self._changing(scope) as unit:
+        async with self._changing(scope, stream) as unit:
             unit.streams[stream] = replace(found, archived=True)
         return True
 
@@ -162,7 +163,7 @@ class MemoryEvents:
         await self._free(scope, stream)
         found = self._stream(stream, self._unit(scope))
         if found.entries:
-            async with self._changing(scope) as unit:
+            async with self._changing(scope, stream) as unit:
                 unit.streams[stream] = _NONE
                 unit.gone.update(found.entries)
         return len(found.entries)
@@ -262,7 +263,7 @@ class MemoryEvents:
         return self._open.get(scope) if scope is not None else None
 
     @asynccontextmanager
-    async def _changing(self, scope: Scope | None) -> AsyncIterator["_Unit"]:
+    async def _changing(self, scope: Scope | None, stream: str) -> AsyncIterator["_Unit"]:
         """Give the unit of a scope, which may begin with this; without a scope, one that ends with the block."""
         unit = self._unit(scope)
         if unit is None:
@@ -271,6 +272,8 @@ class MemoryEvents:
             if scope is not None:
                 self._open[scope] = unit
                 await scope.enter(self._decided(scope, unit), outermost=True)
+        if scope is not None:
+            scope.note_change(partial(self._take_back, unit, stream, unit.before(stream)))
         yield unit
         if scope is None:
             self._commit(unit)
@@ -290,6 +293,10 @@ class MemoryEvents:
                 self._ids.difference_update(entry.id for entry in unit.added)
             unit.over.set()
             self._settle()
+
+    def _take_back(self, unit: "_Unit", stream: str, before: "_Before") -> None:
+        self._ids.difference_update(entry.id for entry in unit.added[before.added :])
+        unit.go_back(stream, before)
 
     def _commit(self, unit: "_Unit") -> None:
         for name, changed in unit.streams.items():
@@ -400,6 +407,16 @@ class _Stream:
 _NONE = _Stream()
 
 
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """How far a unit of work had got."""
+
+    stream: _Stream | None
+    added: int
+    gone: frozenset[_Entry]
+    conditions: int
+
+
 class _Unit:
     """What has changed in a unit of work that is open."""
 
@@ -411,6 +428,19 @@ class _Unit:
         self.gone: set[_Entry] = set()
         self.conditions: list[EventFilter] = []
         self.over = anyio.Event()
+
+    def before(self, stream: str) -> "_Before":
+        """Note how things are before a stream is changed."""
+        return _Before(self.streams.get(stream), len(self.added), frozenset(self.gone), len(self.conditions))
+
+    def go_back(self, stream: str, before: "_Before") -> None:
+        """Let things be as they were before a stream was changed."""
+        if before.stream is None:
+            self.streams.pop(stream, None)
+        else:
+            self.streams[stream] = before.stream
+        del self.added[before.added :], self.conditions[before.conditions :]
+        self.gone = set(before.gone)
 
     def add(self, stream: str, found: _Stream, added: Sequence[_Entry]) -> None:
         self.added += added

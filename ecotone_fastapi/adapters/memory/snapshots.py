@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.modelling.snapshots import Snapshot
@@ -35,7 +36,13 @@ class MemorySnapshots:
         if self not in scope.state:
             scope.state[self] = {}
             await scope.enter(self._decided(scope.state[self]), outermost=True)
-        scope.state[self][stream] = snapshot
+        changed: dict[str, Snapshot | None] = scope.state[self]
+        scope.note_change(
+            partial(changed.update, {stream: changed[stream]})
+            if stream in changed
+            else partial(changed.pop, stream, None)
+        )
+        changed[stream] = snapshot
 
     @asynccontextmanager
     async def _decided(self, changed: dict[str, Snapshot | None]) -> AsyncIterator[None]:

@@ -10,17 +10,21 @@ import anyio
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
 
+from ecotone_fastapi.adapters.sqlalchemy.aggregates import SqlAggregates
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
 from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
+from ecotone_fastapi.adapters.sqlalchemy.entities import SqlEntities
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventTables
 from ecotone_fastapi.adapters.sqlalchemy.events import SqlEvents
 from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
 from ecotone_fastapi.adapters.sqlalchemy.methods import implemented
 from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
+from ecotone_fastapi.adapters.sqlalchemy.projections import SqlProjections
 from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
 from ecotone_fastapi.adapters.sqlalchemy.schedules import SqlSchedules
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
@@ -41,6 +45,8 @@ from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.projection_store import ProjectionStore
+from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import SnapshotStore
 
 T = TypeVar("T")
@@ -76,6 +82,8 @@ class SqlAlchemy:
         snapshots: What the events of streams have led to.
         schedules: What waits under a key on the channels in this database.
         pauses: Which consumers pause in all processes.
+        projections: How far projections have come.
+        aggregate_stores: Aggregates in this database: mapped classes in their own tables, all others as JSON.
         events: Events in this database, see `EventStorage`; handlers ask for an `EventStore`.
         documents: Documents in this database; those that handlers get use the converters of the application, too.
 
@@ -140,6 +148,15 @@ class SqlAlchemy:
             lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
         )
         self.documents: DocumentStore = DocumentStore(self._documents)
+        self.aggregate_stores: Sequence[AggregateStore] = (
+            SqlEntities(self._transactions),
+            SqlAggregates(
+                self._schema.table("ecotone_aggregate"),
+                self._transactions,
+                self._prepare,
+                lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
+            ),
+        )
         self.events: SqlEvents = SqlEvents(
             EventTables(*map(self._schema.table, ("ecotone_event", "ecotone_event_tag", "ecotone_event_counter"))),
             self._transactions,
@@ -153,6 +170,13 @@ class SqlAlchemy:
         self.schedules: SqlSchedules = SqlSchedules(
             self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
         )
+        self.projections: SqlProjections = SqlProjections(
+            self._schema.table("ecotone_projection"),
+            self._schema.table("ecotone_projection_partition"),
+            self._transactions,
+            self._prepare,
+            lambda: self._clock,
+        )
 
     def install(self, assembly: Assembly) -> None:
         """Offer transactions, sessions, the dead letter and itself as services."""
@@ -162,6 +186,7 @@ class SqlAlchemy:
         assembly.add_service(OutboxStorage, self)
         assembly.add_service(PassingErrors, self)
         assembly.add_service(PauseStore, self.pauses)
+        assembly.add_service(ProjectionStore, self.projections)
         assembly.add_service(EventStorage, self.events)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
         assembly.add_service(SnapshotStore, self.snapshots)
@@ -260,6 +285,8 @@ class SqlAlchemy:
                 break
             if isinstance(cause, DBAPIError):
                 return self._dialect.is_passing(cause)
+            if isinstance(cause, StaleDataError):  # an entity that somebody else has changed meanwhile
+                return True
             cause = cause.__cause__
         return False
 

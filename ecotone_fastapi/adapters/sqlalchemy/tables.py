@@ -241,6 +241,70 @@ document: Table = Table(
 )
 """Documents of all collections, as JSON."""
 
+projection: Table = Table(
+    "ecotone_projection",
+    metadata,
+    Column("name", _name(), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("revision", Integer, nullable=False),
+    Column("shape", String(60), nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("position", String(60), nullable=False),
+    Column("state", _long_text()),
+    Column("silent_until", String(60), nullable=False),
+    Column("build_round", Integer, nullable=False),
+    Column("by_hand", SmallInteger, nullable=False),
+    Column("done", BigInteger, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("began_at", _moment()),
+    Column("halt", _long_text()),
+    Column("lease_token", BigInteger, nullable=False),
+    Column("runner", _long_text()),
+    Column("leased_until", _moment()),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Versions of projections: how far each has come, with which state, and who runs it."""
+
+projection_partition: Table = Table(
+    "ecotone_projection_partition",
+    metadata,
+    Column("projection", _name(), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("stream", _name(), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("wanted", BigInteger, nullable=False),
+    Column("state", _long_text()),
+    Column("silent_until", BigInteger, nullable=False),
+    Column("build_round", Integer, nullable=False),
+    Column("halt", _long_text()),
+    # From when on there is something to do with it; nothing without.
+    Column("due_at", _moment()),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Partitions of projections: how far each has come in its stream, and with which state."""
+
+Index(
+    "ecotone_projection_partition_due",
+    projection_partition.c.projection,
+    projection_partition.c.version,
+    projection_partition.c.due_at,
+)
+
+aggregate: Table = Table(
+    "ecotone_aggregate",
+    metadata,
+    Column("type", _name(), primary_key=True),
+    Column("identifier", _name(), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("body", _long_text(), nullable=False),
+    Column("updated_at", _moment(), nullable=False),
+    **_MYSQL,
+    **_MARIADB,
+)
+"""Aggregates that are no rows of tables of their own: their state as JSON."""
+
 event: Table = Table(
     "ecotone_event",
     metadata,

@@ -329,9 +329,17 @@ class Transactions:
         """
         scoped = self._present()
         if scoped is None or scoped.unit is None or not scoped.made:
-            return await self.undisturbed(self._read(statements, doing))
+            return await self.apart(statements, doing)
         async with self._answered(doing):
             return await statements(await self._connection(scoped.session))
+
+    async def apart(self, statements: Statements[T], doing: str) -> T:
+        """Run statements that change nothing outside of the unit of work, which may have failed.
+
+        Raises:
+            ChannelError: The database refused or could not be reached.
+        """
+        return await self.undisturbed(self._read(statements, doing))
 
     def start(self, statements: Statements[T], doing: str, *, several: bool = False) -> asyncio.Task[T]:
         """Begin to `run` statements in a task of their own.

@@ -63,16 +63,20 @@ except ImportError as _error:
 # Before the suites are imported: a failing assert shall show both of its sides.
 pytest.register_assert_rewrite(__name__)
 
+from ecotone_fastapi.testing.conformance.aggregates import AggregateStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.channels import ChannelConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.documents import DocumentStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.event_stores import EventStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.inbox import InboxConformance  # noqa: E402
+from ecotone_fastapi.testing.conformance.projections import ProjectionStoreConformance  # noqa: E402
 from ecotone_fastapi.testing.conformance.stores import StoreConformance  # noqa: E402
 
 __all__ = [
+    "AggregateStoreConformance",
     "ChannelConformance",
     "DocumentStoreConformance",
     "EventStoreConformance",
     "InboxConformance",
+    "ProjectionStoreConformance",
     "StoreConformance",
 ]

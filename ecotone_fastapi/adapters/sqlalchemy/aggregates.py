@@ -1,0 +1,166 @@
+"""Aggregates in a table, as JSON: one statement to load one, and one to save it, which goes by the version."""
+
+# ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Row, TextClause, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.core.errors import ConcurrencyError
+from ecotone_fastapi.core.message import Message, aliases_of, name_of
+from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned, lacks_identifier
+from ecotone_fastapi.modelling.state import StateForm
+
+A = TypeVar("A")
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.aggregates")
+
+_SAME = "type IN :types AND identifier = :identifier"
+
+
+class SqlAggregates:
+    """Keeps aggregates of any class that can be written as JSON.
+
+    A row is found by the `message_name` of the class, else by its module and name, and by the aliases of that: with a
+    name of its own, the class may move and be renamed.
+
+    Args:
+        table: The table's name as SQL has it.
+        transactions: Where statements run.
+        prepare: Sees to it that the tables are there.
+        now: Tells the time.
+    """
+
+    def __init__(
+        self,
+        table: str,
+        transactions: Transactions,
+        prepare: Callable[[], Awaitable[None]],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._transactions = transactions
+        self._prepare = prepare
+        self._now = now
+        self._forms: dict[type, StateForm[Any]] = {}
+        values = "(type, identifier, version, body, updated_at) VALUES (:type, :identifier, 1, :body, :moment)"
+        if transactions.dialect.name == "mysql":
+            # An update that changes nothing counts as one row, as an insert does; one that changes something, as two.
+            insert = (
+                f"INSERT INTO {table} {values} ON DUPLICATE KEY UPDATE updated_at = updated_at + INTERVAL 1 MICROSECOND"
+            )
+        else:
+            insert = f"INSERT INTO {table} {values} ON CONFLICT DO NOTHING"
+        self._insert = text(insert).execution_options(preserve_rowcount=True)
+        self._update = _of_types(
+            f"UPDATE {table} SET type = :type, version = version + 1, body = :body, updated_at = :moment "
+            f"WHERE {_SAME} AND version = :expected"
+        )
+        self._select = _of_types(f"SELECT version, body FROM {table} WHERE {_SAME}")
+        # What others have committed meanwhile, whatever this transaction has read before.
+        locked = " FOR UPDATE" if transactions.dialect.name == "mysql" else ""
+        self._version = _of_types(f"SELECT version FROM {table} WHERE {_SAME}{locked}")
+
+    def serves(self, cls: type) -> bool:
+        """Return that it keeps them all, but for those that have a table of their own."""
+        return not hasattr(cls, "__mapper__")
+
+    def check(self, cls: type) -> None:
+        """Make sure that the state of such an aggregate comes back as it was.
+
+        Raises:
+            ConfigurationError: It does not.
+        """
+        self._form(cls)
+        if name_of(cls).startswith("__main__."):
+            logger.warning(
+                "%s is kept under the name %s, because its module is run as a program: another process that imports "
+                "the module knows it by another name; give it a @message_name",
+                cls.__qualname__,
+                name_of(cls),
+            )
+
+    async def load(self, cls: type[A], identifier: Identifier) -> Versioned[A] | None:
+        """Return the aggregate in a row; `None` when there is none."""
+        rows = await self._rows(self._select, _key(cls, identifier), "loading an aggregate")
+        return Versioned(self._form(cls).read(rows[0].body), rows[0].version) if rows else None
+
+    async def save(
+        self,
+        cls: type[A],
+        identifier: Identifier | None,
+        state: A,
+        *,
+        events: Sequence[Message[Any]],
+        expected: int,
+    ) -> Saved:
+        """Insert a row, or update the one that has the expected version.
+
+        Raises:
+            ConcurrencyError: There is a row already, or it has another version.
+            AggregateError: It has no identifier, or a state that would not come back.
+        """
+        if identifier is None:
+            raise lacks_identifier(cls)
+        key = _key(cls, identifier)
+        values = {
+            "type": indexed(name_of(cls)),
+            "identifier": key["identifier"],
+            "body": self._form(cls).write(state),
+            "moment": self._transactions.dialect.moment(self._now()),
+        }
+        if expected:
+            done = await self._execute(self._update, {**values, **key, "expected": expected})
+        else:
+            # One that was saved under a former name of its class is another row.
+            renamed = len(key["types"]) > 1 and await self._actual(key) > 0
+            done = 0 if renamed else await self._execute(self._insert, values)
+        if done != 1:
+            raise ConcurrencyError(
+                f"the {cls.__name__} {identifier} was saved by somebody else",
+                expected=expected,
+                actual=await self._actual(key),
+            )
+        return Saved(expected + 1, events)
+
+    def _form(self, cls: type[A]) -> StateForm[A]:
+        form = self._forms.get(cls)
+        if form is None:
+            form = self._forms[cls] = StateForm(cls)
+        return form
+
+    async def _actual(self, key: dict[str, Any]) -> int:
+        """Return the version of a row that was not as expected; 0 when there is none."""
+        for row in await self._rows(self._version, key, "looking for an aggregate"):
+            return int(row[0])
+        return 0
+
+    async def _execute(self, statement: TextClause, values: dict[str, Any]) -> int:
+        async def execute(connection: AsyncConnection) -> int:
+            return (await connection.execute(statement, values)).rowcount
+
+        await self._prepare()
+        return await self._transactions.join(execute, "saving an aggregate")
+
+    async def _rows(self, statement: TextClause, values: dict[str, Any], doing: str) -> Sequence[Row[Any]]:
+        async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:
+            return (await connection.execute(statement, values)).all()
+
+        await self._prepare()
+        # Whoever loads in a unit of work is going to save there: it reads where it will write.
+        run = self._transactions.read if self._transactions.unit() is None else self._transactions.join
+        return await run(select, doing)
+
+
+def _key(cls: type, identifier: Identifier) -> dict[str, Any]:
+    types = [indexed(name) for name in (name_of(cls), *aliases_of(cls))]
+    return {"types": types, "identifier": indexed(str(identifier))}
+
+
+def _of_types(statement: str) -> TextClause:
+    return text(statement).bindparams(bindparam("types", expanding=True))

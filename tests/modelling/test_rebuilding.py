@@ -1,0 +1,299 @@
+"""Rebuild, backfill, switch, cancel: while others append, in memory and in every database."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from ecotone_fastapi import ProjectionError
+from ecotone_fastapi.core.plugin import Limits
+from ecotone_fastapi.modelling.rebuilding import Progress
+from tests.modelling.ledgers import (
+    IN_PLACE,
+    VERSIONED,
+    AtOnce,
+    Beside,
+    BesideAtOnce,
+    Later,
+    Parts,
+    PartsAtOnce,
+    Place,
+    Where,
+    place,
+)
+
+EVERYWHERE = [
+    pytest.param(None, id="memory"),
+    pytest.param("sqlite_url", id="sqlite"),
+    pytest.param("postgresql_url", id="postgresql", marks=pytest.mark.postgresql),
+    pytest.param("mariadb_url", id="mariadb", marks=pytest.mark.mariadb),
+]
+
+
+@pytest.fixture(params=EVERYWHERE)
+def where(request: pytest.FixtureRequest) -> Where:
+    """Where everything is kept."""
+    return Where(None if request.param is None else request.getfixturevalue(request.param))
+
+
+def name_of(cls: type) -> str:
+    words = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in cls.__name__)
+    return words.removeprefix("_")
+
+
+def is_synchronous(cls: type) -> bool:
+    return cls.__name__.endswith("AtOnce")
+
+
+async def more(counted: list[int]) -> None:
+    """Wait until some more was counted."""
+    wanted = len(counted) + 5
+    while len(counted) < wanted:  # noqa: ASYNC110 - others count meanwhile
+        await anyio.sleep(0.005)
+
+
+@asynccontextmanager
+async def counting(at: Place, streams: int = 3) -> AsyncIterator[list[int]]:
+    """Count beside the block, one number after the other, now and then in vain; gives what was counted."""
+    counted: list[int] = []
+    over = anyio.Event()
+
+    async def go_on(stream: int) -> None:
+        number = 10_000 + stream
+        while not over.is_set():
+            fails = number % 7 == 0
+            await at.count(f"s{stream}", number, fails=fails)
+            if not fails:
+                counted.append(number)
+            number += streams
+            await anyio.sleep(0.02)  # less than a projection handles that emits
+
+    async with anyio.create_task_group() as tasks:
+        for stream in range(streams):
+            tasks.start_soon(go_on, stream)
+        await more(counted)
+        try:
+            yield counted
+        finally:
+            over.set()
+
+
+@asynccontextmanager
+async def running(at: Place, name: str) -> AsyncIterator[None]:
+    """Run a projection beside the block, as a process does."""
+    stop = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(at.flow.ecotone.run, name, Limits(stop=stop))
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+async def count_some(at: Place, numbers: range) -> None:
+    for number in numbers:
+        await at.count(f"s{number % 3}", number)
+
+
+@pytest.mark.parametrize("cls", [*IN_PLACE, *VERSIONED])
+async def test_e15_a_rebuild_while_others_append_loses_nothing_and_doubles_nothing(where: Where, cls: type) -> None:
+    name = name_of(cls)
+    async with place(where, cls) as at:
+        await count_some(at, range(40))
+        await at.catch_up(name)
+        projections = at.flow.ecotone.projections
+
+        with anyio.fail_after(60):
+            async with counting(at) as counted:
+                assert await projections.rebuild(name)
+                await more(counted)
+        await at.catch_up(name)
+
+        await at.check(name, [*range(40), *counted])
+        live = await at.rows(name)
+        by_stream = {stream: [number for one, number in live if one == stream] for stream, _ in live}
+        assert all(numbers == sorted(numbers) for numbers in by_stream.values())
+
+        assert await projections.rebuild(name)
+        await at.check(name, [*range(40), *counted])
+        if cls in (Later, Beside):
+            assert await at.rows(name) == live  # E21: live order is the order of a rebuild
+
+
+@pytest.mark.parametrize("cls", [*IN_PLACE, *VERSIONED])
+async def test_a_projection_that_comes_late_is_built_of_what_was_there(where: Where, cls: type) -> None:
+    name = name_of(cls)
+    async with place(where, Later) as at:
+        await count_some(at, range(20))
+
+    async with place(where, cls) as at:
+        [*versions] = (await at.flow.ecotone.projections.status(name)).versions
+        assert [one.condition for one in versions] == (["building"] if is_synchronous(cls) else [])
+        await at.count("s1", 100)
+        assert await at.flow.ecotone.projections.backfill(name)
+        await at.count("s1", 101)
+        await at.catch_up(name)
+
+        await at.check(name, [*range(20), 100, 101])
+        assert [one.condition for one in (await at.flow.ecotone.projections.status(name)).versions] == ["live"]
+
+
+@pytest.mark.parametrize("cls", VERSIONED)
+async def test_what_is_told_is_told_once_whatever_is_rebuilt_beside_it(where: Where, cls: type) -> None:
+    name = name_of(cls)
+    async with place(where, cls) as at:
+        await count_some(at, range(10))
+        await at.catch_up(name)
+        with anyio.fail_after(60):
+            async with counting(at) as counted, running(at, name):
+                assert await at.flow.ecotone.projections.rebuild(name)
+        await at.catch_up(name)
+
+        assert await at.told() == dict.fromkeys([*range(10), *counted], 1)
+
+
+async def test_the_live_version_is_asked_until_the_new_one_is_switched_by_hand(where: Where) -> None:
+    async with place(where, Beside) as at:
+        projections = at.flow.ecotone.projections
+        await count_some(at, range(10))
+        await at.catch_up("beside")
+
+        assert await projections.rebuild("beside", switch=False)
+        assert [(one.number, one.condition) for one in (await projections.status("beside")).versions] == [
+            (1, "live"),
+            (2, "building"),
+        ]
+        await at.count("s1", 50)
+        await at.catch_up("beside")
+        assert await at.live_table("beside") == "beside_1"
+
+        assert await projections.switch("beside") == 2
+
+        assert await at.live_table("beside") == "beside_2"
+        await at.count("s1", 51)
+        await at.catch_up("beside")
+        await at.check("beside", [*range(10), 50, 51])
+        assert await at.told() == dict.fromkeys([*range(10), 50, 51], 1)
+
+        await projections.delete("beside", 1)
+        assert [one.number for one in (await projections.status("beside")).versions] == [2]
+        with pytest.raises(ProjectionError, match=r"version 2 .* is live"):
+            await projections.delete("beside", 2)
+        with pytest.raises(ProjectionError, match=r"no version .* is being built"):
+            await projections.switch("beside")
+
+
+@pytest.mark.parametrize("cls", [Beside, BesideAtOnce])
+async def test_a_rebuild_beside_the_live_version_is_cancelled(where: Where, cls: type) -> None:
+    name = name_of(cls)
+    async with place(where, cls) as at:
+        projections = at.flow.ecotone.projections
+        await count_some(at, range(30))
+        await at.catch_up(name)
+        told: list[Progress] = []
+
+        async def cancel(progress: Progress, name: str = name, told: list[Progress] = told, at: Place = at) -> None:
+            told.append(progress)
+            if len(told) == 2:
+                await at.flow.ecotone.projections.cancel(name)
+
+        assert not await projections.rebuild(name, told=cancel)
+
+        assert [one.condition for one in (await projections.status(name)).versions] == ["live"]
+        await at.check(name, range(30))
+        assert (told[0].done, told[0].total) == (0, 30)
+        await projections.delete(name)
+
+
+@pytest.mark.parametrize("cls", [Parts, PartsAtOnce])
+async def test_partitions_keep_what_they_have_when_a_rebuild_is_cancelled_or_fails(where: Where, cls: type) -> None:
+    name = name_of(cls)
+    async with place(where, cls) as at:
+        projections = at.flow.ecotone.projections
+        await count_some(at, range(30))
+        await at.catch_up(name)
+        at.poison.numbers = {4}
+
+        with pytest.raises(ProjectionError, match="stands still"):
+            await projections.rebuild(name)
+        await at.check(name, range(30))
+        assert [one.stream for one in await projections.partitions(name, halted=True)] == ["counter-s1"]
+
+        await projections.cancel(name)
+        at.poison.numbers = set()
+        await projections.retry(name)
+        await at.count("s1", 99)
+        await at.catch_up(name)
+        await at.check(name, [*range(30), 99])
+        assert [one.condition for one in (await projections.status(name)).versions] == ["live"]
+
+        assert await projections.rebuild(name)
+        await at.check(name, [*range(30), 99])
+        await projections.delete(name)
+
+
+async def test_what_was_emptied_cannot_be_cancelled(where: Where) -> None:
+    async with place(where, Later, AtOnce) as at:
+        projections = at.flow.ecotone.projections
+        await count_some(at, range(10))
+        await at.catch_up("later")
+        at.poison.numbers = {3}
+        for name in ("later", "at_once"):
+            with pytest.raises(ProjectionError, match="stands still"):
+                await projections.rebuild(name)
+            with pytest.raises(ProjectionError, match="cannot be cancelled"):
+                await projections.cancel(name)
+
+        at.poison.numbers = set()
+        for name in ("later", "at_once"):
+            await projections.retry(name)
+            assert await projections.backfill(name)
+            await at.check(name, range(10))
+
+
+async def test_a_synchronous_projection_is_not_followed_while_it_is_built_and_is_afterwards(where: Where) -> None:
+    async with place(where, AtOnce) as at:
+        await count_some(at, range(20))
+        inside: list[int] = []
+
+        async def meanwhile(number: int) -> None:
+            if number == 3 and not inside:
+                inside.append(number)
+                at.poison.meanwhile = None
+                if not where.one_writer:
+                    await at.count("s9", 500)  # must wait for nobody: it is not followed yet
+
+        at.poison.meanwhile = meanwhile
+        assert await at.flow.ecotone.projections.rebuild("at_once")
+        await at.count("s9", 501)
+
+        assert inside == [3]
+        await at.check("at_once", [*range(20), *([] if where.one_writer else [500]), 501])
+
+
+async def test_only_one_version_is_built_at_a_time(where: Where) -> None:
+    async with place(where, Beside) as at:
+        projections = at.flow.ecotone.projections
+        await count_some(at, range(10))
+        await at.catch_up("beside")
+        await projections.rebuild("beside", switch=False)
+
+        with pytest.raises(ProjectionError, match="is being built already"):
+            await projections.rebuild("beside")
+
+
+async def test_progress_is_told_with_the_time_that_is_left(where: Where) -> None:
+    async with place(where, Later) as at:
+        await count_some(at, range(30))
+        await at.catch_up("later")
+        told: list[Progress] = []
+
+        await at.flow.ecotone.projections.rebuild("later", told=told.append)
+
+        assert [one.done for one in told] == sorted(one.done for one in told)
+        assert (told[0].done, told[-1].done, told[-1].total) == (0, 30, 30)
+        assert told[0].left is None
+        assert told[-1].left == 0.0
+        assert told[-1].part == 1.0
+        assert any(one.left for one in told if 0 < one.done < 30)
