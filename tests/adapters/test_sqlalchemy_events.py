@@ -33,6 +33,7 @@ from ecotone_fastapi.testing.conformance.event_order import Step
 from ecotone_fastapi.testing.conformance.event_steps import Reader, everything, fact, facts, places, streams, versions
 from tests.interleavings import STEPS
 
+
 class SqlEventStores(EventStoreConformance):
     database: SqlAlchemy
     volume = 500

@@ -22,7 +22,6 @@ from ecotone_fastapi.modelling.event_store import (
 )
 from ecotone_fastapi.testing.conformance.event_steps import (
     EventHooks,
-    OpenUnit,
     Reader,
     everything,
     fact,
@@ -30,6 +29,7 @@ from ecotone_fastapi.testing.conformance.event_steps import (
     places,
     streams,
 )
+from ecotone_fastapi.testing.conformance.hooks import OpenUnit
 
 
 def _of(*categories: str) -> EventFilter:
