@@ -1,8 +1,8 @@
 """11. Event sourcing, what has happened is what is stored: `python examples/11_event_sourcing.py`
 
 Handlers of an event-sourced class return events. They are appended to a stream of their own, `basket-7`, and published,
-in one transaction. `@applies` methods make the state of them, now and whenever the basket is loaded again. Somebody who
-was faster is a `ConcurrencyError`, and the command is tried again.
+in one transaction. `@applies` methods make the state of them, now and whenever the basket is loaded again. Who comes
+too late gets a `ConcurrencyError`; with a database, the command is tried again.
 
 Events outlive classes: `@message_name` is what is stored. An event that has got another form counts its `@revision`,
 and an `@upcaster` reads the former one. `snapshots=100` keeps the state after so many events, so that they need not be

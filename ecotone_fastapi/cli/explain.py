@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, is_configured, load
-from ecotone_fastapi.cli.list import abilities, channels_of, type_text
+from ecotone_fastapi.cli.list import abilities, channels_of, told_kind, told_route, type_text
 from ecotone_fastapi.cli.output import say, say_json, unknown
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
@@ -22,6 +22,7 @@ from ecotone_fastapi.core.pipeline import Order, Stage
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
 from ecotone_fastapi.messaging.transactions import Transactions, UnitOfWork
+from ecotone_fastapi.modelling.factories import CreatesInstead
 
 _BUSES = {Kind.COMMAND: "CommandBus.send", Kind.QUERY: "QueryBus.ask", Kind.EVENT: "EventBus.publish"}
 
@@ -167,8 +168,8 @@ def journey_to(endpoint: Endpoint, ecotone: Ecotone) -> Journey:
     return Journey(
         id=endpoint.id,
         label=endpoint.label,
-        kind=endpoint.kind.value,
-        route=endpoint.route or type_text(endpoint.payload_type),
+        kind=told_kind(endpoint).value,
+        route=told_route(endpoint) or type_text(endpoint.payload_type),
         marks=tuple(repr(one) for one in endpoint.marks),
         stations=tuple(_stations(endpoint, ecotone)),
         injected=plan.lines,
@@ -182,6 +183,12 @@ def _stations(endpoint: Endpoint, ecotone: Ecotone) -> Iterator[Station]:
     gateway = ecotone.prepare()
     payload = type_text(endpoint.payload_type)
     becomes = f"what was sent becomes {payload}, if it is none" if payload else "the payload is not read"
+    beside = endpoint.find(CreatesInstead)
+    if beside is not None:
+        users = [one for one in gateway.around(Stage.HANDLE, endpoint) if Order.OUTGOING < one.order < Order.STATE]
+        where = f"{endpoint.label}, when {beside.method} finds none, within all that stands around that one"
+        yield Station("handle", where, tuple(map(_described, users)), (becomes,))
+        return
     around = {stage: tuple(_described(one) for one in gateway.around(stage)) for stage in Stage}
     handling = gateway.around(Stage.HANDLE, endpoint)
     all_handling = tuple(_described(one) for one in handling)

@@ -16,6 +16,7 @@ from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import EcotoneError
 from ecotone_fastapi.messaging.asynchronous import Asynchronous, runs_in_consumer
+from ecotone_fastapi.modelling.factories import CreatesInstead
 
 
 def list_(
@@ -52,7 +53,7 @@ def inventory(ecotone: Ecotone, paused: Mapping[str, Hold] | None = None) -> dic
     """
     assembly = ecotone.assembly
     consumers = {one.channel.name: one for one in assembly.runnables.values() if isinstance(one, Consumer)}
-    endpoints = sorted(assembly.endpoints, key=lambda one: (list(Kind).index(one.kind), one.label))
+    endpoints = sorted(assembly.endpoints, key=lambda one: (list(Kind).index(told_kind(one)), one.label))
     return {
         "channels": [
             {
@@ -74,14 +75,27 @@ def inventory(ecotone: Ecotone, paused: Mapping[str, Hold] | None = None) -> dic
             {
                 "id": one.id,
                 "label": one.label,
-                "kind": one.kind.value,
-                "route": one.route,
+                "kind": told_kind(one).value,
+                "route": told_route(one),
+                "instead_of": beside.method if (beside := one.find(CreatesInstead)) is not None else None,
                 "payload": type_text(one.payload_type),
                 "channels": list(channels_of(one)),
             }
             for one in endpoints
         ],
     }
+
+
+def told_kind(endpoint: Endpoint) -> Kind:
+    """Return what a handler handles; of a factory that stands behind a method, what that one does."""
+    beside = endpoint.find(CreatesInstead)
+    return endpoint.kind if beside is None else beside.kind
+
+
+def told_route(endpoint: Endpoint) -> str | None:
+    """Return the key of a handler; of a factory that stands behind a method, that of both."""
+    beside = endpoint.find(CreatesInstead)
+    return endpoint.route if beside is None else beside.route
 
 
 def channels_of(endpoint: Endpoint) -> tuple[str, ...]:
@@ -198,9 +212,9 @@ def _runnables(rows: Iterable[dict[str, Any]]) -> Table:
 def _handlers(rows: Iterable[dict[str, Any]]) -> Table:
     table = _table("kind", "route", "handler", "id", "channel")
     for row in rows:
-        table.add_row(
-            row["kind"], row["route"] or row["payload"], row["label"], row["id"], " → ".join(row["channels"]) or "-"
-        )
+        label = row["label"] + (f", when {row['instead_of']} finds none" if row["instead_of"] else "")
+        channels = " → ".join(row["channels"]) or "-"
+        table.add_row(row["kind"], row["route"] or row["payload"], label, row["id"], channels)
     return table
 
 

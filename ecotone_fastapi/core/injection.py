@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import isroutine
 from operator import attrgetter
+from types import UnionType
 from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin
 
 from ecotone_fastapi.core.conversion import HeaderReader
@@ -604,8 +605,10 @@ def _identity(call: object) -> object:
 def _shown(annotation: Any) -> str:
     if annotation is EMPTY:
         return ""
-    is_class = isinstance(annotation, type) and get_origin(annotation) is None
-    return annotation.__name__ if is_class else str(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(origin, type) and arguments and not isinstance(annotation, UnionType):
+        return f"{origin.__name__}[{', '.join('...' if one is ... else _shown(one) for one in arguments)}]"
+    return annotation.__name__ if isinstance(annotation, type) and origin is None else str(annotation)
 
 
 def _in_words(supplier: _Source) -> str:

@@ -118,6 +118,12 @@ class _Losses:
                 self.look(self._definitions.get(node["schema_ref"]), place)
         elif kind == "generator" and self._changing:
             self._lose(place.where, "it is read as an iterator, which gives its items once", "make it a list")
+        elif kind == "enum" and not node.get("missing"):
+            for member in node.get("members", ()):
+                if not _is_plain(member.value):
+                    self._lose(
+                        place.where, f"{member} is not read as it is written", "let its value be a text or number"
+                    )
         place = _entered(node, place)
         for name, field in _fields_of(node):
             self._look_at_field(name, field, place)
@@ -179,7 +185,7 @@ def _entered(node: Mapping[str, Any], place: _Place) -> _Place:
             by_alias=config.get("validate_by_alias") is not False,
             rekeyed=place.rekeyed or own_init,
             refilled=place.refilled or own_init or bool(node.get("post_init")),
-            frozen=bool(node.get("frozen")),
+            frozen=bool(node.get("frozen")) or _is_frozen_dataclass(node.get("cls")),
             as_it_is=_written_as_it_is(kind, node.get("cls"), place),
         )
     if kind in _CONTAINERS and place.as_it_is is None:
@@ -191,6 +197,17 @@ def _written_as_it_is(kind: str, cls: Any, place: _Place) -> bool:
     if kind == "model" or is_pydantic_dataclass(cls):
         return False
     return kind == "typed-dict" if place.as_it_is is None else place.as_it_is
+
+
+def _is_frozen_dataclass(cls: Any) -> bool:
+    return bool(getattr(getattr(cls, "__dataclass_params__", None), "frozen", False))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON gives a value back as it was."""
+    if isinstance(value, list | dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def _fields_of(node: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -176,7 +176,8 @@ class Aggregates:
         assembly.endpoints = [with_payload_type(one) for one in assembly.endpoints]
         factories, misfits = pair(assembly)
         problems += misfits
-        parameters = AggregateParameters(keeping, lambda endpoint: endpoint.id in factories)
+        makers = {method: ", ".join(one.label for one in beside) for method, beside in factories.items()}
+        parameters = AggregateParameters(keeping, makers)
         flow = _Flow(keeping, parameters, factories)
 
         async def find_out(call: Call, proceed: Proceed) -> Any:

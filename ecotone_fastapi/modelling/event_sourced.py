@@ -113,7 +113,7 @@ class EventSourced:
         return Outcome(changed, identify=instance is None and bool(changed))
 
     def __repr__(self) -> str:
-        return f"EventSourced({self.category!r})"
+        return f"EventSourced(stream={self.category!r}, recording={self.recording}, snapshots={self.snapshots})"
 
 
 def _headers_of(event: Any) -> Mapping[str, str]:

@@ -11,8 +11,10 @@ are stored as they are: nothing personal belongs there.
 
 import json
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -269,7 +271,14 @@ class EventTypes:
 
 def may_be_event(cls: type) -> bool:
     """Whether a class is one that somebody has written, and not a piece of Python."""
-    return cls.__module__.partition(".")[0] not in sys.stdlib_module_names
+    if cls.__module__.partition(".")[0] not in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    # A module of the user's may have the name of one that comes with Python.
+    return file is not None and not Path(file).is_relative_to(_PYTHON)
+
+
+_PYTHON = Path(sysconfig.get_path("stdlib"))
 
 
 def _upcast(body: bytes, form: _Form, content_type: str) -> bytes:

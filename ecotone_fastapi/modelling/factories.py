@@ -26,7 +26,7 @@ class CreatesInstead:
     """Mark: this factory is called for messages of a method that find no aggregate.
 
     Args:
-        method: The id of that handler.
+        method: The name of that handler.
         kind: What both handle.
         route: The key of both.
     """
@@ -42,10 +42,12 @@ class Factory:
 
     Args:
         id: The id that it has behind that method.
+        label: Its name.
         types: The classes of messages that it is for; none when these have a key.
     """
 
     id: str
+    label: str
     types: tuple[type, ...]
 
     def takes(self, payload: object) -> bool:
@@ -80,8 +82,8 @@ def pair(assembly: Assembly) -> tuple[Mapping[str, Sequence[Factory]], list[Conf
         [method] = methods
         hidden = f"{method.id}:or:{factory.label}"
         types = () if factory.route is not None else _classes(factory)
-        factories.setdefault(method.id, []).append(Factory(hidden, types))
-        marks = (CreatesInstead(method.id, factory.kind, factory.route), *factory.marks)
+        factories.setdefault(method.id, []).append(Factory(hidden, factory.label, types))
+        marks = (CreatesInstead(method.label, factory.kind, factory.route), *factory.marks)
         assembly.endpoints[at] = replace(factory, id=hidden, kind=Kind.INTERNAL, route=hidden, marks=marks)
     return factories, [*problems, *_senseless(assembly)]
 

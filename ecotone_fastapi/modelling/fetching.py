@@ -3,7 +3,7 @@
 async def ship(command: ShipOrder, order: Annotated[Order, Fetched()], orders: Repository[Order]) -> None: ...
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args, get_origin
 
@@ -54,7 +54,7 @@ class AggregateParameters:
 
     Args:
         keeping: The classes of aggregates.
-        may_create: Whether a handler has a factory beside it, for messages that tell no aggregate.
+        makers: What makes an aggregate when a handler finds none, by its id.
 
     Attributes:
         finders: What finds the aggregate of a handler, by its id.
@@ -62,12 +62,12 @@ class AggregateParameters:
         saving: The ids of handlers that are given a repository, or something that was.
     """
 
-    def __init__(self, keeping: Keeping, may_create: Callable[[Endpoint], bool]) -> None:
+    def __init__(self, keeping: Keeping, makers: Mapping[str, str]) -> None:
         self.finders: dict[str, Finder] = {}
         self.asynchronous: set[str] = set()
         self.saving: set[str] = set()
         self._keeping = keeping
-        self._may_create = may_create
+        self._makers = makers
         self._repositories: dict[type, StoredRepository] = {}
 
     def resolve(self, parameter: Parameter, wanted: Wanted) -> Supplier | None:
@@ -95,13 +95,15 @@ class AggregateParameters:
     def _instance(self, kept: Kept, endpoint: Endpoint, wanted: Wanted) -> Supplier:
         told = endpoint.find(Identified)
         finder = Finder(kept.described.identifier, endpoint, told.by if told is not None else None)
-        if not self._may_create(endpoint):
+        maker = self._makers.get(endpoint.id)
+        if maker is None:
             _raise_problems(finder, kept, wanted)
         self.finders[endpoint.id] = finder
         if wanted.asynchronous:
             self.asynchronous.add(endpoint.id)
         # The one that is loaded takes its place.
-        return Constant(None, described=f"loaded from {type(kept.store).__name__} by {finder.described}")
+        else_made = "" if maker is None else f"; if there is none, made by {maker}"
+        return Constant(None, described=f"loaded from {type(kept.store).__name__} by {finder.described}{else_made}")
 
     def _fetching(self, marker: Fetched, parameter: Parameter, wanted: Wanted) -> Supplier:
         members = [one for one in get_args(parameter.annotation) if one is not type(None)]

@@ -38,6 +38,7 @@ def test_json_tells_everything_about_them(shop: Project) -> None:
         "label": "OrderService.get_status",
         "kind": "query",
         "route": "order.get_status",
+        "instead_of": None,
         "payload": "str",
         "channels": [],
     }

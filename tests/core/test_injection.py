@@ -1179,7 +1179,7 @@ async def test_what_every_parameter_is_can_be_told_to_people() -> None:
         "  scopes: SecurityScopes, the security scopes on the way here",
         "  tenant: str, the header 'tenant', else its default 'none'",
         "number: int, from number, once per message, in a worker thread",
-        f"  message: {Message[Any]}, the message",
+        "  message: Message[Any], the message",
         "  session: int, from fake, in place of session, once per use",
         "limited: int, from fake, in place of session, the same as above, at most 3 at a time",
         "request: Request, of the unit of work",

@@ -282,3 +282,19 @@ async def test_an_empty_unit_just_ends() -> None:
 
     assert scope.closed
     assert (scope.connection, scope.cache, scope.state, scope.threads) == ("request", {"key": "shared"}, {}, 0)
+
+
+def test_changes_in_memory_are_taken_back_the_last_one_first() -> None:
+    scope = Scope()
+    values = ["first"]
+    scope.note_change(lambda: values.append("first is taken back"))
+    before = scope.changes()
+    for name in ("second", "third"):
+        values.append(name)
+        scope.note_change(lambda name=name: values.remove(name) or values.append(f"no {name}"))
+
+    scope.take_back(before)
+
+    assert values == ["first", "no third", "no second"]
+    assert scope.changes() == before == 1
+    assert Scope().changes() == 0

@@ -21,6 +21,7 @@ from ecotone_fastapi.core.channel import Capabilities, Delivery
 from ecotone_fastapi.core.endpoint import command_handler, event_handler
 from ecotone_fastapi.core.errors import (
     ChannelError,
+    ConcurrencyError,
     ConfigurationError,
     ConsumerStoppedError,
     ConversionError,
@@ -96,7 +97,13 @@ def test_a_wait_is_longer_from_retry_to_retry_and_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ConversionError("unreadable"), UnknownEndpointError("gone"), HandlerNotFoundError("nobody")]
+    "error",
+    [
+        ConversionError("unreadable"),
+        UnknownEndpointError("gone"),
+        HandlerNotFoundError("nobody"),
+        ConcurrencyError("past", expected=1, actual=2, passing=False),
+    ],
 )
 def test_what_would_fail_again_in_the_same_way_is_parked_at_once(error: Exception) -> None:
     assert Backoff().decide(failure(error)) == DeadLetter()

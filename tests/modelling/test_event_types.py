@@ -1,7 +1,10 @@
 """From stored events to objects and back."""
 
+import importlib
+import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -20,7 +23,7 @@ from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.modelling.event_store import NewEvent, Position, StoredEvent, UnknownEventError
-from ecotone_fastapi.modelling.event_types import EventTypes
+from ecotone_fastapi.modelling.event_types import EventTypes, may_be_event
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
@@ -147,6 +150,16 @@ def test_what_nobody_could_read_again_is_not_written() -> None:
 def test_a_piece_of_python_is_no_event(payload: object) -> None:
     with pytest.raises(ConversionError, match="is no event"):
         types(ItemAdded).write(written(payload))
+
+
+def test_a_module_of_the_user_may_be_called_like_one_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "profile.py").write_text("class Renamed: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "profile", raising=False)
+
+    assert may_be_event(importlib.import_module("profile").Renamed)
+    assert not may_be_event(datetime)
+    assert not may_be_event(Path)
 
 
 def test_an_unknown_name_is_an_error_that_tells_where_it_is_and_what_is_known() -> None:

@@ -109,7 +109,7 @@ class SqlEntities:
             if not is_new or identifier is None or (actual := await self._actual(mapping, identifier)) is None:
                 raise
             raise ConcurrencyError(
-                f"there is a {cls.__name__} {identifier} already", expected=0, actual=actual
+                f"there is a {cls.__name__} {identifier} already", expected=0, actual=_counted(actual)
             ) from error
         version = mapping.version_of(state)
         if self._transactions.unit() is None:
@@ -142,14 +142,14 @@ class SqlEntities:
     async def _stale(self, mapping: "_MappedClass", identifier: Identifier | None, expected: int) -> ConcurrencyError:
         label = mapping.cls.__name__
         actual = await self._actual(mapping, identifier) if identifier is not None else None
-        if actual == expected:
+        if actual == expected != UNVERSIONED:
             return ConcurrencyError(
                 f"something that was to be saved with the {label} {identifier} was changed meanwhile"
             )
         return ConcurrencyError(
             f"the {label} {identifier} was saved by somebody else",
-            expected=None if expected == UNVERSIONED else expected,
-            actual=0 if actual is None else actual,
+            expected=_counted(expected),
+            actual=0 if actual is None else _counted(actual),
         )
 
     async def _actual(self, mapping: "_MappedClass", identifier: Identifier) -> int | None:
@@ -258,6 +258,10 @@ def _types_of(cls: type, columns: "Mapping[str, Column[Any]]") -> Mapping[str, A
             except NotImplementedError:
                 continue
     return types
+
+
+def _counted(version: int) -> int | None:
+    return None if version == UNVERSIONED else version
 
 
 def _scope() -> Scope:
