@@ -204,8 +204,8 @@ class Kept:
                 hint="an identifier never changes: make a new aggregate",
             )
         recorded = self.recorded(instance)
-        # What tells an identifier that the database gives can only be made after it has.
-        later = identifier is None and any(map(is_made_later, recorded))
+        # What tells something that the database gives, such as an identifier, is made after it has done so.
+        later = any(map(is_made_later, recorded))
         events = () if later else self._messages(recorded)
         saved = await self.store.save(
             self.cls, identifier, instance, events=events, expected=before.version if before is not None else 0

@@ -95,7 +95,7 @@ class SqlEntities:
         is_new = not known.has_identity
         if known.transient and expected:  # it takes the place of the one that was loaded
             state = await session.merge(state)
-        else:
+        elif not known.persistent and not known.deleted:  # adding again what is to be deleted would keep it
             session.add(state)
         try:
             with self._connected(f"saving a {cls.__name__}"):
