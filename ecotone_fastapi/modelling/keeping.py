@@ -173,11 +173,13 @@ class Kept:
 
     def tell_version(self, instance: Any, version: int) -> None:
         """Set the attribute that wants to know the version."""
-        if self.described.version is not None:
-            try:
-                setattr(instance, self.described.version, version)
-            except (AttributeError, ValueError):  # it is frozen, for everybody else
-                object.__setattr__(instance, self.described.version, version)
+        name = self.described.version
+        if name is None or getattr(instance, name, None) == version:
+            return
+        try:
+            setattr(instance, name, version)
+        except (AttributeError, ValueError):  # it is frozen, for everybody else
+            object.__setattr__(instance, name, version)
 
     async def load(self, identifier: Identifier) -> Versioned[Any] | None:
         """Load an aggregate, and remember its version for the unit of work."""
