@@ -1,4 +1,4 @@
-"""13. A rule that spans everything, without an aggregate that holds it all: `python examples/13_consistency_boundary.py`
+"""13. A rule that spans everything, without an aggregate of it all: `python examples/13_consistency_boundary.py`
 
 An e-mail address belongs to one user at a time. No user knows all addresses, and one aggregate of all users would make
 everybody wait for everybody. Instead the decision is made on the events that have this address as a tag, wherever they

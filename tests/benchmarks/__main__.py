@@ -1,4 +1,4 @@
-"""Run the benchmarks: `poe bench [dispatch|memory|startup|postgresql|sqlite|rabbitmq|outbox|http]`."""
+"""Run the benchmarks: `poe bench [dispatch|memory|startup|postgresql|sqlite|rabbitmq|outbox|http|events|…]`."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from functools import partial
 import asyncpg
 from rich.console import Console
 
-from tests.benchmarks import dispatch, http, outbox, rabbitmq, sql_queue
+from tests.benchmarks import dispatch, events, http, outbox, rabbitmq, sql_queue
 
 SERVER = os.environ.get("ECOTONE_POSTGRESQL_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/test")
 
@@ -21,6 +21,10 @@ async def postgresql(console: Console) -> bool:
 
 async def relaying(console: Console) -> bool:
     return await on_a_new_database(partial(outbox.relaying, console))
+
+
+async def events_on_postgresql(console: Console) -> bool:
+    return await on_a_new_database(partial(events.on_postgresql, console))
 
 
 async def on_a_new_database(benchmark: Callable[[str], Awaitable[bool]]) -> bool:
@@ -49,6 +53,8 @@ BENCHMARKS: dict[str, Callable[[Console], Awaitable[bool]]] = {
     "rabbitmq": rabbitmq.on_rabbitmq,
     "outbox": relaying,
     "http": http.posting,
+    "events": events_on_postgresql,
+    "events-sqlite": events.on_sqlite,
 }
 
 

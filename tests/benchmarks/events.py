@@ -1,4 +1,4 @@
-"""The event store against Core loops written by hand, with the same guarantees, and the `eventsourcing` package beside it.
+"""The event store against Core loops by hand with the same guarantees, and the package `eventsourcing` beside it.
 
 By hand means: one table with a unique stream and version, ordered by transaction where the server knows these, payloads
 and headers as JSON, and nothing that this one benchmark does not need.
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 from rich.console import Console
 from sqlalchemy import text
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from ecotone_fastapi import Ecotone, EventStore, applies, command_handler, event_handler, event_sourced, projection
@@ -230,45 +229,11 @@ def appending(append: Callable[[str, int], Awaitable[object]], events: int, clie
     return run
 
 
-class Peer:
-    """The `eventsourcing` package, if it is installed: an aggregate with so many events is saved."""
+class Peer(Protocol):
+    """Another package that does the same; see `tests.benchmarks.peer`."""
 
-    def __init__(self, url: str) -> None:
-        application, domain = import_module("eventsourcing.application"), import_module("eventsourcing.domain")
-        parts = make_url(url)
-        postgresql = parts.drivername.startswith("postgresql")
-        settings = (
-            {
-                "PERSISTENCE_MODULE": "eventsourcing.postgres",
-                "POSTGRES_DBNAME": parts.database,
-                "POSTGRES_HOST": parts.host,
-                "POSTGRES_PORT": str(parts.port or 5432),
-                "POSTGRES_USER": parts.username,
-                "POSTGRES_PASSWORD": parts.password or "none",
-            }
-            if postgresql
-            else {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": f"{parts.database}.peer"}
-        )
-
-        def deposit(self: Any, amount: int, currency: str, reference: str) -> None:
-            self.balance += amount
-
-        deposit.__qualname__ = "Account.deposit"
-        self._account: Any = type(
-            "Account",
-            (domain.Aggregate,),
-            {"__module__": __name__, "balance": 0, "deposit": domain.event("Deposited")(deposit)},
-        )
-        self._application = application.Application(env=settings)
-
-    async def append(self, account: str, times: int) -> None:
-        made = self._account()
-        for _ in range(times - 1):  # to be made is an event, too
-            made.deposit(100, "EUR", "a payment of some importance")
-        self._application.save(made)
-
-    def close(self) -> None:
-        self._application.close()
+    async def append(self, account: str, times: int) -> None: ...
+    def close(self) -> None: ...
 
 
 async def appended(console: Console, database: str, ours: Ours, by_hand: ByHand, peer: Peer | None) -> bool:
@@ -368,7 +333,7 @@ async def replayed(console: Console, database: str, ours: Ours, by_hand: ByHand)
 
 async def compare(console: Console, database: str, url: str) -> bool:
     ours, by_hand = Ours(url), ByHand(SqlAlchemy(url).engine)
-    peer = Peer(url) if find_spec("eventsourcing") else None
+    peer: Peer | None = import_module("tests.benchmarks.peer").Peer(url) if find_spec("eventsourcing") else None
     try:
         await by_hand.create()
         reached = True
