@@ -13,10 +13,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from ecotone_fastapi.core.errors import ConcurrencyError, ConversionError, EcotoneError
-from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.core.gateway import Gateway, current_scope
 from ecotone_fastapi.core.message import Message
 
 NO_VERSION = 0
@@ -145,7 +146,7 @@ class Page:
     """What a reader of all events has got.
 
     Args:
-        events: The events, in order.
+        events: The events, in order. There may be few although there are more to come, but not none.
         upto: Where to read on. It may be beyond the last event, when what lies between does not fit the filter.
         more: Whether there may be more at this moment.
     """
@@ -389,6 +390,9 @@ class RecordedEvent:
 Deleted = Callable[[str], Awaitable[None]]
 """Is told the name of a stream that is deleted, in the unit of work that deletes it."""
 
+Within = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
+"""Does something in a unit of work."""
+
 Appended = Callable[[Sequence[StoredEvent], Sequence[Message[Any]]], Awaitable[None]]
 """Is told what was appended just now, in the unit of work that appends it."""
 
@@ -411,11 +415,18 @@ class EventStore:
         self.reader: EventReader = reader
         self._gateway = gateway
         self._listeners: list[Appended] = []
+        self._within: Within | None = None
         self._deletion_listeners: list[Deleted] = []
 
-    def when_appended(self, listener: Appended) -> None:
-        """Call this with all that is appended, in the unit of work that appends it; what it raises fails that unit."""
+    def when_appended(self, listener: Appended, *, within: Within | None = None) -> None:
+        """Call this with all that is appended, in the unit of work that appends it; what it raises fails that unit.
+
+        Args:
+            listener: What is called.
+            within: Opens a unit of work for those who append outside of any.
+        """
         self._listeners.append(listener)
+        self._within = within or self._within
 
     def when_deleted(self, listener: Deleted) -> None:
         """Call this with each stream that is deleted, in the unit of work that deletes it."""
@@ -458,6 +469,10 @@ class EventStore:
         """Append events that are messages already, with the headers that they have; as `append`."""
         if not messages:
             return ()
+        if self._within is not None and current_scope() is None:
+            append = partial(self.append_messages, stream, messages, expected=expected, condition=condition)
+            together: Sequence[StoredEvent] = await self._within(append)
+            return together
         written = [self.reader.write(message) for message in messages]
         stored = await self.storage.append(check_stream(stream), written, expected=expected, condition=condition)
         for listener in self._listeners:

@@ -271,7 +271,7 @@ def _follow(projectors: Sequence[Projector]) -> None:
             if projector.reads(events[0].stream):
                 await projector.follow(events, messages)
 
-    store.when_appended(appended)
+    store.when_appended(appended, within=projectors[0].unit)
 
 
 def _forget_deleted(projectors: Sequence[Projector]) -> None:

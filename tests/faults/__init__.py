@@ -31,14 +31,16 @@ does harm at random. Where a scenario is tested: in this folder unless a path is
 | 23 | no queue takes a message, or it is full | test_brokers: no_queue_takes, a_full_queue |
 | 24 | the broker limits deliveries | test_brokers: a_limit_of_deliveries; adapters/test_rabbitmq |
 | 25 | a message cannot be parked | test_poison: cannot_be_parked; messaging/test_failures, messaging/test_outbox |
+| 28 | a leader freezes, another one takes over, the first one thaws | test_projections: frozen |
 | 29 | the connection dies that listens | adapters/test_sqlalchemy: listening_survives |
 | 30 | workers are told to stop under load | test_processes: told_to_stop; scenarios/test_outbox, cli/test_run |
 | 31 | transactions collide | messaging/test_retries: deadlock, serialization; adapters/test_sqlalchemy |
+| 32 | a projection, or its rebuild, is killed before its checkpoint | test_projections: e14, scenario_32 |
 | 33 | somebody has locked the SQLite file | test_databases: somebody_else_has_locked |
 | 35 | a message is too large | scenarios/test_outbox: too_large; test_brokers: larger_than_the_server_allows |
 | 36 | messages became due while nothing ran | test_time: due_while_nothing_ran |
 | 37 | user code holds all connections | test_databases: holds_all_connections |
 | 38 | a request is broken off | test_requests |
 
-26 to 28, 32 and 34 belong to event sourcing, leaders and tenants.
+26, 27 and 34 belong to event sourcing and tenants.
 """

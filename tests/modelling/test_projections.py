@@ -205,6 +205,19 @@ async def test_a_synchronous_projection_that_fails_fails_the_command(seen: Seen)
         assert flow.published == []
 
 
+async def test_what_is_appended_outside_of_a_handler_is_one_unit_with_its_synchronous_projections(seen: Seen) -> None:
+    async with started(seen, AtOnce) as flow:
+        await flow.given("wallet-a", [Opened("a")])
+        assert seen.events == [Opened("a")]
+
+        seen.poison = Closed("a")
+        with pytest.raises(ValueError, match="cannot handle"):
+            await flow.given("wallet-a", [Credited("a", 1), Closed("a")])
+
+        store: Any = flow.ecotone.assembly.services[EventStore]
+        assert await store.version("wallet-a") == 1
+
+
 async def test_events_of_other_streams_do_not_reach_a_projection(seen: Seen) -> None:
     @projection("some", streams=["wallet-b"], categories=["other"])
     class Some(Everything):
