@@ -146,7 +146,7 @@ class Page:
     """What a reader of all events has got.
 
     Args:
-        events: The events, in order.
+        events: The events, in order. There may be few although there are more to come, but not none.
         upto: Where to read on. It may be beyond the last event, when what lies between does not fit the filter.
         more: Whether there may be more at this moment.
     """

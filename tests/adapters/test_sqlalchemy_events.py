@@ -1,22 +1,42 @@
 """Events in databases: the shipped suite against every database and driver, and what is particular about each."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
+import anyio
 import pytest
-from sqlalchemy import make_url
+from hypothesis import HealthCheck, given, settings
+from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
 
+from ecotone_fastapi import Ecotone
+from ecotone_fastapi.adapters.memory import MemoryEvents
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.conversion import Conversion
+from ecotone_fastapi.core.errors import ConcurrencyError, ConfigurationError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_store import (
+    START,
+    AppendCondition,
+    EventFilter,
+    EventStorage,
+    Expected,
+    Horizon,
+    Position,
+)
 from ecotone_fastapi.testing import EventStoreConformance
+from ecotone_fastapi.testing.conformance.event_order import Step
+from ecotone_fastapi.testing.conformance.event_steps import Reader, everything, fact, facts, places, streams, versions
+from tests.interleavings import STEPS
 
 
 class SqlEventStores(EventStoreConformance):
     database: SqlAlchemy
+    volume = 500
 
     @pytest.fixture
     def url(self) -> str:
@@ -24,19 +44,42 @@ class SqlEventStores(EventStoreConformance):
 
     @pytest.fixture(autouse=True)
     async def application(self, url: str) -> AsyncIterator[None]:
+        self.opened = False
         self.database = SqlAlchemy(url, create_schema=True)
         async with self.database.lifespan():
             yield
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[EventStorage]:
-        yield self.database.events
+        if self.opened:
+            async with self.another() as database:
+                yield database.events
+        else:
+            self.opened = True
+            yield self.database.events
+            self.opened = False
+
+    @asynccontextmanager
+    async def another(self) -> AsyncIterator[SqlAlchemy]:
+        database = SqlAlchemy(self.database.engine.url)
+        async with database.lifespan():
+            yield database
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
-        async with Gateway(Conversion(()), SystemClock()).unit_of_work(Message(b"", {"id": "cause"})) as scope:
-            await scope.enter(self.database.begin(scope))
+        async with unit(self.database):
             yield
+
+    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(script=STEPS)
+    async def test_e20_writers_and_readers_may_do_anything(self, script: Sequence[Step]) -> None:
+        await self.run_steps(script)
+
+
+class OnPostgreSQL(SqlEventStores):
+    async def restore_elsewhere(self) -> None:
+        async with self.database.engine.begin() as connection:
+            await restored(connection)
 
 
 class TestSQLiteEvents(SqlEventStores):
@@ -49,14 +92,28 @@ class TestSQLiteEvents(SqlEventStores):
 
 
 @pytest.mark.postgresql
-class TestAsyncpgEvents(SqlEventStores):
+class TestAsyncpgEvents(OnPostgreSQL):
+    volume = 10_000
+
     @pytest.fixture
     def url(self, postgresql_url: str) -> str:
         return postgresql_url
 
+    @pytest.mark.timeout(600)
+    async def test_e6_a_slow_transaction_is_not_skipped_however_many_come_behind(self) -> None:
+        await super().test_e6_a_slow_transaction_is_not_skipped_however_many_come_behind()
+
+    async def _crowd_behind(self, events: EventStorage, reader: Reader) -> None:
+        await super()._crowd_behind(events, reader)
+        number = self.volume
+        while (await events.horizon()).lag < 61:  # by the clock of the server
+            number += 1
+            await events.append(f"fast-{number}", facts(1), expected=0)
+        await reader.read()
+
 
 @pytest.mark.postgresql
-class TestPsycopgEvents(SqlEventStores):
+class TestPsycopgEvents(OnPostgreSQL):
     @pytest.fixture
     def url(self, postgresql_url: str) -> str:
         return make_url(postgresql_url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
@@ -65,7 +122,451 @@ class TestPsycopgEvents(SqlEventStores):
 @pytest.mark.mariadb
 class TestMariaDBEvents(SqlEventStores):
     hides = False
+    decides_together = False
 
     @pytest.fixture
     def url(self, mariadb_url: str) -> str:
         return mariadb_url
+
+
+@pytest.mark.mariadb
+class TestMySQLEvents(TestMariaDBEvents):
+    """On MariaDB, but without what MySQL does not know."""
+
+    volume = 100
+
+    @pytest.fixture(autouse=True)
+    async def application(self, url: str) -> AsyncIterator[None]:
+        self.opened = False
+        self.database = SqlAlchemy(url, create_schema=True)
+        async with self.database.lifespan():
+            await self.database.migrate()
+            self.database.engine.dialect.insert_returning = False
+            yield
+
+
+# ------------------------------------------------------------------------------------------------------------ helpers
+
+
+@asynccontextmanager
+async def unit(database: SqlAlchemy) -> AsyncIterator[None]:
+    async with Gateway(Conversion(()), SystemClock()).unit_of_work(Message(b"", {"id": "cause"})) as scope:
+        await scope.enter(database.begin(scope))
+        yield
+
+
+@asynccontextmanager
+async def running(database: SqlAlchemy) -> AsyncIterator[SqlAlchemy]:
+    async with database.lifespan():
+        yield database
+
+
+@contextmanager
+def statements(database: SqlAlchemy) -> Iterator[list[str]]:
+    """Collect the statements that the database is asked to run."""
+    seen: list[str] = []
+
+    def note(connection: Connection, cursor: object, statement: str, *rest: object) -> None:
+        if not statement.startswith(("BEGIN", "COMMIT", "SELECT pg_notify")):
+            seen.append(statement)
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+
+
+async def restored(connection: AsyncConnection) -> None:
+    """Give events the numbers of a server that has counted for long."""
+    for table in ("ecotone_event", "ecotone_event_tag"):
+        await connection.execute(
+            text(
+                f"UPDATE {table} SET transaction_id ="
+                " CAST(CAST(CAST(CAST(transaction_id AS text) AS bigint) + 7000000000 AS text) AS xid8)"
+            )
+        )
+
+
+SQLITE = pytest.param("sqlite", id="sqlite")
+ASYNCPG = pytest.param("asyncpg", id="asyncpg", marks=pytest.mark.postgresql)
+PSYCOPG = pytest.param("psycopg", id="psycopg", marks=pytest.mark.postgresql)
+MARIADB = pytest.param("mariadb", id="mariadb", marks=pytest.mark.mariadb)
+EVERY = pytest.mark.parametrize("kind", [SQLITE, ASYNCPG, PSYCOPG, MARIADB])
+POSTGRESQL = pytest.mark.parametrize("kind", [ASYNCPG, PSYCOPG])
+
+
+@pytest.fixture
+def url(kind: str, request: pytest.FixtureRequest) -> str:
+    name = {"sqlite": "sqlite_url", "mariadb": "mariadb_url"}.get(kind, "postgresql_url")
+    address: str = request.getfixturevalue(name)
+    if name != "postgresql_url":
+        return address
+    return make_url(address).set(drivername=f"postgresql+{kind}").render_as_string(hide_password=False)
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[SqlAlchemy]:
+    async with running(SqlAlchemy(url, create_schema=True)) as made:
+        await made.migrate()
+        yield made
+
+
+def tagged(*tags: str) -> EventFilter:
+    return EventFilter(tags=frozenset(tags))
+
+
+# --------------------------------------------------------------------------------------------------------- statements
+
+
+@EVERY
+@pytest.mark.parametrize("number", [1, 10])
+async def test_an_append_is_one_statement(database: SqlAlchemy, kind: str, number: int) -> None:
+    # MariaDB has to look at an existing stream first, and each transaction takes its number before the commit.
+    looks, numbering = (1, 2) if kind == "mariadb" else (0, 0)
+    for expected, more in ((0, 0), (number, looks), (Expected.ANY, 2 * looks), (Expected.EXISTS, 2 * looks)):
+        with statements(database) as seen:
+            async with unit(database):
+                await database.events.append("order-1", facts(number), expected=expected)
+                assert len(seen) == 1 + more, seen
+        assert len(seen) == 1 + more + numbering, seen
+        if not isinstance(expected, Expected):
+            with statements(database) as seen:
+                await database.events.append(f"lone-{expected}", facts(number), expected=0)
+            assert len(seen) == 1 + numbering, seen
+
+
+@EVERY
+async def test_tags_and_conditions_cost_little_more(database: SqlAlchemy, kind: str) -> None:
+    tags, locks = (0, 2) if kind in ("asyncpg", "psycopg") else (1, 0)
+    with statements(database) as seen:
+        async with unit(database):
+            await database.events.append("order-1", [fact(tags=["a", "b"]), fact(tags=["c"])], expected=0)
+            assert len(seen) == 1 + tags
+    condition = AppendCondition((tagged("d"), tagged("e", "f")), START)
+    with statements(database) as seen:
+        async with unit(database):
+            await database.events.append("order-2", facts(2), expected=0, condition=condition)
+            assert len(seen) == {"sqlite": 1, "mariadb": 3}.get(kind, 1 + locks)
+
+
+@EVERY
+async def test_a_page_is_one_statement(database: SqlAlchemy) -> None:
+    await database.events.append("order-1", facts(10), expected=0)
+    for which in (EventFilter(), EventFilter(categories=frozenset({"order"})), EventFilter(names=frozenset({"noted"}))):
+        with statements(database) as seen:
+            page = await database.events.read_all(after=START, limit=3, which=which)
+        assert (len(page.events), len(seen)) == (3, 1)
+    for archived in (True, False):
+        with statements(database) as seen:
+            await database.events.read("order-1", archived=archived)
+        assert len(seen) == 1
+
+
+@POSTGRESQL
+async def test_a_page_that_may_be_cut_short_by_somebody_else_is_three_statements(database: SqlAlchemy) -> None:
+    await database.events.append("order-1", facts(10), expected=0)
+    async with database.engine.begin() as other:
+        await other.execute(text("SELECT pg_current_xact_id()"))
+        await database.events.append("order-2", facts(1), expected=0)
+        with statements(database) as seen:
+            await database.events.read_all(after=START, limit=10)
+            assert len(seen) == 1  # it is full
+            page = await database.events.read_all(after=START, limit=12)
+
+    assert len(page.events) == 11
+    assert len(seen) == 1 + 3
+
+
+# -------------------------------------------------------------------------------------------------------- the horizon
+
+
+@POSTGRESQL
+async def test_only_those_who_append_are_in_the_way(database: SqlAlchemy, url: str) -> None:
+    elsewhere = make_url(url).set(database="postgres")
+    async with (
+        create_async_engine(elsewhere, poolclass=NullPool).begin() as stranger,
+        database.engine.begin() as neighbour,
+    ):
+        await stranger.execute(text("SELECT pg_current_xact_id()"))
+        await neighbour.execute(text("CREATE TABLE something (id integer)"))
+        await neighbour.execute(text("SELECT count(*) FROM ecotone_event"))
+        for number in range(3):
+            await database.events.append("order-1", facts(2), expected=2 * number)
+            found = await everything(database.events, limit=2)
+
+            assert versions(found) == list(range(1, 2 * number + 3))
+            assert await database.events.count(after=START) == len(found)
+            assert await database.events.horizon() == Horizon(found[-1].position or START)
+        # Whoever begins to append only now comes behind, though it has begun early.
+        reader = Reader(database.events)
+        await reader.read()
+        await neighbour.execute(
+            text(
+                "INSERT INTO ecotone_event (event_id, category, stream, version, name, headers, body, recorded_at)"
+                " VALUES ('late', 'late', 'late-1', 1, 'late', '{}', '', now())"
+            )
+        )
+        await database.events.append("order-1", facts(1), expected=6)
+        assert await reader.read() == []
+    assert streams(await reader.read()) == ["late-1", "order-1"]
+    assert reader.seen == await everything(database.events)
+
+
+@POSTGRESQL
+async def test_the_horizon_names_the_session_that_is_in_the_way(database: SqlAlchemy) -> None:
+    async with database.engine.begin() as slow:
+        await slow.execute(text("LOCK TABLE ecotone_event IN ROW EXCLUSIVE MODE"))
+        session = await slow.scalar(text("SELECT pg_backend_pid() FROM pg_current_xact_id()"))
+        await database.events.append("order-1", facts(1), expected=0)
+
+        horizon = await database.events.horizon()
+
+        assert horizon.head == START
+        assert 0 < horizon.lag < 60
+        assert horizon.blocked_by.startswith(f"session {session} of ")
+        assert ", since 20" in horizon.blocked_by
+        assert "idle in transaction: SELECT pg_backend_pid()" in horizon.blocked_by
+    assert (await database.events.horizon()).blocked_by == ""
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_events_are_appended_only_by_whoever_sees_what_is_committed(url: str, level: str) -> None:
+    engine = create_async_engine(url, isolation_level=level)
+    async with running(SqlAlchemy(engine, create_schema=True)) as strict:
+        await strict.migrate()
+        async with unit(strict):
+            with pytest.raises(ConfigurationError, match=level):
+                await strict.events.append("order-1", facts(1), expected=0)
+
+        async with running(SqlAlchemy(url)) as usual:
+            await usual.events.append("order-1", facts(2), expected=0)
+            async with usual.engine.begin() as other, unit(strict):
+                await other.execute(text("SELECT pg_current_xact_id()"))
+                # It can read, but sees no further than it is isolated.
+                assert len(await everything(strict.events)) <= 2
+        assert len(await everything(strict.events)) == 2
+    await engine.dispose()
+
+
+@pytest.mark.mariadb
+async def test_on_mariadb_whoever_does_not_see_what_is_committed_cannot_decide(mariadb_url: str) -> None:
+    engine = create_async_engine(mariadb_url, isolation_level="REPEATABLE READ")
+    condition = AppendCondition((tagged("a"),), START)
+    async with running(SqlAlchemy(engine, create_schema=True)) as database:
+        async with unit(database):
+            await database.events.append("other-1", facts(1), expected=0)
+            assert await database.events.read("order-1") == []
+            async with running(SqlAlchemy(mariadb_url)) as usual:
+                await usual.events.append("order-1", facts(1), expected=0)
+            with pytest.raises(ConcurrencyError, match="cannot see"):
+                await database.events.append("order-2", facts(1), expected=0, condition=condition)
+            with pytest.raises(ConcurrencyError):
+                await database.events.append("order-1", facts(1), expected=0)
+            await database.events.append("order-1", facts(1), expected=1)
+        async with unit(database):
+            await database.events.append("order-2", facts(1), expected=0, condition=condition)
+
+        assert places(await everything(database.events)) == [
+            ("order-1", 1), ("other-1", 1), ("order-1", 2), ("order-2", 1),
+        ]  # fmt: skip
+    await engine.dispose()
+
+
+# -------------------------------------------------------------------------------------------------- a restored database
+
+
+async def history(database: SqlAlchemy) -> None:
+    """Append events whose order is not that of their positions, as if the first transaction had ended last."""
+    for version in range(3):
+        for stream in ("old-1", "old-2"):
+            await database.events.append(stream, facts(1), expected=version)
+    await database.events.append("old-3", [fact(tags=["t"]) for _ in range(3)], expected=0)
+    async with database.engine.begin() as connection:
+        for transaction, stream in ((10, "old-2"), (11, "old-1"), (12, "old-3")):
+            await connection.execute(
+                text("UPDATE ecotone_event SET transaction_id = CAST(:number AS text)::xid8 WHERE stream = :stream"),
+                {"number": str(transaction), "stream": stream},
+            )
+        await connection.execute(text("UPDATE ecotone_event_tag SET transaction_id = '12'"))
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("appended_since", [0, 2])
+async def test_a_restored_database_counts_on_in_the_same_order(database: SqlAlchemy, appended_since: int) -> None:
+    await history(database)
+    before = await everything(database.events)
+    numbers = [one.position.number for one in before if one.position is not None]
+    assert numbers != sorted(numbers)
+    await database.events.delete("old-2")
+    left = [one for one in before if one.stream != "old-2"]
+    async with database.engine.begin() as connection:
+        await restored(connection)
+    if appended_since:
+        await database.events.append("new-1", [fact(tags=["t"]) for _ in range(appended_since)], expected=0)
+    kept = [START, *(Position(old.transaction + 7_000_000_000, old.number) for one in before if (old := one.position))]
+    with pytest.raises(ConfigurationError, match="reseal"):
+        await database.events.check_restored()
+
+    async with unit(database):
+        moved = await database.events.reseal(kept)
+        assert list(moved) == list(dict.fromkeys(kept))
+
+    await database.events.check_restored()
+    new = [("new-1", version) for version in range(1, appended_since + 1)]
+    assert places(await everything(database.events)) == [*places(left), *new]
+    assert places(await everything(database.events, tagged("t"))) == [*places(left)[-3:], *new]
+    for place, position in enumerate(kept):
+        page = await database.events.read_all(after=moved[position], limit=100)
+        behind = [one for one in before[place:] if one.stream != "old-2"]
+        assert places(page.events) == [*places(behind), *new]
+    await database.events.append("later-1", facts(1), expected=0)
+    assert streams(await everything(database.events))[-1] == "later-1"
+
+
+@EVERY
+async def test_nothing_is_given_new_numbers_without_need(database: SqlAlchemy) -> None:
+    await database.events.append("order-1", facts(3), expected=0)
+    before = await everything(database.events)
+    positions = [one.position or START for one in before]
+    await database.events.check_restored()
+
+    assert await database.events.reseal(positions) == {position: position for position in positions}
+    assert await everything(database.events) == before
+
+
+@POSTGRESQL
+async def test_a_server_that_has_hardly_counted_catches_up(database: SqlAlchemy) -> None:
+    await history(database)
+    async with database.engine.begin() as connection:
+        await restored(connection)
+        # As many as there would be in a large database: each behind a smaller position than the one before.
+        await connection.execute(
+            text(
+                "UPDATE ecotone_event SET transaction_id = CAST(CAST(8000000000 - position AS text) AS xid8)"
+                " WHERE stream = 'old-1'"
+            )
+        )
+    order = places(await everything(database.events, EventFilter()))
+
+    await database.events.reseal()
+
+    await database.events.check_restored()
+    assert order == []  # it was hidden
+    assert places(await everything(database.events))[-3:] == [("old-1", 3), ("old-1", 2), ("old-1", 1)]
+
+
+# ------------------------------------------------------------------------------------------------------------ waking up
+
+
+@EVERY
+async def test_a_commit_wakes_up_readers_at_once(database: SqlAlchemy) -> None:
+    heard = await database.events.wait(0, 0)
+    heard = await database.events.wait(heard, 0)
+    latencies: list[float] = []
+    for number in range(3):
+        async with anyio.create_task_group() as tasks:
+
+            async def append(number: int) -> None:
+                async with unit(database):
+                    await database.events.append("order-1", facts(1), expected=number)
+                latencies.append(-time.monotonic())
+
+            tasks.start_soon(append, number)
+            heard = await database.events.wait(heard, 30)
+            latencies[-1] += time.monotonic()
+
+    assert min(latencies) < 0.1
+
+
+@POSTGRESQL
+async def test_readers_in_other_processes_are_woken_up(database: SqlAlchemy, url: str) -> None:
+    async with running(SqlAlchemy(url)) as other:
+        latencies: list[float] = []
+        heard = await other.events.wait(0, 2)
+        for number in range(3):
+            await database.events.append("order-1", facts(1), expected=number)
+            began = time.monotonic()
+            heard = await other.events.wait(heard, 10)
+            latencies.append(time.monotonic() - began)
+
+        assert min(latencies) < 0.2
+
+
+@EVERY
+async def test_readers_are_woken_up_in_the_next_life_of_an_application(url: str) -> None:
+    database = SqlAlchemy(url, create_schema=True)
+    heard = 0
+    for number in range(2):
+        async with database.lifespan():
+            heard = await database.events.wait(heard, 0)
+            heard = await database.events.wait(heard, 0)
+            await database.events.append("order-1", facts(1), expected=number)
+            with anyio.fail_after(10):
+                assert await database.events.wait(heard, 30) != heard
+
+
+# ------------------------------------------------------------------------------------------------------------ the rest
+
+
+@POSTGRESQL
+async def test_events_may_be_in_a_schema_of_their_own(url: str, kind: str) -> None:
+    schema = f"Events {kind}"
+    async with running(SqlAlchemy(url, create_schema=True, schema=schema)) as database:
+        async with database.engine.begin() as other:
+            await other.execute(text("SELECT pg_current_xact_id()"))
+            await database.events.append("order-1", [fact(tags=["t"])], expected=0)
+            assert len(await everything(database.events)) == len(await everything(database.events, tagged("t"))) == 1
+            assert (await database.events.horizon()).lag == 0
+        await database.events.check_restored()
+        await database.events.reseal()
+        async with database.engine.connect() as connection:
+            assert await connection.scalar(text(f'SELECT count(*) FROM "{schema}".ecotone_event')) == 1
+
+
+@EVERY
+async def test_a_deadlock_is_told_as_what_passes(database: SqlAlchemy, kind: str) -> None:
+    if kind == "sqlite":
+        pytest.skip("there is one writer")
+    for stream in ("a-1", "b-1"):
+        await database.events.append(stream, facts(1), expected=0)
+    errors: list[Exception] = []
+    ready = [anyio.Event(), anyio.Event()]
+
+    async def append(place: int, streams: Sequence[str]) -> None:
+        try:
+            async with unit(database):
+                await database.events.append(streams[0], facts(1), expected=1)
+                ready[place].set()
+                await ready[1 - place].wait()
+                await database.events.append(streams[1], facts(1), expected=1)
+        except Exception as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(append, 0, ["a-1", "b-1"])
+        tasks.start_soon(append, 1, ["b-1", "a-1"])
+
+    assert len(errors) == 1
+    assert database.is_passing(errors[0]) or isinstance(errors[0], ConcurrencyError)
+    assert [await database.events.version(stream) for stream in ("a-1", "b-1")] == [2, 2]
+
+
+@EVERY
+async def test_an_application_keeps_its_events_in_its_database(database: SqlAlchemy) -> None:
+    assert Ecotone([], plugins=[database]).assembly.services[EventStorage] is database.events
+    assert isinstance(Ecotone([]).assembly.services[EventStorage], MemoryEvents)
+
+
+@EVERY
+async def test_positions_are_known_where_the_store_gives_them_at_once(database: SqlAlchemy, kind: str) -> None:
+    async with unit(database):
+        appended = await database.events.append("order-1", facts(2), expected=0)
+        read = await database.events.read("order-1")
+    alone = await database.events.append("order-2", facts(1), expected=0)
+    found = [one.position for one in await everything(database.events)]
+
+    known = [None, None] if kind == "mariadb" else found[:2]
+    assert [one.position for one in appended] == [one.position for one in read] == known
+    assert [one.position for one in alone] == found[2:]

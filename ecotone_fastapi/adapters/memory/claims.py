@@ -42,19 +42,7 @@ class Claims(Generic[K]):
             ConcurrencyError: The one who has it waits for the one who wants it.
         """
         while (claim := self._claims.get(key)) is not None and claim.scope is not scope:
-            if scope is None:
-                await claim.over.wait()
-                continue
-            holder: Scope | None = claim.scope
-            while holder is not None:
-                if holder is scope:
-                    raise ConcurrencyError(self._what, hint=self._hint)
-                holder = holder.state.get(_WAITS_FOR)
-            scope.state[_WAITS_FOR] = claim.scope
-            try:
-                await claim.over.wait()
-            finally:
-                scope.state.pop(_WAITS_FOR, None)  # two tasks of one unit may have waited
+            await wait_for(claim.over, claim.scope, scope, what=self._what, hint=self._hint)
 
     def take(self, key: K, scope: Scope) -> None:
         """Claim what nobody else has."""
@@ -70,6 +58,34 @@ class Claims(Generic[K]):
         """Let others have all that one unit of work has."""
         for key in [key for key, claim in self._claims.items() if claim.scope is scope]:
             self.let_go(key)
+
+
+async def wait_for(over: anyio.Event, holder: Scope, scope: Scope | None, *, what: str, hint: str) -> None:
+    """Wait until another unit of work has let go of something.
+
+    Args:
+        over: Is set then.
+        holder: The other unit.
+        scope: Who waits; `None` is somebody outside of all units.
+        what: What has happened when the two wait for each other.
+        hint: What somebody can do about it.
+
+    Raises:
+        ConcurrencyError: The other one waits for this one, whatever for.
+    """
+    if scope is None:
+        await over.wait()
+        return
+    waited_for: Scope | None = holder
+    while waited_for is not None:
+        if waited_for is scope:
+            raise ConcurrencyError(what, hint=hint)
+        waited_for = waited_for.state.get(_WAITS_FOR)
+    scope.state[_WAITS_FOR] = holder
+    try:
+        await over.wait()
+    finally:
+        scope.state.pop(_WAITS_FOR, None)  # two tasks of one unit may have waited
 
 
 class _Claim:

@@ -11,8 +11,8 @@ from operator import attrgetter
 
 import anyio
 
+from ecotone_fastapi.adapters.memory.claims import wait_for
 from ecotone_fastapi.core.clock import Clock, SystemClock
-from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.modelling.event_store import (
@@ -50,7 +50,6 @@ class MemoryEvents:
         self._streams: dict[str, _Stream] = {}
         self._ids: set[str] = set()
         self._open: dict[Scope, _Unit] = {}  # the oldest first
-        self._waits_for: dict[Scope, Scope] = {}
         self._begun = 0
         self._numbers = 0
         self._latest = 0  # of the transactions of what is committed
@@ -80,11 +79,12 @@ class MemoryEvents:
             raise not_expected(stream, expected, found.version, archived=found.archived)
         if condition is not None:
             self._check(condition, stream, unit)
-        if known := self._ids & {event.id for event in events}:
-            raise already_appended(known)
+        ids = {event.id for event in events}
+        if len(ids) < len(events) or self._ids & ids:
+            raise already_appended(self._ids & ids or ids)
         async with self._changing(scope, stream) as unit:
             added = [self._entry(unit, stream, found.version + place, event) for place, event in enumerate(events, 1)]
-            self._ids.update(entry.id for entry in added)
+            self._ids |= ids
             unit.add(stream, found, added)
             if condition is not None:
                 unit.conditions += condition.filters
@@ -216,13 +216,13 @@ class MemoryEvents:
         return sorted(name for name in found if (one := self._stream(name, unit)).entries and not one.archived)[:limit]
 
     async def horizon(self) -> Horizon:
-        """Tell how far readers of all events can see, and since when a unit keeps them from more."""
+        """Tell how far readers of all events can see, for how long something is hidden from them, and by what."""
         if not self._hidden:
             return Horizon(self._head)
         oldest = next(iter(self._open.values()))
         return Horizon(
             self._head,
-            (self._clock.now() - oldest.began).total_seconds(),
+            (self._clock.now() - self._hidden[0].event.recorded_at).total_seconds(),
             f"a unit of work of this process that has been open since {oldest.began}",
         )
 
@@ -339,22 +339,13 @@ class MemoryEvents:
         """
         while (other := next(self._in_the_way(scope, stream, events, condition), None)) is not None:
             holder, unit = other
-            if scope is None:
-                await unit.over.wait()
-                continue
-            waited_for: Scope | None = holder
-            while waited_for is not None:
-                if waited_for is scope:
-                    raise ConcurrencyError(
-                        f"two units of work wait for each other, one of them to change {stream!r}",
-                        hint="handle again what failed, or change streams in the same order everywhere",
-                    )
-                waited_for = self._waits_for.get(waited_for)
-            self._waits_for[scope] = holder
-            try:
-                await unit.over.wait()
-            finally:
-                del self._waits_for[scope]
+            await wait_for(
+                unit.over,
+                holder,
+                scope,
+                what=f"two units of work wait for each other, one of them to change {stream!r}",
+                hint="handle again what failed, or change streams in the same order everywhere",
+            )
 
     def _in_the_way(
         self, scope: Scope | None, stream: str, events: Sequence[NewEvent], condition: AppendCondition | None

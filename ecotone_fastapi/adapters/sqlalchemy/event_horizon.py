@@ -93,10 +93,6 @@ class PostgreSQLEventHorizon(EventHorizon):
             "SELECT concat_ws(' ', 'session', pid, 'of', usename, '(' || nullif(application_name, '') || ')'),"
             " xact_start, state, left(query, 200) FROM pg_stat_activity WHERE pid = :session"
         )
-        self._prepared = text(
-            "SELECT concat_ws(' ', 'prepared transaction', gid, 'of', owner), prepared, 'prepared', NULL"
-            " FROM pg_prepared_xacts WHERE transaction = CAST(CAST(:transaction AS text) AS xid)"
-        )
         newest = f"SELECT transaction_id FROM {events} ORDER BY transaction_id DESC LIMIT 1"
         self._newest = text(
             "SELECT CAST(transaction_id AS text), CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text)"
@@ -111,9 +107,9 @@ class PostgreSQLEventHorizon(EventHorizon):
             " dated AS (SELECT position, transaction_id,"
             " transaction_id < pg_snapshot_xmax(pg_current_snapshot()) AND position > restored.last AS late"
             f" FROM {events} CROSS JOIN restored),"
-            " placed AS (SELECT *, row_number() OVER placing AS place,"
-            " CASE WHEN position < lag(position) OVER placing THEN 1 ELSE 0 END AS step"
-            " FROM dated WINDOW placing AS (ORDER BY late, transaction_id, position))"
+            " placed AS (SELECT *, row_number() OVER ordered AS place,"
+            " CASE WHEN position < lag(position) OVER ordered THEN 1 ELSE 0 END AS step"
+            " FROM dated WINDOW ordered AS (ORDER BY late, transaction_id, position))"
             " SELECT position, transaction_id, late, place, 1 + sum(step) OVER (ORDER BY place) AS number FROM placed"
         )
         self._moved = text(
@@ -163,12 +159,9 @@ class PostgreSQLEventHorizon(EventHorizon):
         if lag is None:
             return Horizon(head)
         transaction, session = appenders[0]
-        blocking, parameters = self._session, {"session": session}
-        if session is None:
-            blocking, parameters = self._prepared, {"transaction": str(transaction % (2 * _HALF))}
-        found = (await connection.execute(blocking, parameters)).first()
-        if found is None:  # it has ended meanwhile
-            return Horizon(head, lag)
+        found = (await connection.execute(self._session, {"session": session})).first()
+        if found is None:  # it has ended meanwhile, or is nobody's: see pg_prepared_xacts
+            return Horizon(head, lag, f"the transaction {transaction}")
         who, since, state, query = found
         return Horizon(head, lag, f"{who}, since {since}, {state}: {query or 'unknown'}")
 

@@ -130,7 +130,7 @@ class EventLog:
             f"DELETE FROM {tags} WHERE position IN (SELECT position FROM {events} WHERE stream = :stream)"
         )
         self._homes = listing(
-            f"SELECT home.position, home.name FROM {events} AS e"
+            f"SELECT e.version, home.position, home.name FROM {events} AS e"
             f" JOIN {events} AS home ON home.position = coalesce(e.origin, e.position)"
             " WHERE e.stream = :home AND e.version IN :versions AND home.stream <> :stream",
             "versions",
@@ -161,10 +161,14 @@ class EventLog:
                 pending.tagged = pending.tagged or any(row.tags for row in batch.rows)
                 return added
             if added:  # somebody has appended the first of these versions at this very moment, but not as many
-                positions = {"positions": [one.position for one in added]}
-                await connection.execute(self._take_back_tags, positions)
-                await connection.execute(self._take_back, positions)
+                await self.take_back(connection, added)
             await self._explain(connection, batch, ids)
+
+    async def take_back(self, connection: AsyncConnection, added: Sequence[Added]) -> None:
+        """Delete what was appended just now."""
+        positions = {"positions": [one.position for one in added]}
+        await connection.execute(self._take_back_tags, positions)
+        await connection.execute(self._take_back, positions)
 
     async def _explain(self, connection: AsyncConnection, batch: Batch, ids: Iterable[str]) -> None:
         """Raise why nothing could be appended; return when it may be possible by now."""
@@ -321,9 +325,9 @@ class EventLog:
                 found[home, place] = (position, name)
         # An id that follows from both is what keeps an event from being linked twice.
         links = {_link_id(stream, found[event][0]): found[event] for event in events if event in found}
-        known = await connection.execute(self._known, {"ids": list(links)})
-        for event_id in known.scalars().all():
-            del links[event_id]
+        if links:
+            for event_id in (await connection.execute(self._known, {"ids": list(links)})).scalars().all():
+                del links[event_id]
         if not links:
             return 0
         rows = [NewRow(event_id, name, b"", "{}") for event_id, (_, name) in links.items()]

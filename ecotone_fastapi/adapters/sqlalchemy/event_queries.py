@@ -7,7 +7,7 @@ before. SQLite has one writer at a time, and no other order than that of the pos
 
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import TextClause, bindparam, text
@@ -29,14 +29,14 @@ class EventTables(NamedTuple):
 
 
 class Phrase(NamedTuple):
-    """A piece of SQL with its parameters. Those that are lists are written out."""
+    """A piece of SQL with parameters that may be in it. Those that are lists are written out."""
 
     sql: str
     parameters: Mapping[str, Any]
 
     def within(self, sql: str) -> TextClause:
         """Return a statement with this phrase in it."""
-        lists = [name for name, value in self.parameters.items() if isinstance(value, list)]
+        lists = [name for name, value in self.parameters.items() if isinstance(value, list) and f":{name}" in sql]
         return text(sql).bindparams(*(bindparam(name, expanding=True) for name in lists))
 
 
@@ -59,11 +59,21 @@ class Sight(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """Where events are found that fit a filter, which table there has their order, and what they have to fulfil."""
+    """How events are found that fit a filter.
+
+    Args:
+        source: The tables.
+        order: Which of them has the order.
+        leading: What stands before the order in the index that is to be used.
+        wanted: What the index is to find.
+        others: What is looked at in each event then.
+    """
 
     source: str
     order: str
-    conditions: Sequence[str]
+    leading: str
+    wanted: Sequence[str]
+    others: Sequence[str]
 
 
 class EventQueries:
@@ -79,6 +89,7 @@ class EventQueries:
     _decided = "{0}.transaction_id < pg_snapshot_xmin(pg_current_snapshot())"
     _up_to = "({0}.transaction_id, {0}.position) <= (CAST(CAST(:bound_transaction AS text) AS xid8), :bound_number)"
     _committed = "{0}.position <> ALL(CAST(:own AS bigint[]))"
+    _both = "({0}) UNION ALL ({1})"
     # Whether anything is open, the last transaction that has ended, the isolation, and the last number.
     _sight = (
         "CASE WHEN pg_snapshot_xmin(pg_current_snapshot()) < pg_snapshot_xmax(pg_current_snapshot()) THEN 1 ELSE 0 END",
@@ -91,14 +102,14 @@ class EventQueries:
         self._tables = tables
         self._prepared: dict[object, TextClause] = {}
         # A link whose event is gone at home, or archived, is not there.
-        self._there = (
-            f"NOT e.archived AND (e.origin IS NULL OR EXISTS (SELECT 1 FROM {tables.events} AS home"
-            " WHERE home.position = e.origin AND NOT home.archived))"
+        self._at_home = (
+            f"(e.origin IS NULL OR (SELECT NOT home.archived FROM {tables.events} AS home"
+            " WHERE home.position = e.origin))"
         )
         content = "e.name, e.body, e.headers, e.recorded_at, e.origin"
         self._columns = f"e.stream, e.version, e.position, {self._transaction.format('e')} AS transaction_id, {content}"
         stream = f"SELECT {self._columns} FROM {tables.events} AS e WHERE e.stream = :stream AND e.version > :after"
-        self._stream = text(f"{stream} AND {self._there} ORDER BY e.version LIMIT :limit")
+        self._stream = text(f"{stream} AND NOT e.archived AND {self._at_home} ORDER BY e.version LIMIT :limit")
         self._archived = text(f"{stream} ORDER BY e.version LIMIT :limit")
         self._homes = text(
             f"SELECT e.position, e.stream, e.version, {content} FROM {tables.events} AS e"
@@ -141,9 +152,12 @@ class EventQueries:
         limit: int,
         own: Sequence[int],
         settled: bool,
+        exactly: bool = False,
         bound: Position | None = None,
     ) -> tuple[Sequence[Any], Sight]:
         """Return events of all streams in order, and how far the query could see.
+
+        The last column of an event tells whether it is meant: others are there to be passed.
 
         Args:
             connection: Where to ask.
@@ -152,29 +166,26 @@ class EventQueries:
             limit: How many at most.
             own: The positions at which the caller's unit of work has appended.
             settled: Whether everything is meant that is committed.
+            exactly: Whether nothing may be returned that is not meant.
             bound: Up to this position, if that is known.
         """
         visible = self._committed if settled else self._decided if bound is None else self._up_to
-        key, filtered = (visible, *_shape(which)), self._filter(which)
+        exactly = exactly or bool(which.names or which.tags)
+        key, filtered = (visible, exactly, *_shape(which)), self._filter(which)
         statement = self._prepared.get(key)
         if statement is None:
-            found = self._search(which, links=bool(which.categories or which.streams))
-            wanted = " AND ".join(
-                [self._behind.format(found.order), visible.format(found.order), self._there, *found.conditions]
-            )
             # How far it could see, whatever is meant, has to be told of the same moment: in the same statement.
-            statement = self._prepared[key] = Phrase("", filtered).within(
-                f"SELECT * FROM (SELECT {self._columns} FROM {found.source} WHERE {wanted}"
-                f" ORDER BY {found.order}.transaction_id, {found.order}.position LIMIT :limit) AS page"
-                f" UNION ALL {self._seen(visible)}"
-            )
+            page, seen = self._page(which, visible, exactly=exactly), self._seen(visible)
+            statement = self._prepared[key] = Phrase("", filtered).within(self._both.format(page, seen))
         parameters = {**filtered, **self._place(after), **self._own(own), "limit": limit}
         if bound is not None:
             parameters |= {f"bound_{name}": value for name, value in self._place(bound).items()}
-        rows = (await connection.execute(statement, parameters)).all()
-        # It is the last one on every database; nobody has promised it.
-        (seen,) = (row for row in rows if row[0] is None)
-        return [row for row in rows if row[0] is not None], _sight(seen)
+        rows: Sequence[Any] = (await connection.execute(statement, parameters)).all()
+        if (
+            rows[-1][0] is not None
+        ):  # how far it could see is the last row on every database, but nobody has promised it
+            rows = sorted(rows, key=lambda row: row[0] is None)
+        return rows[:-1], _sight(rows[-1])
 
     async def count(
         self,
@@ -190,12 +201,10 @@ class EventQueries:
         key, filtered = ("count", visible, *_shape(which)), self._filter(which)
         statement = self._prepared.get(key)
         if statement is None:
-            found = self._search(which, links=bool(which.categories or which.streams))
-            wanted = " AND ".join(
-                [self._behind.format(found.order), visible.format(found.order), self._there, *found.conditions]
-            )
+            found = self._search(which)
+            wanted = [self._behind, visible, *found.wanted, "NOT e.archived", *found.others]
             statement = self._prepared[key] = Phrase("", filtered).within(
-                f"SELECT count(*) FROM {found.source} WHERE {wanted}"
+                f"SELECT count(*) FROM {found.source} WHERE {_all_of(wanted, found.order)}"
             )
         parameters = {**filtered, **self._place(after), **self._own(own)}
         if bound is not None:
@@ -213,52 +222,79 @@ class EventQueries:
             parameters |= {f"bound_{name}": value for name, value in self._place(bound).items()}
         return _sight((await connection.execute(statement, parameters)).one())
 
+    def _page(self, which: EventFilter, visible: str, *, exactly: bool) -> str:
+        """Return a statement for events in order, each with whether it is meant.
+
+        Without names and tags nearly every event that the index leads to is meant. To be told so, and to be left to
+        follow it, is better for servers than to guess how many are: they might rather sort all of them.
+        """
+        found = self._search(which)
+        meant, wanted = ["NOT e.archived", *found.others], [self._behind, visible, *found.wanted]
+        kept = f"CASE WHEN {_all_of(meant, found.order)} THEN 1 ELSE 0 END"
+        if exactly:
+            kept, wanted = "1", [*wanted, *meant]
+        return (
+            f"SELECT {self._columns}, {kept} AS kept FROM {found.source} WHERE {_all_of(wanted, found.order)}"
+            f" ORDER BY {found.leading}{found.order}.transaction_id, {found.order}.position LIMIT :limit"
+        )
+
     def _seen(self, visible: str) -> str:
         """Return a statement for how far can be seen: a row that is like an event, but has no stream."""
         anything_open, ended, isolation, number = (one.format(self._tables.events) for one in self._sight)
         return (
             f"SELECT NULL, {anything_open}, head.position, head.transaction_id, {ended}, NULL, {isolation}, NULL,"
-            f" {number} FROM (SELECT 1 AS one) AS one LEFT JOIN"
+            f" {number}, 0 FROM (SELECT 1 AS one) AS one LEFT JOIN"
             f" (SELECT e.position, {self._transaction.format('e')} AS transaction_id FROM {self._tables.events} AS e"
             f" WHERE {visible.format('e')} ORDER BY e.transaction_id DESC, e.position DESC LIMIT 1) AS head ON 1 = 1"
         )
 
-    def excluded(self, condition: AppendCondition) -> Phrase:
-        """Return SQL that is true when an event has come, committed or our own, that a condition excludes."""
-        phrases, parameters = ["1 = 0"], self._place(condition.after)
+    def excluded(self, condition: AppendCondition, first: int = LAST_NUMBER) -> Phrase:
+        """Return SQL that is true when an event has come, committed or our own, that a condition excludes.
+
+        Args:
+            condition: The condition.
+            first: The first position that was appended at under this condition, where it is checked after that.
+        """
+        phrases, parameters = ["1 = 0"], {**self._place(condition.after), "first": first}
         for number, which in enumerate(condition.filters):
             prefix = f"f{number}_"
-            found = self._search(which, links=False, prefix=prefix)
-            wanted = " AND ".join([self._come_behind.format(found.order), *found.conditions])
+            found = self._search(which, prefix=prefix, links=False)
+            wanted = _all_of([self._come_behind, *found.wanted, *found.others], found.order)
             phrases.append(f"EXISTS (SELECT 1 FROM {found.source} WHERE {wanted})")
             parameters |= self._filter(which, prefix)
         return Phrase(f"({' OR '.join(phrases)})", parameters)
 
-    def _search(self, which: EventFilter, *, links: bool, prefix: str = "") -> _Search:
+    def _search(self, which: EventFilter, *, prefix: str = "", links: bool = True) -> _Search:
         events, tags = self._tables.events, self._tables.tags
-        conditions: list[str] = []
-        places = [
-            f"e.{column} IN :{prefix}{name}"
-            for column, name in (("category", "categories"), ("stream", "streams"))
-            if getattr(which, name)
-        ]
-        if places:
-            conditions.append(f"({' OR '.join(places)})")
+        source, order, leading = f"{events} AS e", "e", ""
+        wanted: list[str] = []
+        # Links are found only where they are looked for.
+        others = [self._at_home if links and (which.categories or which.streams) else "e.origin IS NULL"]
         if which.names:
-            conditions.append(f"e.name IN :{prefix}names")
-        if not links:
-            conditions.append("e.origin IS NULL")
-        source, order, others = f"{events} AS e", "e", range(len(which.tags))
-        if others and not links:
+            others.append(f"e.name IN :{prefix}names")
+        numbers = range(len(which.tags))
+        if which.tags and "e.origin IS NULL" in others:
             # One tag leads to the events, in their order; the others are looked up.
-            source, order, others = f"{tags} AS t JOIN {events} AS e ON e.position = t.position", "t", others[1:]
-            conditions.append(f"t.tag = :{prefix}tag0")
-        conditions += [
+            source, order = f"{tags} AS t JOIN {events} AS e ON e.position = t.position", "t"
+            leading, condition = self._only("t.tag", f"{prefix}tag0")
+            wanted, numbers = [condition], numbers[1:]
+        others += [
             f"EXISTS (SELECT 1 FROM {tags} AS other WHERE other.position = coalesce(e.origin, e.position)"
             f" AND other.tag = :{prefix}tag{number})"
-            for number in others
+            for number in numbers
         ]
-        return _Search(source, order, conditions)
+        if len(which.categories) == 1 and not which.streams and not wanted:
+            leading, condition = self._only("e.category", f"{prefix}category")
+            wanted.append(condition)
+        elif which.categories or which.streams:
+            categories, streams = f"e.category IN :{prefix}categories", f"e.stream IN :{prefix}streams"
+            places = ([categories] if which.categories else []) + ([streams] if which.streams else [])
+            wanted.append(f"({' OR '.join(places)})")
+        return _Search(source, order, leading, wanted, others)
+
+    def _only(self, column: str, parameter: str) -> tuple[str, str]:
+        """Return what has to be said about the order, and the condition, to find one value in an index."""
+        return "", f"{column} = :{parameter}"
 
     def _filter(self, which: EventFilter, prefix: str = "") -> dict[str, Any]:
         parameters: dict[str, Any] = {
@@ -267,6 +303,8 @@ class EventQueries:
         for name in ("categories", "streams", "names"):
             if values := getattr(which, name):
                 parameters[prefix + name] = sorted(values)
+        if len(which.categories) == 1:
+            parameters[f"{prefix}category"] = next(iter(which.categories))
         return parameters
 
     def _place(self, position: Position) -> dict[str, Any]:
@@ -282,9 +320,13 @@ class MariaDBEventQueries(EventQueries):
     _transaction = "{0}.transaction_id"
     # The comparison of pairs would not find its place in the index.
     _behind = "({0}.transaction_id > :transaction OR ({0}.transaction_id = :transaction AND {0}.position > :number))"
-    _come_behind = f"({{0}}.transaction_id = 0 OR {_behind})"
+    _come_behind = f"({{0}}.transaction_id = 0 AND {{0}}.position < :first OR {{0}}.transaction_id > 0 AND {_behind})"
     _decided = _committed = "{0}.transaction_id > 0"
     _sight = ("0", "NULL", "NULL", "0")
+
+    def _only(self, column: str, parameter: str) -> tuple[str, str]:
+        """Return it in a way in which the rest of the index is used, too."""
+        return f"{column}, ", f"{column} >= :{parameter} AND {column} <= :{parameter}"
 
     def _place(self, position: Position) -> dict[str, Any]:
         return {"transaction": position.transaction, "number": position.number}
@@ -295,6 +337,8 @@ class MariaDBEventQueries(EventQueries):
 
 class SQLiteEventQueries(EventQueries):
     """Queries on SQLite: what the one writer has appended is behind everything else."""
+
+    _both = "SELECT * FROM ({0}) UNION ALL SELECT * FROM ({1})"
 
     _transaction = "{0}.transaction_id"
     _behind = "{0}.position > :number"
@@ -310,7 +354,7 @@ class SQLiteEventQueries(EventQueries):
 
 
 def _sight(seen: Any) -> Sight:
-    _, anything_open, number, transaction, ended, _, isolation, _, last = seen
+    _, anything_open, number, transaction, ended, _, isolation, _, last, _ = seen
     return Sight(
         Position(int(transaction), number) if number is not None else None,
         bool(anything_open),
@@ -320,9 +364,13 @@ def _sight(seen: Any) -> Sight:
     )
 
 
-def _shape(which: EventFilter) -> tuple[bool, bool, bool, int]:
+def _all_of(conditions: Iterable[str], order: str) -> str:
+    return " AND ".join(condition.format(order) for condition in conditions)
+
+
+def _shape(which: EventFilter) -> tuple[int, bool, bool, int]:
     """What kinds of conditions there are: the statement depends on nothing else."""
-    return bool(which.categories), bool(which.streams), bool(which.names), len(which.tags)
+    return min(len(which.categories), 2), bool(which.streams), bool(which.names), len(which.tags)
 
 
 _QUERIES = {"postgresql": EventQueries, "mysql": MariaDBEventQueries, "sqlite": SQLiteEventQueries}

@@ -199,21 +199,22 @@ class SqlEvents:
         """
 
         async def select(connection: AsyncConnection) -> Page:
-            own = self._own()
-            rows, sight = await self._queries.page(
-                connection, which, after=after, limit=limit, own=own, settled=settled
-            )
-            if len(rows) < limit and not settled:
-                bound = await self._horizon.bound(connection, sight)
-                if bound is not None:
-                    rows, sight = await self._queries.page(
-                        connection, which, after=after, limit=limit, own=own, settled=False, bound=bound
-                    )
-            events = await self._stored(connection, rows)
-            if len(rows) < limit:
-                return Page(events, max(after, sight.head or START), more=False)
-            last = rows[-1]
-            return Page(events, Position(int(last[3]), last[2]), more=True)
+            start, exactly, bound = after, False, None
+            while True:
+                ask = partial(
+                    self._queries.page, connection, which, after=start, limit=limit, own=self._own(), exactly=exactly
+                )
+                rows, sight = await ask(settled=settled, bound=bound)
+                if len(rows) < limit and not settled and bound is None:
+                    bound = await self._horizon.bound(connection, sight)
+                    if bound is not None:
+                        rows, sight = await ask(settled=False, bound=bound)
+                events = await self._stored(connection, [row[:-1] for row in rows if row[-1]])
+                if len(rows) < limit:
+                    return Page(events, max(after, sight.head or START), more=False)
+                start, exactly = Position(int(rows[-1][3]), rows[-1][2]), True
+                if events:
+                    return Page(events, start, more=True)
 
         return await self._read(select, "reading all events")
 

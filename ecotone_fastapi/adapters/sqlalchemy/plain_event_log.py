@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 from sqlalchemy import TextClause, text
@@ -24,7 +25,14 @@ from ecotone_fastapi.adapters.sqlalchemy.event_log import (
 )
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventQueries, EventTables
 from ecotone_fastapi.core.errors import ConcurrencyError
-from ecotone_fastapi.modelling.event_store import NO_VERSION, AppendCondition, category_of, excluded, is_expected
+from ecotone_fastapi.modelling.event_store import (
+    NO_VERSION,
+    AppendCondition,
+    Expected,
+    category_of,
+    excluded,
+    is_expected,
+)
 
 _AT_ONCE = 1000  # positions in one statement
 
@@ -134,39 +142,64 @@ class MariaDBEventLog(PlainEventLog):
             f"INSERT INTO {counter} (name, number) VALUES ('event', 0)"
             " ON DUPLICATE KEY UPDATE number = LAST_INSERT_ID(number)"
         )
+        self._queue_up = text(
+            f"INSERT INTO {counter} (name, number) VALUES (:name, 0) ON DUPLICATE KEY UPDATE number = number"
+        )
         self._number = [
             listing(f"UPDATE {table} SET transaction_id = :number WHERE position IN :positions", "positions")
             for table in (events, tags)
         ]
         self._build_rows = lru_cache(self._rows_at_once)(self._rows)
 
+    async def append(self, connection: AsyncConnection, batch: Batch, pending: Pending) -> Sequence[Added]:
+        """Append events, and note down where.
+
+        Raises:
+            ConcurrencyError: The stream is not as expected, an event is there already, or one that is excluded.
+        """
+        if isinstance(batch.expected, Expected):
+            # Whoever fails to insert would keep others out, and they him: those who append anything do so in turn.
+            queue = int.from_bytes(blake2b(batch.stream.encode(), digest_size=1).digest())
+            await connection.execute(self._queue_up, {"name": f"stream/{queue}"})
+        added = await super().append(connection, batch, pending)
+        if batch.condition is not None:
+            await self._decide(connection, batch.stream, batch.condition, added)
+        return added
+
     async def guard(self, connection: AsyncConnection, stream: str, condition: AppendCondition) -> None:
+        """Do nothing yet: it is checked when everybody was waited for whom there is to wait for."""
+
+    async def check(self, connection: AsyncConnection, stream: str, condition: AppendCondition) -> None:
+        """Do nothing: it does not explain why nothing could be inserted."""
+
+    async def _decide(
+        self, connection: AsyncConnection, stream: str, condition: AppendCondition, added: Sequence[Added]
+    ) -> None:
         """Be the next to commit, and check the condition then.
 
         Raises:
-            ConcurrencyError: An event has come already, or cannot be seen if it has.
+            ConcurrencyError: An event has come, or cannot be seen if it has.
         """
         number = (await connection.execute(self._lock_counter)).lastrowid or 0
-        phrase = self.queries.excluded(condition)
-        seen = f"SELECT {phrase.sql}, (SELECT number FROM {self.tables.counter} WHERE name = 'event')"
-        broken, read = (await connection.execute(phrase.within(seen), phrase.parameters)).one()
+        phrase = self.queries.excluded(condition, added[0].position)
+        decisive = f"SELECT {phrase.sql}, (SELECT number FROM {self.tables.counter} WHERE name = 'event')"
+        broken, seen = (await connection.execute(phrase.within(decisive), phrase.parameters)).one()
+        if not broken and (seen or 0) == number:
+            return
+        await self.take_back(connection, added)
         if broken:
             raise excluded(stream, condition)
-        if (read or 0) != number:
-            raise ConcurrencyError(
-                f"nothing was appended to {stream!r}: events have come that this transaction cannot see",
-                tried="it has read before they came, and is REPEATABLE READ",
-                hint='create_async_engine(..., isolation_level="READ COMMITTED")',
-            )
-
-    async def check(self, connection: AsyncConnection, stream: str, condition: AppendCondition) -> None:
-        """Do nothing: nobody could append since the condition was checked."""
+        raise ConcurrencyError(
+            f"nothing was appended to {stream!r}: events have come that this transaction cannot see",
+            tried="it has read before they came, and is REPEATABLE READ",
+            hint='create_async_engine(..., isolation_level="READ COMMITTED")',
+        )
 
     async def insert(self, connection: AsyncConnection, batch: Batch) -> Sequence[Added]:
         """Append events if their stream is as expected; return them by their versions."""
         version = NO_VERSION
         if batch.expected != NO_VERSION:
-            version, archived = await self.last(connection, batch.stream, lock=True)
+            version, archived = await self.last(connection, batch.stream)
             if archived or not is_expected(batch.expected, version):
                 return ()
         added: list[Added] = []

@@ -12,8 +12,7 @@ from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.modelling.aggregates import aggregate
 from ecotone_fastapi.modelling.repository import UNVERSIONED, AggregateStore, Identifier, Versioned
-from ecotone_fastapi.testing.conformance.event_stores import OpenUnit
-from ecotone_fastapi.testing.conformance.hooks import Hooks
+from ecotone_fastapi.testing.conformance.hooks import Hooks, OpenUnit
 
 
 @aggregate(identifier="account_id")

@@ -7,7 +7,9 @@ from typing import NoReturn, TypeVar
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from ecotone_fastapi.core.channel import Channel, Delivery, Inspectable, SettlesTogether
 from ecotone_fastapi.core.errors import ChannelError, LeaseLostError
@@ -44,6 +46,75 @@ class Hooks:
             async with self.transaction():
                 yield
                 raise Rollback
+
+
+class OpenUnit:
+    """A transaction in a task of its own, which does what it is told until it is told to end."""
+
+    def __init__(self, transaction: Callable[[], AbstractAsyncContextManager[None]], tasks: TaskGroup) -> None:
+        self._transaction = transaction
+        self._orders, orders = anyio.create_memory_object_stream[Callable[[], Awaitable[None]] | bool](10)
+        self._over = anyio.Event()
+        self._failure: Exception | None = None
+        tasks.start_soon(self._run, orders)
+
+    async def do(self, work: Callable[[], Awaitable[R]]) -> R:
+        """Do something in the transaction; return or raise what comes of it."""
+        return await self.begin(work)()
+
+    def begin(self, work: Callable[[], Awaitable[R]]) -> Callable[[], Awaitable[R]]:
+        """Begin to do something in the transaction; return what waits for it."""
+        done = anyio.Event()
+        results: list[R] = []
+        failures: list[Exception] = []
+
+        async def do() -> None:
+            try:
+                results.append(await work())
+            except Exception as error:
+                failures.append(error)
+            finally:
+                done.set()
+
+        async def wait() -> R:
+            await done.wait()
+            if failures:
+                raise failures[0]
+            return results[0]
+
+        self._orders.send_nowait(do)
+        return wait
+
+    async def commit(self) -> None:
+        """End it well; raise what the commit raises."""
+        await self._end(well=True)
+
+    async def rollback(self) -> None:
+        """End it badly."""
+        await self._end(well=False)
+
+    async def _end(self, *, well: bool) -> None:
+        self._orders.send_nowait(well)
+        await self._over.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _run(self, orders: MemoryObjectReceiveStream[Callable[[], Awaitable[None]] | bool]) -> None:
+        try:
+            async with orders, self._transaction():
+                async for order in orders:
+                    if order is False:
+                        raise Rollback
+                    if order is True:
+                        break
+                    await order()
+        except Rollback:
+            pass
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._orders.close()
+            self._over.set()
 
 
 class ChannelHooks(Hooks):
