@@ -44,6 +44,7 @@ from ecotone_fastapi.modelling.aggregates import Aggregates
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.keeping import aggregate_mark
 from ecotone_fastapi.modelling.projection_plugin import Projecting
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.projections import projection_mark
@@ -215,7 +216,7 @@ class Ecotone:
         assembly.endpoints = [known.get(one.id, one) for one in found.endpoints]
         for type_, provider in self._services.items():
             assembly.add_service(type_, provider)
-        problems: list[ConfigurationError] = list(_asynchronous_projections(found.endpoints))
+        problems = [*_asynchronous_projections(found.endpoints), *_objects_of_aggregates(found.instances)]
         for channel in self._channels:
             try:
                 assembly.add_channel(channel)
@@ -529,6 +530,15 @@ class _InMemory:
         documents = DocumentStore(MemoryDocuments(assembly.gateway.clock), assembly.gateway.conversion)
         assembly.add_service(DocumentStore, documents)
         self.schedules.watch(one for one in assembly.channels.values() if isinstance(one, MemoryChannel))
+
+
+def _objects_of_aggregates(instances: Iterable[type]) -> Iterable[ConfigurationError]:
+    for cls in instances:
+        if aggregate_mark(cls) is not None:
+            yield ConfigurationError(
+                f"{cls.__qualname__} is an aggregate, and an object of it was given",
+                hint=f"give the class, Ecotone([{cls.__qualname__}]): each message loads the one that it is for",
+            )
 
 
 def _check_given(handlers: object, channels: object, plugins: object) -> None:

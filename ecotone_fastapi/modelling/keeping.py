@@ -173,11 +173,13 @@ class Kept:
 
     def tell_version(self, instance: Any, version: int) -> None:
         """Set the attribute that wants to know the version."""
-        if self.described.version is not None:
-            try:
-                setattr(instance, self.described.version, version)
-            except (AttributeError, ValueError):  # it is frozen, for everybody else
-                object.__setattr__(instance, self.described.version, version)
+        name = self.described.version
+        if name is None or getattr(instance, name, None) == version:
+            return
+        try:
+            setattr(instance, name, version)
+        except (AttributeError, ValueError):  # it is frozen, for everybody else
+            object.__setattr__(instance, name, version)
 
     async def load(self, identifier: Identifier) -> Versioned[Any] | None:
         """Load an aggregate, and remember its version for the unit of work."""
@@ -204,8 +206,8 @@ class Kept:
                 hint="an identifier never changes: make a new aggregate",
             )
         recorded = self.recorded(instance)
-        # What tells an identifier that the database gives can only be made after it has.
-        later = identifier is None and any(map(is_made_later, recorded))
+        # What tells something that the database gives, such as an identifier, is made after it has done so.
+        later = any(map(is_made_later, recorded))
         events = () if later else self._messages(recorded)
         saved = await self.store.save(
             self.cls, identifier, instance, events=events, expected=before.version if before is not None else 0

@@ -286,9 +286,9 @@ class Run:
     __slots__ = ("emitter", "event", "message", "over", "partition", "record", "silent_until_version", "state")
 
     def __init__(self, record: ProjectionRecord, state: Any = None, partition: str | None = None) -> None:
-        self.record = record
-        self.state = state
-        self.partition = partition
+        self.record: ProjectionRecord = record
+        self.state: Any = state
+        self.partition: str | None = partition
         self.event: StoredEvent | None = None
         self.message: Message[Any] | None = None
         self.silent_until_version: int = 0

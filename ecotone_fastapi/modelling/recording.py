@@ -34,7 +34,7 @@ def record(aggregate: object, event: object) -> None:
     Args:
         aggregate: Who records it.
         event: The event, or a `Message` of it with headers of its own; or a function that makes it when the aggregate
-            is saved, for an event with an identifier that the database gives.
+            has been saved, for an event with an identifier that the database gives.
 
     Raises:
         AggregateError: Nothing can be kept beside this object.

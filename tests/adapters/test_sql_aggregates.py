@@ -5,13 +5,26 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
 import pytest
-from sqlalchemy import Column, ForeignKey, Identity, Integer, String, Table, UniqueConstraint, event, inspect, text
+from sqlalchemy import (
+    Column,
+    Computed,
+    ForeignKey,
+    Identity,
+    Integer,
+    String,
+    Table,
+    UniqueConstraint,
+    event,
+    inspect,
+    text,
+)
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column, registry, relationship
 
 from ecotone_fastapi import (
@@ -464,11 +477,11 @@ class Versioned(Base):
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
 
     @classmethod
-    @command_handler
-    def place(cls, command: Place) -> "Versioned":
-        return cls(note=command.note)
+    @command_handler("versioned.make")
+    def make(cls, note: str) -> "Versioned":
+        return cls(note=note)
 
-    @command_handler
+    @command_handler("versioned.change_note")
     async def change_note(self, command: Note, session: AsyncSession) -> int:
         self.note += command.note
         if command.note == "flushed":
@@ -484,10 +497,10 @@ class Versioned(Base):
 @on_every_database
 async def test_an_entity_with_a_version_is_saved_by_it(database: SqlAlchemy) -> None:
     async with flow_test([Versioned], plugins=[database]) as flow:
-        order_id = await flow.send(Place("a"))
-        assert await flow.send(Note(order_id, "b", version=1)) == 1
+        order_id = await flow.send("a", to="versioned.make")
+        assert await flow.send(Note(order_id, "b", version=1), to="versioned.change_note") == 1
         with pytest.raises(ConcurrencyError) as caught:
-            await flow.send(Note(order_id, "c", version=1))
+            await flow.send(Note(order_id, "c", version=1), to="versioned.change_note")
 
         assert (caught.value.expected, caught.value.actual) == (1, 2)
         assert await flow.ask(to="versioned.show", headers={"aggregate.id": order_id}) == ("ab", 2)
@@ -498,11 +511,11 @@ async def test_an_entity_with_a_version_is_saved_by_it(database: SqlAlchemy) -> 
 async def test_entities_that_meet_are_changed_again_and_no_change_is_lost(database: SqlAlchemy, note: str) -> None:
     """Also when the handler itself finds out, in the middle of its work."""
     async with flow_test([Versioned], plugins=[database]) as flow:
-        order_id = await flow.send(Place(""))
+        order_id = await flow.send("", to="versioned.make")
 
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
-                tasks.start_soon(flow.send, Note(order_id, note))
+                tasks.start_soon(partial(flow.send, Note(order_id, note), to="versioned.change_note"))
 
         shown, version = await flow.ask(to="versioned.show", headers={"aggregate.id": order_id})
         assert shown == 3 * note
@@ -524,7 +537,7 @@ async def test_something_else_that_was_changed_meanwhile_is_told_apart(database:
         await versioned.save(one)
 
     async with flow_test([Versioned, both], plugins=[database]) as flow:
-        ids = [await flow.send(Place("a")), await flow.send(Place("b"))]
+        ids = [await flow.send("a", to="versioned.make"), await flow.send("b", to="versioned.make")]
         await flow.send(ids, to="both")
 
         assert await flow.ask(to="versioned.show", headers={"aggregate.id": ids[1]}) == ("both", 10)
@@ -572,6 +585,70 @@ async def test_what_the_handler_has_put_into_the_session_itself_is_saved_once(da
         order_id = await flow.send("a", to="put")
 
         assert await flow.ask(order_id, to="order.note") == "a!"
+
+
+@on_every_database
+async def test_a_handler_may_delete_its_entity(database: SqlAlchemy) -> None:
+    @command_handler("delete")
+    async def delete(
+        id: int, session: AsyncSession, orders: Repository[Order], versioned: Repository[Versioned]
+    ) -> None:
+        order, other = await orders.get(id), await versioned.get(id)
+        for entity in (order, other):
+            await session.delete(entity)
+        await orders.save(order)
+        await versioned.save(other)
+
+    async with flow_test([Order, Versioned, delete], plugins=[database]) as flow:
+        order_id = await flow.send(Place("a"))
+        assert await flow.send("a", to="versioned.make") == order_id
+        await flow.send(order_id, to="delete")
+
+        for query in ("order.note", "versioned.show"):
+            with pytest.raises(AggregateNotFoundError):
+                await flow.ask(to=query, headers={"aggregate.id": order_id})
+
+
+class Lazy(AsyncAttrs, Base):
+    """Its items are not loaded with it, and the server computes a column."""
+
+    __tablename__ = "lazy"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    note: Mapped[str] = mapped_column(String(50))
+    length: Mapped[int] = mapped_column(Computed("length(note)", persisted=True))
+    items: Mapped[list["LazyItem"]] = relationship()
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012
+
+    @staticmethod
+    @command_handler("lazy.make")
+    def make(note: str) -> "Lazy":
+        return Lazy(note=note, items=[LazyItem()])
+
+    @command_handler("lazy.touch")
+    def touch(self, id: int) -> set[str]:
+        return set(inspect(self).unloaded)
+
+    @command_handler("lazy.await")
+    async def await_items(self, id: int) -> int:
+        self.note += "!"
+        record(self, lambda: f"{self.note} has {self.length} characters")
+        return len(await self.awaitable_attrs.items)
+
+
+class LazyItem(Base):
+    __tablename__ = "lazy_item"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    lazy_id: Mapped[int] = mapped_column(ForeignKey("lazy.id"))
+
+
+@on_every_database
+async def test_what_was_not_loaded_with_an_entity_has_to_be_awaited(database: SqlAlchemy) -> None:
+    async with flow_test([aggregate(identifier="id")(Lazy)], plugins=[database]) as flow:
+        lazy = await flow.send("abc", to="lazy.make")
+
+        assert await flow.send(lazy, to="lazy.touch") == {"items"}
+        assert await flow.send(lazy, to="lazy.await") == 1
+        assert flow.published == ["abc! has 4 characters"]
 
 
 @on_every_database

@@ -430,10 +430,15 @@ async def test_a_handler_that_was_too_late_is_run_again(database: SqlAlchemy) ->
         assert (await baskets.get("b")).value.total == 5
 
 
-async def test_a_nested_command_that_fails_takes_back_its_own_documents_alone(database: SqlAlchemy) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_a_nested_command_that_fails_takes_back_its_own_documents_alone(
+    database: SqlAlchemy, in_memory: bool
+) -> None:
     @command_handler("inner")
     async def inner(owner: str, documents: DocumentStore) -> None:
-        await documents.collection("baskets", Basket).upsert("inner", Basket(owner))
+        baskets = documents.collection("baskets", Basket)
+        for name in ("inner", "outer"):
+            await baskets.upsert(name, Basket(owner))
         raise ConcurrencyError("too late")
 
     class Outer:
@@ -441,12 +446,17 @@ async def test_a_nested_command_that_fails_takes_back_its_own_documents_alone(da
         async def outer(self, owner: str, commands: CommandBusDep, documents: DocumentStore) -> None:
             await documents.collection("baskets", Basket).upsert("outer", Basket(owner))
             with pytest.raises(ConcurrencyError):
-                await commands.send(owner, to="inner")
+                await commands.send("alan", to="inner")
 
-    async with Ecotone([Outer, inner], plugins=[database]).running() as ecotone:
+        @query_handler("show")
+        async def show(self, documents: DocumentStore) -> list[tuple[str, str, int]]:
+            page = await documents.collection("baskets", Basket).list()
+            return [(basket.id, basket.value.owner, basket.version) for basket in page]
+
+    async with Ecotone([Outer, inner], plugins=[] if in_memory else [database]).running() as ecotone:
         await ecotone.command_bus.send("ada", to="outer")
 
-        assert [basket.id for basket in await database.documents.collection("baskets", Basket).list()] == ["outer"]
+        assert await ecotone.query_bus.ask(to="show") == [("outer", "ada", 1)]
 
 
 def test_errors_have_a_status_and_pages_are_answers() -> None:

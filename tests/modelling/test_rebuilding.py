@@ -67,7 +67,7 @@ async def counting(at: Place, streams: int = 3) -> AsyncIterator[list[int]]:
             if not fails:
                 counted.append(number)
             number += streams
-            await anyio.sleep(0.02)  # less than a projection handles that emits
+            await anyio.sleep(0.05)  # less than a projection handles that emits
 
     async with anyio.create_task_group() as tasks:
         for stream in range(streams):

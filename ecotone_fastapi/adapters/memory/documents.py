@@ -159,7 +159,10 @@ class MemoryDocuments:
     def _change(self, scope: Scope | None, key: _Key, document: Document[str] | None) -> None:
         collection, document_id = key
         if scope is not None:
-            self._changes[scope][key] = document
+            changes = self._changes[scope]
+            before = partial(changes.update, {key: changes[key]}) if key in changes else partial(changes.pop, key, None)
+            scope.note_change(before)
+            changes[key] = document
         elif document is not None:
             self._kept.setdefault(collection, {})[document_id] = document
         else:

@@ -1,8 +1,8 @@
 """Aggregates that are entities of SQLAlchemy's ORM: loaded and saved with the session of the unit of work.
 
 A class with a `version_id_col` is saved by its version: who comes too late gets a `ConcurrencyError`. The row of any
-other class is locked when it is loaded to be changed, so that whoever wants it, too, waits for the end of the
-transaction, and then gets what it has left. Either way no change is ever lost.
+other class is locked when a command or event loads it, so that whoever wants it, too, waits for the end of the
+transaction, and then gets what it has left. Queries lock nothing. Either way no change is ever lost.
 
 What is not loaded with an entity cannot be loaded by touching it, because there is nobody to wait for the database:
 give relationships that handlers use `lazy="selectin"` or `lazy="joined"`; or let the class be an `AsyncAttrs`, and
@@ -95,7 +95,7 @@ class SqlEntities:
         is_new = not known.has_identity
         if known.transient and expected:  # it takes the place of the one that was loaded
             state = await session.merge(state)
-        else:
+        elif not known.persistent and not known.deleted:  # adding again what is to be deleted would keep it
             session.add(state)
         try:
             with self._connected(f"saving a {cls.__name__}"):
