@@ -158,7 +158,12 @@ class SqlAlchemy:
             ),
         )
         self.events: SqlEvents = SqlEvents(
-            EventTables(*map(self._schema.table, ("ecotone_event", "ecotone_event_tag", "ecotone_event_counter"))),
+            EventTables(
+                *map(
+                    self._schema.table,
+                    ("ecotone_event", "ecotone_event_tag", "ecotone_event_counter", "ecotone_projection"),
+                )
+            ),
             self._transactions,
             self._prepare,
             lambda: self._clock,

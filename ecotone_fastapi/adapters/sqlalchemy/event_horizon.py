@@ -71,7 +71,7 @@ class PostgreSQLEventHorizon(EventHorizon):
 
     def __init__(self, tables: EventTables, queries: EventQueries, dialect: Dialect) -> None:
         super().__init__(tables, queries, dialect)
-        events, tags, _ = tables
+        events, tags, projections = tables.events, tables.tags, tables.projections
         self._appenders = text(
             "WITH held AS MATERIALIZED (SELECT locktype, virtualtransaction, transactionid, pid FROM pg_locks"
             " WHERE granted AND (locktype = 'transactionid' AND mode = 'ExclusiveLock' OR locktype = 'relation'"
@@ -129,6 +129,11 @@ class PostgreSQLEventHorizon(EventHorizon):
             for table in (events, tags)
         ]
         self._keep_out = text(f"LOCK TABLE {events} IN EXCLUSIVE MODE")
+        self._kept = text(f"SELECT name, version, position, silent_until FROM {projections} FOR UPDATE")
+        self._keep = text(
+            f"UPDATE {projections} SET position = :position, silent_until = :silent_until"
+            " WHERE name = :name AND version = :version"
+        )
 
     async def bound(self, connection: AsyncConnection, sight: Sight) -> Position | None:
         """Return up to where everything is decided, if that may be more than a query could see by itself."""
@@ -186,11 +191,11 @@ class PostgreSQLEventHorizon(EventHorizon):
         if (await connection.execute(self._newest)).first() is None:
             return await super().reseal(connection, positions)
         await connection.execute(self._arrange)
-        moved: dict[Position, Position] = {}
-        for position in positions:
-            parameters = {"transaction": str(position.transaction), "number": position.number}
-            last = (await connection.execute(self._moved, parameters)).first()
-            moved[position] = Position(int(last[0]), last[1]) if last is not None else START
+        moved = {position: await self._move(connection, position) for position in dict.fromkeys(positions)}
+        for name, version, *kept in (await connection.execute(self._kept)).all():
+            position, silent_until = [str(await self._move(connection, Position.parse(one))) for one in kept]
+            parameters = {"name": name, "version": version, "position": position, "silent_until": silent_until}
+            await connection.execute(self._keep, parameters)
         needed = int((await connection.execute(self._needed)).scalar_one())
         if needed >= 0:
             # Each savepoint that is written in takes a number of the server's.
@@ -202,6 +207,12 @@ class PostgreSQLEventHorizon(EventHorizon):
         for statement in self._renumber:
             await connection.execute(statement)
         return moved
+
+    async def _move(self, connection: AsyncConnection, position: Position) -> Position:
+        """Return where a reader has come to: the last event that it knew, wherever that is now."""
+        parameters = {"transaction": str(position.transaction), "number": position.number}
+        last = (await connection.execute(self._moved, parameters)).first()
+        return Position(int(last[0]), last[1]) if last is not None else START
 
 
 def horizon_for(tables: EventTables, queries: EventQueries, dialect: Dialect) -> EventHorizon:

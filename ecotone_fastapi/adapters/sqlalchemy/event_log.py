@@ -1,11 +1,10 @@
 """The statements that write to the table of events.
 
 Whoever appends locks the last event of the stream, so that nobody archives or deletes the stream meanwhile; that two do
-not append the same version is up to the constraint. Neither ever breaks the transaction.
+not append the same version is up to the constraint. What cannot be appended never breaks the transaction.
 
-Transactions that append nothing that others have excluded do not wait for each other. On PostgreSQL a condition is
-checked under locks of the tags it names, which every event with these tags shares; a condition without tags has to lock
-the table. On MariaDB it is checked by whoever is the next to commit.
+On PostgreSQL a condition is checked under locks of the tags that it names, which whoever appends events with these tags
+shares; a condition without tags has to lock the table. On MariaDB it is checked by whoever is the next to commit.
 """
 
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
@@ -22,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ecotone_fastapi.adapters.sqlalchemy.dialects import Dialect
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventQueries, EventTables
 from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
-from ecotone_fastapi.core.errors import ConfigurationError
+from ecotone_fastapi.core.errors import ConcurrencyError, ConfigurationError
 from ecotone_fastapi.modelling.event_store import (
     NO_VERSION,
     AppendCondition,
@@ -86,6 +85,8 @@ class Pending:
     positions: list[int] = field(default_factory=list)
     tagged: bool = False
 
+
+_TRIES = 100
 
 COLUMNS = "event_id, category, stream, version, name, headers, body, recorded_at"
 """What is said of every new event; what else there is has a default."""
@@ -154,7 +155,7 @@ class EventLog:
             raise already_appended(ids)
         if batch.condition is not None:
             await self.guard(connection, batch.stream, batch.condition)
-        while True:
+        for _ in range(_TRIES):
             added = await self.insert(connection, batch)
             if len(added) == len(batch.rows):
                 pending.positions += [one.position for one in added]
@@ -163,6 +164,10 @@ class EventLog:
             if added:  # somebody has appended the first of these versions at this very moment, but not as many
                 await self.take_back(connection, added)
             await self._explain(connection, batch, ids)
+        raise ConcurrencyError(
+            f"nothing was appended to {batch.stream!r}: somebody else has been faster {_TRIES} times",
+            hint="let fewer append to one stream at the same time",
+        )
 
     async def take_back(self, connection: AsyncConnection, added: Sequence[Added]) -> None:
         """Delete what was appended just now."""
@@ -219,11 +224,10 @@ class EventLog:
         """
         if all(which.tags for which in condition.filters):
             # One tag of each filter is enough: what fits it has that tag, too.
-            keys = sorted({_key(indexed(min(which.tags))) for which in condition.filters})
+            keys = {_key(indexed(min(which.tags))) for which in condition.filters}
+            await connection.execute(self._lock_tags, {"keys": sorted(keys)})
         else:
-            keys = []
             await connection.execute(self._lock_table)
-        await connection.execute(self._lock_tags, {"keys": keys})
         await self.check(connection, stream, condition)
 
     async def insert(self, connection: AsyncConnection, batch: Batch) -> Sequence[Added]:

@@ -26,6 +26,7 @@ class EventTables(NamedTuple):
     events: str
     tags: str
     counter: str
+    projections: str
 
 
 class Phrase(NamedTuple):
@@ -177,13 +178,10 @@ class EventQueries:
             # How far it could see, whatever is meant, has to be told of the same moment: in the same statement.
             page, seen = self._page(which, visible, exactly=exactly), self._seen(visible)
             statement = self._prepared[key] = Phrase("", filtered).within(self._both.format(page, seen))
-        parameters = {**filtered, **self._place(after), **self._own(own), "limit": limit}
-        if bound is not None:
-            parameters |= {f"bound_{name}": value for name, value in self._place(bound).items()}
+        parameters = {**filtered, **self._place(after), **self._own(own), **self._bound(bound), "limit": limit}
         rows: Sequence[Any] = (await connection.execute(statement, parameters)).all()
-        if (
-            rows[-1][0] is not None
-        ):  # how far it could see is the last row on every database, but nobody has promised it
+        # How far it could see is the last row on every database, but nobody has promised that.
+        if rows[-1][0] is not None:
             rows = sorted(rows, key=lambda row: row[0] is None)
         return rows[:-1], _sight(rows[-1])
 
@@ -206,9 +204,7 @@ class EventQueries:
             statement = self._prepared[key] = Phrase("", filtered).within(
                 f"SELECT count(*) FROM {found.source} WHERE {_all_of(wanted, found.order)}"
             )
-        parameters = {**filtered, **self._place(after), **self._own(own)}
-        if bound is not None:
-            parameters |= {f"bound_{name}": value for name, value in self._place(bound).items()}
+        parameters = {**filtered, **self._place(after), **self._own(own), **self._bound(bound)}
         return int((await connection.execute(statement, parameters)).scalar_one())
 
     async def sight(self, connection: AsyncConnection, own: Sequence[int], bound: Position | None = None) -> Sight:
@@ -217,9 +213,7 @@ class EventQueries:
         statement = self._prepared.get(("sight", visible))
         if statement is None:
             statement = self._prepared["sight", visible] = text(self._seen(visible))
-        parameters = self._own(own)
-        if bound is not None:
-            parameters |= {f"bound_{name}": value for name, value in self._place(bound).items()}
+        parameters = {**self._own(own), **self._bound(bound)}
         return _sight((await connection.execute(statement, parameters)).one())
 
     def _page(self, which: EventFilter, visible: str, *, exactly: bool) -> str:
@@ -309,6 +303,9 @@ class EventQueries:
 
     def _place(self, position: Position) -> dict[str, Any]:
         return {"transaction": str(position.transaction), "number": position.number}
+
+    def _bound(self, bound: Position | None) -> dict[str, Any]:
+        return {} if bound is None else {f"bound_{name}": value for name, value in self._place(bound).items()}
 
     def _own(self, own: Sequence[int]) -> dict[str, Any]:
         return {"own": list(own)}

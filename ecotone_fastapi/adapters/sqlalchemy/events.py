@@ -86,7 +86,7 @@ class SqlEvents:
         if not events:
             return ()
         rows = [
-            NewRow(indexed(one.id), one.name, one.body, one.headers_text, tuple(map(indexed, one.tags)))
+            NewRow(indexed(one.id), one.name, one.body, one.headers_text, tuple(dict.fromkeys(map(indexed, one.tags))))
             for one in events
         ]
         batch = Batch(stream, rows, expected, condition, self._offset)
@@ -164,7 +164,7 @@ class SqlEvents:
         pending = self._pending.get(unit)
         if pending is None:
             pending = self._pending[unit] = Pending()
-            unit.after_commit(self._ring)
+            unit.when_over(self._ring)  # also when it fails: what is behind it can be seen now
             if self._log.numbers:
                 unit.before_commit(partial(self._number, pending), "numbering events", lambda numbered: None)
         return pending
@@ -320,26 +320,24 @@ class SqlEvents:
     async def reseal(self, positions: Iterable[Position] = ()) -> Mapping[Position, Position]:
         """Let the database count on from the events that it has: after it was restored on another server.
 
-        PostgreSQL orders events by the transactions that have appended them, whose numbers begin anew on every server.
-        Where events have higher numbers than the server by now, readers would take what is appended from now on for
-        old; `check_restored` finds that out. This gives all events low numbers, in the same order, and keeps appenders
-        out meanwhile. Elsewhere, there is nothing to do.
+        PostgreSQL orders events by the transactions that have appended them, and counts these anew on every server. As
+        long as events have higher numbers than the server has reached, readers take what is appended for old, and never
+        see it: `check_restored` finds that out. This gives all events low numbers, in the same order, and projections
+        their place among them; appenders are kept out meanwhile. Best done before the application is started. Where
+        nothing needs to be done, nothing is.
 
         Args:
-            positions: What readers have kept: how far they have come.
+            positions: How far readers have come that are no projections, but keep their positions themselves.
 
         Returns:
-            For each of these positions, what it is now. Write it down in the same unit of work.
+            For each of these positions, what it is now. Called in a unit of work, it can be written down there.
 
         Raises:
             ChannelError: The database cannot be reached.
 
         Example:
-            ```python
-            async with database.transaction():
-                moved = await database.events.reseal([checkpoint])
-                ...  # write down moved[checkpoint]
-            ```
+            >>> async def count_on(events: SqlEvents) -> None:
+            ...     await events.reseal()
         """
         kept = list(positions)
         await self._prepare()

@@ -128,7 +128,7 @@ class MariaDBEventLog(PlainEventLog):
 
     def __init__(self, tables: EventTables, queries: EventQueries, dialect: Dialect) -> None:
         super().__init__(tables, queries, dialect)
-        events, tags, counter = tables
+        events, tags, counter = tables.events, tables.tags, tables.counter
         self._delete_tags = text(
             f"DELETE t FROM {tags} AS t JOIN {events} AS e ON e.position = t.position WHERE e.stream = :stream"
         )

@@ -60,6 +60,7 @@ class Unit:
         self.broken: str | None = None
         self.last: list[_Last] = []
         self._consequences: list[Callable[[], None]] = []
+        self._endings: list[Callable[[], None]] = []
 
     def before_commit(self, statements: Statements[bool], doing: str, check: Callable[[bool], None]) -> None:
         """Run a statement last; alone, when it turns out that there are no others.
@@ -74,6 +75,16 @@ class Unit:
     def after_commit(self, act: Callable[[], None]) -> None:
         """Do this once the transaction has committed, and never if it does not."""
         self._consequences.append(act)
+
+    def when_over(self, act: Callable[[], None]) -> None:
+        """Do this once the transaction has ended, well or not."""
+        self._endings.append(act)
+
+    def end(self) -> None:
+        """Take note of the end."""
+        self.open = False
+        for act in self._endings:
+            act()
 
     def conclude(self) -> None:
         """Take note of the commit."""
@@ -150,7 +161,7 @@ class Transactions:
             await scoped.forget()
             raise
         finally:
-            unit.open = False
+            unit.end()
             scoped.unit = None
             scoped.give_up_turn()
         unit.conclude()

@@ -244,7 +244,7 @@ class Filters(EventHooks):
     async def test_events_are_chosen_by_stream_category_name_and_tags(self) -> None:
         """Streams and categories add up; all else narrows down."""
         async with self.events() as events:
-            await events.append("order-1", [fact("placed", tags=["a", "b"]), fact("paid", tags=["a"])], expected=0)
+            await events.append("order-1", [fact("placed", tags=["a", "b", "a"]), fact("paid", tags=["a"])], expected=0)
             await events.append("order-2", [fact("placed", tags=["b", "c" * 300])], expected=0)
             await events.append("basket-1", [fact("placed"), fact("Placed", tags=["A"])], expected=0)
             every = [("order-1", 1), ("order-1", 2), ("order-2", 1), ("basket-1", 1), ("basket-1", 2)]
@@ -341,6 +341,20 @@ class Waiting(EventHooks):
             heard = await self._told_everything(events)
             with anyio.fail_after(self.patience):
                 await events.wait(heard, self.moment)
+
+    async def test_a_reader_is_woken_up_when_nothing_is_in_its_way_any_more(self) -> None:
+        """Also by a transaction that has appended something, and is rolled back."""
+        self.needs_several_writers()
+        async with self.events() as events, self.units() as open_unit:
+            slow = open_unit()
+            await slow.do(lambda: events.append("slow-1", facts(1), expected=0))
+            await events.append("fast-1", facts(1), expected=0)
+            heard = await self._told_everything(events)
+            assert await everything(events) == [] or not self.hides
+            await slow.rollback()
+
+            assert await events.wait(heard, 10 * self.patience) != heard
+            assert streams(await everything(events)) == ["fast-1"]
 
     async def _told_everything(self, events: EventStorage) -> int:
         heard = 0
