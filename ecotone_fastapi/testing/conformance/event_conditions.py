@@ -148,11 +148,13 @@ class Conditions(EventHooks):
                     "student-1", enrolled[0], expected=0, condition=condition if conditional else None
                 )
             )
-            decided = second.begin(lambda: events.append("student-2", enrolled[1], expected=0, condition=condition))
+            decided = await second.begin(
+                lambda: events.append("student-2", enrolled[1], expected=0, condition=condition)
+            )
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(first.commit if commits else first.rollback)
                 try:
-                    await decided()
+                    await decided.result()
                 except ConcurrencyError:
                     await second.rollback()
                 else:
@@ -188,11 +190,11 @@ class Conditions(EventHooks):
         async with self.events() as events, self.units() as open_unit:
             first, second = open_unit(), open_unit()
             await first.do(_deciding(events, 0))
-            decided = second.begin(_deciding(events, 1))
+            decided = await second.begin(_deciding(events, 1))
             if self.decides_together:
-                await decided()
+                await decided.result()
             await first.commit()
-            await decided()
+            await decided.result()
             await second.commit()
 
             assert streams(await everything(events)) == ["student-0", "student-1"]

@@ -187,18 +187,25 @@ class Versions(EventHooks):
         async with self.transaction():
             await events.append("order-1", facts(2), expected=expected)
 
-    async def test_whoever_waits_for_a_version_gets_it_when_the_first_one_rolls_back(self) -> None:
-        """What never was does not count."""
+    @pytest.mark.parametrize("commits", [False, True])
+    async def test_whoever_wants_a_version_waits_for_whoever_may_get_it(self, commits: bool) -> None:
+        """What is rolled back never was."""
         self.needs_several_writers()
         async with self.events() as events, self.units() as open_unit:
             first, second = open_unit(), open_unit()
             await first.do(lambda: events.append("order-1", facts(2), expected=0))
-            waiting = second.begin(lambda: events.append("order-1", facts(1), expected=0))
-            await first.rollback()
+            waiting = await second.begin(lambda: events.append("order-1", facts(1), expected=0))
+            assert not await waiting.ends_within(self.moment)
+            await (first.commit() if commits else first.rollback())
+            if commits:
+                with pytest.raises(ConcurrencyError):
+                    await waiting.result()
+                await second.rollback()
+            else:
+                assert versions(await waiting.result()) == [1]
+                await second.commit()
 
-            assert versions(await waiting()) == [1]
-            await second.commit()
-            assert versions(await events.read("order-1")) == [1]
+            assert versions(await events.read("order-1")) == ([1, 2] if commits else [1])
 
 
 class StreamsInTransactions(EventHooks):

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import anyio
 import pytest
@@ -48,6 +48,45 @@ class Hooks:
                 raise Rollback
 
 
+class Begun(Generic[R]):
+    """Something that is being done.
+
+    Attributes:
+        beginning: Is set when it begins.
+        end: Is set when it has ended, however.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[R]]) -> None:
+        self.beginning: anyio.Event = anyio.Event()
+        self.end: anyio.Event = anyio.Event()
+        self._work = work
+        self._results: list[R] = []
+        self._failures: list[Exception] = []
+
+    async def run(self) -> None:
+        """Do it."""
+        self.beginning.set()
+        try:
+            self._results.append(await self._work())
+        except Exception as error:
+            self._failures.append(error)
+        finally:
+            self.end.set()
+
+    async def result(self) -> R:
+        """Wait for the end; return or raise what came of it."""
+        await self.end.wait()
+        if self._failures:
+            raise self._failures[0]
+        return self._results[0]
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Tell whether it ends soon; if not, it waits for something."""
+        with anyio.move_on_after(seconds):
+            await self.end.wait()
+        return self.end.is_set()
+
+
 class OpenUnit:
     """A transaction in a task of its own, which does what it is told until it is told to end."""
 
@@ -60,30 +99,14 @@ class OpenUnit:
 
     async def do(self, work: Callable[[], Awaitable[R]]) -> R:
         """Do something in the transaction; return or raise what comes of it."""
-        return await self.begin(work)()
+        return await (await self.begin(work)).result()
 
-    def begin(self, work: Callable[[], Awaitable[R]]) -> Callable[[], Awaitable[R]]:
-        """Begin to do something in the transaction; return what waits for it."""
-        done = anyio.Event()
-        results: list[R] = []
-        failures: list[Exception] = []
-
-        async def do() -> None:
-            try:
-                results.append(await work())
-            except Exception as error:
-                failures.append(error)
-            finally:
-                done.set()
-
-        async def wait() -> R:
-            await done.wait()
-            if failures:
-                raise failures[0]
-            return results[0]
-
-        self._orders.send_nowait(do)
-        return wait
+    async def begin(self, work: Callable[[], Awaitable[R]]) -> "Begun[R]":
+        """Begin to do something in the transaction; return when it was begun."""
+        begun = Begun(work)
+        self._orders.send_nowait(begun.run)
+        await begun.beginning.wait()
+        return begun
 
     async def commit(self) -> None:
         """End it well; raise what the commit raises."""
