@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.modelling.event_store import (
@@ -29,7 +30,7 @@ from ecotone_fastapi.testing.conformance.event_steps import (
     places,
     streams,
 )
-from ecotone_fastapi.testing.conformance.hooks import OpenUnit
+from ecotone_fastapi.testing.conformance.hooks import OpenUnit, Rollback
 
 
 def _of(*categories: str) -> EventFilter:
@@ -403,6 +404,51 @@ class Interleavings(EventHooks):
     async def test_e20_writers_and_readers_may_do_what_they_want_in_any_order(self, seed: int) -> None:
         """Against a model: a list of what was committed."""
         await self.run_steps(steps(random.Random(seed), 120))  # noqa: S311 - no secret
+
+    async def test_e20_readers_run_beside_writers(self) -> None:
+        """As fast as they can; in the end each has got what somebody gets who reads everything again."""
+        chance = random.Random(self.crowd)  # noqa: S311 - no secret
+        written: list[str] = []
+        writing = self.crowd
+
+        async def write(events: EventStorage, number: int) -> None:
+            nonlocal writing
+            for _ in range(10):
+                new = facts(chance.randint(1, 3))
+                try:
+                    async with self.transaction():
+                        await events.append(f"{'abc'[number % 3]}-{number}", new, expected=Expected.ANY)
+                        await events.append("shared-1", last := facts(1), expected=Expected.ANY)
+                        if chance.random() < 0.2:
+                            raise Rollback
+                except Rollback:
+                    continue
+                written.extend(one.id for one in [*new, *last])
+            writing -= 1
+
+        async def follow(reader: Reader) -> None:
+            while writing:
+                await reader.read_page()
+                await checkpoint()
+            await reader.read()
+
+        async with self.events() as events:
+            readers = [Reader(events, limit=limit) for limit in (1, 7, 100)]
+            some = Reader(events, _of("a", "shared"), limit=5)
+            with anyio.fail_after(5 * self.patience):
+                async with anyio.create_task_group() as tasks:
+                    for number in range(self.crowd):
+                        tasks.start_soon(write, events, number)
+                    for reader in (*readers, some):
+                        tasks.start_soon(follow, reader)
+
+            again = await everything(events)
+            assert len(again) == len(written)
+            assert all(reader.seen == again for reader in readers)
+            assert some.seen == [event for event in again if event.stream[0] in ("a", "s")]
+            assert [one.version for one in again if one.stream == "shared-1"] == list(
+                range(1, 1 + sum(one.stream == "shared-1" for one in again))
+            )
 
     async def run_steps(self, script: Sequence[Step]) -> None:
         """Let writers and readers take these steps, and check what the readers have got in the end."""
