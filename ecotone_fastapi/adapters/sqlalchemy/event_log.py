@@ -9,7 +9,7 @@ shares; a condition without tags has to lock the table. On MariaDB it is checked
 
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -91,7 +91,7 @@ _TRIES = 100
 COLUMNS = "event_id, category, stream, version, name, headers, body, recorded_at"
 """What is said of every new event; what else there is has a default."""
 
-AS_EXPECTED = {
+AS_EXPECTED: Mapping[str, str] = {
     "exact": "coalesce(last.version, 0) = :expected AND NOT coalesce(last.archived, false)",
     Expected.ANY: "NOT coalesce(last.archived, false)",
     Expected.EXISTS: "last.version IS NOT NULL AND NOT last.archived",
