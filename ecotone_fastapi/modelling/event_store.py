@@ -132,6 +132,9 @@ EVERYTHING: EventFilter = EventFilter()
 class AppendCondition:
     """Append only if no event has come that would have changed the decision.
 
+    Whoever decides waits for others who decide on the same, or append what would change it: by the tags that are named.
+    A filter without tags is for rare decisions: everybody who appends may have to wait for it.
+
     Args:
         filters: The events that the decision was made on: those that fit one of these.
         after: The position up to which they were known.
@@ -192,8 +195,10 @@ class EventStorage(Protocol):
             once.
 
         Raises:
-            ConcurrencyError: The stream is not as expected, or an event has come that the condition excludes. It has
-                both versions. The unit of work may be unable to commit after that.
+            ConcurrencyError: The stream is not as expected, the error has both versions; or it is archived, an event
+                with one of these ids is in the store, or one has come that the condition excludes. The unit of work may
+                be unable to commit after that.
+            ConfigurationError: The unit of work cannot see what is committed by now, and the store relies on that.
             ChannelError: The database cannot be reached.
         """
         ...
@@ -235,13 +240,17 @@ class EventStorage(Protocol):
         ...
 
     async def version(self, stream: str) -> int:
-        """Return the version of a stream; 0 without events."""
+        """Return the version of a stream, archived or not; 0 without events."""
         ...
 
     async def link(self, stream: str, events: Sequence[StoredEvent]) -> int:
         """Let events be read in another stream, too; return how many links were added. They are not copied.
 
-        An event is linked to a stream once. One that is deleted at home is gone here, too.
+        An event is linked to a stream once, and not to its own. One that is deleted at home, or archived there, is gone
+        here, too; the versions of the others stay as they are.
+
+        Raises:
+            ConcurrencyError: The stream is archived, or somebody else has just added one of these links.
         """
         ...
 
@@ -250,7 +259,10 @@ class EventStorage(Protocol):
         ...
 
     async def delete(self, stream: str) -> int:
-        """Delete all events of a stream, for ever; return how many there were."""
+        """Delete all events of a stream, for ever; return how many there were.
+
+        After that it may begin anew, with the version 1 and behind everything else.
+        """
         ...
 
     async def streams(self, category: str, *, after: str = "", limit: int = 1000) -> Sequence[str]:
@@ -264,9 +276,9 @@ class EventStorage(Protocol):
     async def wait(self, heard: int, timeout: float) -> int:
         """Wait until something may have been appended and committed since `heard` was told; return what to tell next.
 
-        Nobody is to rely on it: it may return without reason, and it may hear late, or not at all, of other processes
-        and of what comes to sight when a transaction ends that has nothing to do with events. Readers look for
-        themselves as well, from time to time:
+        It returns, too, when a transaction has failed behind which something may be seen now. Nobody is to rely on it:
+        it may return without reason, and may hear late, or not at all, of what happens in other processes. Readers look
+        for themselves as well, from time to time:
 
             heard = 0
             while True:
