@@ -119,7 +119,8 @@ class _Decorator:
         """Make a class a projection.
 
         Args:
-            name: Its lasting name: its checkpoints are kept under it, and the command line knows it by it.
+            name: Its lasting name: its checkpoints are kept under it, and the command line knows it by it. It has no
+                dash, for the streams of what it emits are named after it.
             of: The event-sourced aggregates, one or several, whose events it reads.
             categories: The categories of streams that it reads.
             streams: The streams that it reads.
@@ -131,7 +132,10 @@ class _Decorator:
             batch: How many events are handled in one transaction.
             concurrency: How many transactions of a partitioned projection run at the same time in one process.
             revision: Raise it when the shape of the tables changes: then the new code makes a version of its own beside
-                the one that is live, until somebody switches. Its methods have to ask for `ProjectionVersion`.
+                the one that is live, until somebody switches. Its methods have to ask for `ProjectionVersion`. Its
+                queries get the live version, whichever revision that has. A process appends events to a synchronous
+                projection only while its own revision is live: where it is not, before a switch with the new code and
+                after it with the old one, the append is refused, so that the live version misses nothing.
         """
         described = Projection(
             name,
