@@ -1,5 +1,6 @@
 """Cases about single streams: what is in them, which version they have, and what becomes of them."""
 
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -400,6 +401,26 @@ class Lives(EventHooks):
             ):  # fmt: skip
                 assert places(await everything(events, which)) == found, which
                 assert await events.count(after=START, which=which) == len(found)
+
+    async def test_what_is_linked_to_a_new_stream_makes_it_and_what_is_not_there_is_not_linked(self) -> None:
+        """Nor is the link of a unit of work that has failed: it can be made again."""
+        async with self.events() as events:
+            (first,) = await events.append("order-1", facts(1), expected=0)
+            nowhere, not_yet = replace(first, stream="order-2"), replace(first, version=2)
+
+            assert await events.link("report-1", [nowhere, not_yet]) == 0
+            assert await events.version("report-1") == 0
+            assert await events.link("report-1", []) == 0
+            async with self._rolled_back():
+                assert await events.link("report-1", [first]) == 1
+                assert await events.link("report-1", [first]) == 0
+                assert versions(await events.read("report-1")) == [1]
+            assert await events.version("report-1") == 0
+            assert await everything(events, EventFilter(categories=frozenset({"report"}))) == []
+
+            assert await events.link("report-1", [nowhere, first, not_yet, first]) == 1
+            assert [(one.version, one.origin) for one in await events.read("report-1")] == [(1, ("order-1", 1))]
+            assert places(await everything(events)) == [("order-1", 1)]
 
     async def test_a_link_to_a_link_is_a_link_to_the_event(self) -> None:
         """And nothing is linked to its own stream."""
