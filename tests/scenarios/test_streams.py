@@ -63,6 +63,11 @@ class Accounts:
     async def pay(self, event: Paid, store: EventStore) -> None:
         await store.append(f"account-{event.account}", [event])
 
+    @command_handler("close")
+    async def close(self, account: str, store: EventStore) -> None:
+        await store.append(f"account-{account}", [Closed(account)])
+        await store.archive(f"account-{account}")
+
     @command_handler("link")
     async def link(self, account: str, store: EventStore) -> int:
         return await store.link("audit-1", await store.load(f"account-{account}"))
@@ -120,3 +125,53 @@ async def test_a_projection_links_what_it_reads_for_another_projection(start: St
         assert await flow.ecotone.projections.state("sum") == 300
         found = [(one.payload, one.origin) for one in await store_of(flow).load("large-all")]
         assert found == [(Paid("a", 100), ("account-a", 1)), (Paid("b", 200), ("account-b", 1))]
+
+
+class Open:
+    """How many accounts are open, as far as it has read."""
+
+    @event_handler
+    async def pay(self, event: Paid, n: Annotated[int, ProjectionState(0)]) -> int:
+        return n + 1
+
+    @event_handler
+    async def close(self, event: Closed, n: Annotated[int, ProjectionState(0)]) -> int:
+        return n - 1
+
+    @projection.reset
+    async def reset(self) -> None: ...
+
+
+@projection("open", categories=["account"])
+class OpenAccounts(Open): ...
+
+
+@projection("open-each", categories=["account"], partitioned=True)
+class OpenOfEach(Open): ...
+
+
+async def test_projections_hear_the_last_of_a_stream_that_is_archived_with_it_and_again_when_rebuilt(
+    start: Start,
+) -> None:
+    async with start(OpenAccounts, OpenOfEach) as flow:
+
+        async def opened() -> list[Any]:
+            projections = flow.ecotone.projections
+            each = [await projections.state("open-each", partition=f"account-{one}") for one in "ab"]
+            return [await projections.state("open"), *each]
+
+        for account in ("a", "b"):
+            await flow.send(Paid(account, 1), to="pay")
+        for name in ("open", "open-each"):
+            await flow.run(name)
+        assert await opened() == [2, 1, 1]
+
+        await flow.send("a", to="close")
+        for name in ("open", "open-each"):
+            await flow.run(name)
+        assert await opened() == [1, 0, 1]
+        assert await store_of(flow).load("account-a") == []
+
+        for name in ("open", "open-each"):
+            await flow.ecotone.projections.rebuild(name)
+        assert await opened() == [1, 0, 1]
