@@ -307,6 +307,8 @@ def not_expected(
         what, hint = f"the stream {stream!r} is archived: nothing can be appended to it", "use another stream"
     elif expected is Expected.EXISTS:
         what, hint = f"the stream {stream!r} was expected to exist, and has no events", ""
+    elif expected == NO_VERSION:
+        what, hint = f"the stream {stream!r} exists already", "load it and change it, or begin one with another name"
     else:
         what, hint = f"the stream {stream!r} was changed meanwhile", "load it again, decide again"
     if isinstance(expected, Expected):
