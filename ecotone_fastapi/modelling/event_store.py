@@ -135,10 +135,13 @@ class AppendCondition:
     Args:
         filters: The events that the decision was made on: those that fit one of these.
         after: The position up to which they were known.
+        known: The numbers of positions behind it whose events were known, too: those that are committed, but behind a
+            transaction that is open.
     """
 
     filters: tuple[EventFilter, ...]
     after: Position
+    known: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,8 @@ class MemoryEvents:
     def _check(self, condition: AppendCondition, stream: str, unit: "_Unit | None") -> None:
         for entries in (self._seen, self._hidden, unit.added if unit is not None else ()):
             for entry in entries[bisect_right(entries, condition.after, key=_position_of) :]:
-                if entry.origin is None and any(entry.fits(one) for one in condition.filters):
+                has_come = entry.origin is None and entry.position.number not in condition.known
+                if has_come and any(entry.fits(one) for one in condition.filters):
                     raise excluded(stream, condition)
 
     async def link(self, stream: str, events: Sequence[StoredEvent]) -> int:

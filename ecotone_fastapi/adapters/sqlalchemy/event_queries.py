@@ -260,10 +260,13 @@ class EventQueries:
             first: The first position that was appended at under this condition, where it is checked after that.
         """
         phrases, parameters = ["1 = 0"], {**self._place(condition.after), "first": first}
+        unknown = []
+        if condition.known:
+            unknown, parameters["known"] = ["{0}.position NOT IN :known"], sorted(condition.known)
         for number, which in enumerate(condition.filters):
             prefix = f"f{number}_"
             found = self._search(which, prefix=prefix, links=False)
-            wanted = _all_of([self._come_behind, *found.wanted, *found.others], found.order)
+            wanted = _all_of([self._come_behind, *unknown, *found.wanted, *found.others], found.order)
             phrases.append(f"EXISTS (SELECT 1 FROM {found.source} WHERE {wanted})")
             parameters |= self._filter(which, prefix)
         return Phrase(f"({' OR '.join(phrases)})", parameters)
