@@ -192,10 +192,10 @@ class Projector:
         """Return the names of the streams that it reads."""
         found = list(self.which.streams)
         for category in sorted(self.which.categories):
-            page = await self.events.storage.streams(category)
+            page = await self.events.storage.streams(category, archived=True)
             while page:
                 found += page
-                page = await self.events.storage.streams(category, after=page[-1])
+                page = await self.events.storage.streams(category, after=page[-1], archived=True)
         return list(dict.fromkeys(found))
 
     def reads(self, stream: str) -> bool:
@@ -375,7 +375,7 @@ class Projector:
             silent = max(partition.silent_until, partition.position)
             partition = replace(partition, position=0, silent_until=silent, round=record.round)
             limit = None
-        events = await self.events.storage.read(partition.stream, after=partition.position, limit=limit)
+        events = await self.events.storage.read(partition.stream, after=partition.position, limit=limit, archived=True)
         return await self.take(run, partition, events, watch)
 
     async def take(

@@ -125,7 +125,8 @@ class _Decorator:
             categories: The categories of streams that it reads.
             streams: The streams that it reads.
             mode: `synchronous` runs in the transaction that appends the events, and fails it; `asynchronous` is woken
-                by them and reads them from the store, as `polling` does from time to time.
+                by them and reads them from the store, as `polling` does from time to time. Links reach only the latter
+                two: who links an event does not append it.
             partitioned: Whether each stream has a checkpoint, a state and failures of its own, and several are handled
                 at the same time.
             every: Seconds after which it looks for events although nobody has woken it.
