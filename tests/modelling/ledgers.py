@@ -91,6 +91,14 @@ async def _undoing(restore: Callable[[], None]) -> AsyncIterator[None]:
         raise
 
 
+_NUMBERED = {
+    "postgresql": "BIGSERIAL PRIMARY KEY",
+    "mysql": "BIGINT AUTO_INCREMENT PRIMARY KEY",
+    "mariadb": "BIGINT AUTO_INCREMENT PRIMARY KEY",
+    "sqlite": "INTEGER PRIMARY KEY",
+}
+
+
 class SqlLedger:
     """In the transaction of the handler."""
 
@@ -98,14 +106,15 @@ class SqlLedger:
         self._session = session
 
     async def create(self, table: str) -> None:
-        await self._session.execute(text(f"CREATE TABLE {table} (stream VARCHAR(80), number INTEGER)"))
+        number = _NUMBERED[self._session.get_bind().dialect.name]
+        await self._session.execute(text(f"CREATE TABLE {table} (id {number}, stream VARCHAR(80), number INTEGER)"))
 
     async def drop(self, table: str) -> None:
         await self._session.execute(text(f"DROP TABLE {table}"))
 
     async def add(self, table: str, stream: str, number: int) -> None:
         await self._session.execute(
-            text(f"INSERT INTO {table} VALUES (:stream, :number)"), {"stream": stream, "number": number}
+            text(f"INSERT INTO {table} (stream, number) VALUES (:stream, :number)"), {"stream": stream, "number": number}
         )
 
     async def clear(self, table: str, stream: str | None = None) -> None:
@@ -355,10 +364,11 @@ async def place(where: Where, *projections: type, lasting: bool = False, **optio
             yield Place(flow, poison, in_memory)
         return
     engine = create_async_engine(where.url, poolclass=NullPool)
+    query = "SELECT stream, number FROM {} ORDER BY id"
 
     async def in_database(table: str) -> list[tuple[str, int]]:
         async with engine.connect() as connection:
-            return [(row[0], row[1]) for row in await connection.execute(text(f"SELECT stream, number FROM {table}"))]
+            return [(row[0], row[1]) for row in await connection.execute(text(query.format(table)))]
 
     database = SqlAlchemy(where.url, create_schema=True)
     services = {Ledger: SqlLedger, Poison: poison}
