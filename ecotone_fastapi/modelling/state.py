@@ -23,8 +23,8 @@ from inspect import isabstract
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel
-from pydantic_core import from_json
+from pydantic import BaseModel, PydanticInvalidForJsonSchema
+from pydantic_core import from_json, to_json
 
 from ecotone_fastapi.core.conversion import PydanticConverter
 from ecotone_fastapi.core.errors import AggregateError, ConfigurationError, ConversionError
@@ -96,6 +96,16 @@ class StateForm(Generic[A]):
         for name, value in self._restored(found, body):
             object.__setattr__(state, name, value)
         return state
+
+    def shape(self) -> bytes:
+        """Return a text that is another one when the attributes have changed, or those of what they hold."""
+        return to_json({name: self._shape_of(hint) for name, hint in sorted(self._types.items())})
+
+    def _shape_of(self, hint: Any) -> Any:
+        try:
+            return self._pydantic.adapter(hint).json_schema()
+        except PydanticInvalidForJsonSchema:  # something that only the user's own serializer can write
+            return str(hint)
 
     def _attributes(self) -> Mapping[str, Any]:
         try:
