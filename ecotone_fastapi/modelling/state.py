@@ -56,6 +56,7 @@ class StateForm(Generic[A]):
         )
         self._open = not self._is_model and not dataclasses.is_dataclass(cls)
         self._types: Mapping[str, Any] = {} if self._is_model else self._attributes()
+        self._anything: frozenset[str] = frozenset(name for name, hint in self._types.items() if _is_anything(hint))
         self._carriers: dict[tuple[str, ...], type] = {}
         self._whole: type = cls if self._is_model else self._carrier(tuple(self._types))
         self._check()
@@ -141,6 +142,11 @@ class StateForm(Generic[A]):
             if value is _UNSET and name in _slots_of(self._cls):
                 value = getattr(state, name, _UNSET)
             if value is not _UNSET:
+                if name in self._anything and not _is_plain(value):
+                    raise AggregateError(
+                        f"the attribute {name!r} of a {self._label} would not come back as it is: {value!r}",
+                        hint=f"its annotation, {self._types[name]}, does not tell what to make of JSON: name the types",
+                    )
                 yield name, value
         for name, value in own.items():
             if name in self._types or isinstance(getattr(self._cls, name, None), cached_property):
@@ -207,6 +213,15 @@ def _is_definite(hint: Any) -> bool:
     return get_origin(hint) in (list, dict, set, frozenset, tuple) or (
         isinstance(hint, type) and get_origin(hint) is None and not isabstract(hint)
     )
+
+
+def _is_anything(hint: Any) -> bool:
+    """Whether a type does not say what JSON is to be made into: `Any`, also in lists and in dicts."""
+    if hint in (Any, object, list, dict):
+        return True
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return all(_is_anything(one) for one in get_args(hint) if one is not NoneType)
+    return get_origin(hint) in (list, dict) and _is_anything(get_args(hint)[-1])
 
 
 def _is_plain(value: object) -> bool:
