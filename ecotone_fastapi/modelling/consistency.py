@@ -40,7 +40,7 @@ from ecotone_fastapi.modelling.event_store import (
     stream_of,
 )
 from ecotone_fastapi.modelling.event_types import EventTypes
-from ecotone_fastapi.modelling.tags import tag_of
+from ecotone_fastapi.modelling.tags import tag_names, tag_of
 
 S = TypeVar("S")
 
@@ -55,12 +55,14 @@ class Known(Generic[S]):
     Args:
         state: The model to which all events that it is about have been applied.
         which: These events.
-        upto: Up to where they are known.
+        upto: Up to where all of them are known.
+        positions: Where those stand that were applied.
     """
 
     state: S
     which: EventFilter
     upto: Position
+    positions: Sequence[Position]
 
 
 class Decisions:
@@ -81,7 +83,7 @@ class Decisions:
         self._events = events
         self._types = types
         self._gateway = gateway
-        self._models: dict[type, tuple[Applying, frozenset[str]]] = {}
+        self._models: dict[type, Applying] = {}
 
     async def load(self, model: type[S], /, **tags: Any) -> Known[S]:
         """Apply all events with these tags to a new object of a class with `@applies` methods.
@@ -103,16 +105,26 @@ class Decisions:
                 f"the decision model {model.__qualname__} would depend on all events",
                 hint="say what it is about, by a tag of its events: load(EmailInUse, email=command.email)",
             )
-        applying, names = self._model(model)
+        applying = self._model(model)
+        self._check_tags(model, applying, tags)
+        # Classes that were made since the last time count, too.
+        names = self._types.names_of(applying.events)
         which = EventFilter(names=names, tags=frozenset(tag_of(name, value) for name, value in tags.items()))
-        state, upto, more = applying.new(), START, True
-        while more:
-            page = await self._events.storage.read_all(after=upto, limit=_PAGE, which=which)
-            for event in page.events:
-                message = self._events.reader.read(event)
-                applying.apply(state, message.payload, message.headers)
-            upto, more = page.upto, page.more
-        return Known(state, which, upto)
+        state, upto, positions = applying.new(), START, list[Position]()
+        # What is committed behind a transaction that is still open counts, too: it will not be excluded by it.
+        for settled in (False, True):
+            after, more = upto, True
+            while more:
+                page = await self._events.storage.read_all(after=after, limit=_PAGE, which=which, settled=settled)
+                for event in page.events:
+                    message = self._events.reader.read(event)
+                    applying.apply(state, message.payload, message.headers)
+                    if event.position is not None:
+                        positions.append(event.position)
+                after, more = page.upto, page.more
+            if not settled:
+                upto = after
+        return Known(state, which, upto, positions)
 
     async def append(
         self,
@@ -137,19 +149,32 @@ class Decisions:
                 "a decision that depends on nothing was to be appended",
                 hint="name what it was made on, append(..., given=[known]), or use EventStore.append",
             )
-        condition = AppendCondition(tuple(one.which for one in given), min(one.upto for one in given))
+        after = min(one.upto for one in given)
+        known = frozenset(place.number for one in given for place in one.positions if place > after)
+        condition = AppendCondition(tuple(one.which for one in given), after, known)
         messages = [self._events.message(event, headers) for event in events]
         home = stream or stream_of(_CATEGORY, new_id())
         await self._events.append_messages(home, messages, expected=Expected.ANY, condition=condition)
         for message in messages:
             await self._gateway.dispatch(Kind.EVENT, message)
 
-    def _model(self, model: type) -> tuple[Applying, frozenset[str]]:
+    def _model(self, model: type) -> Applying:
         known = self._models.get(model)
         if known is None:
-            applying = Applying(model)
-            applying.check()
-            for event in applying.events:
+            known = Applying(model)
+            known.check()
+            for event in known.events:
                 self._types.add(event)
-            known = self._models[model] = (applying, self._types.names_of(applying.events))
+            self._models[model] = known
         return known
+
+    def _check_tags(self, model: type, applying: Applying, tags: Mapping[str, Any]) -> None:
+        """Refuse tags that no event of a model has: a decision on none of them would always hold."""
+        named = {name for cls in applying.events for name in tag_names(cls)}
+        unknown = [name for name in tags if name not in named]
+        if named and unknown:  # without any, events are tagged by their header
+            raise ConversionError(
+                f"no event that {model.__qualname__} applies has the tag {', '.join(map(repr, unknown))}",
+                tried=", ".join(sorted(named)),
+                hint="mark the field of the event, Annotated[str, Tag()], or mend the name",
+            )

@@ -8,12 +8,14 @@
 Events can be found by their tags wherever they are, and decisions can depend on them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from enum import Enum
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from weakref import WeakKeyDictionary
 
-from ecotone_fastapi.core.errors import ConversionError
+from ecotone_fastapi.core.errors import ConfigurationError, ConversionError
 
 LONGEST_TAG = 190
 """Characters that a tag may have: every database can index them."""
@@ -47,7 +49,7 @@ def tag_of(name: str, value: Any) -> str:
         >>> tag_of("course", 7)
         'course:7'
     """
-    text = f"{name}:{value}"
+    text = f"{name}:{value.value if isinstance(value, Enum) else value}"
     if value is None or len(text) > LONGEST_TAG:
         raise ConversionError(
             f"{text[:80]!r} is no tag", hint=f"a tag has a value, and at most {LONGEST_TAG} characters"
@@ -86,11 +88,23 @@ def _tagged(cls: type) -> _Fields:
 def _find_tagged(cls: type) -> _Fields:
     try:
         hints = get_type_hints(cls, include_extras=True)
-    except Exception:  # an annotation that only a type checker can read
+    except Exception as error:
+        # An annotation that only a type checker can read says nothing about tags, unless it names one.
+        if any("Tag" in str(one) for base in cls.__mro__ for one in vars(base).get("__annotations__", {}).values()):
+            raise ConfigurationError(
+                f"the tags of {cls.__qualname__} cannot be told: {error}",
+                hint="import what its annotations name where the program runs, not only for the type checker",
+            ) from error
         return ()
-    return tuple(
-        (field, marker.name or field)
-        for field, hint in hints.items()
-        for marker in (get_args(hint)[1:] if get_origin(hint) is Annotated else ())
-        if isinstance(marker, Tag)
-    )
+    return tuple((field, marker.name or field) for field, hint in hints.items() for marker in _markers(hint))
+
+
+def _markers(hint: Any) -> Iterator[Tag]:
+    """The tags in an annotation: around the type, or around a member of a union."""
+    if get_origin(hint) is Annotated:
+        inner, *metadata = get_args(hint)
+        yield from (one for one in metadata if isinstance(one, Tag))
+        yield from _markers(inner)
+    elif get_origin(hint) in (Union, UnionType):
+        for member in get_args(hint):
+            yield from _markers(member)

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from enum import Enum, StrEnum
+from typing import Annotated, Any, Optional
+from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 
 from ecotone_fastapi import (
     ConcurrencyError,
+    ConfigurationError,
     ConversionError,
     Decisions,
+    EventStore,
     InstantRetries,
     Message,
     Tag,
@@ -334,3 +338,82 @@ def test_a_tag_that_cannot_be_found_by_is_refused() -> None:
         tag_of("email", None)
     with pytest.raises(ConversionError, match="at most 190"):
         tag_of("email", "x" * 200)
+
+
+async def test_who_has_appended_something_else_and_is_not_done_keeps_nobody_from_deciding(start: Start) -> None:
+    appended, go_on = asyncio.Event(), asyncio.Event()
+
+    @dataclass(frozen=True)
+    class RoomWasPainted:
+        colour: str
+
+    @command_handler("paint")
+    async def paint(colour: str, events: EventStore) -> None:
+        await events.append("room-1", [RoomWasPainted(colour)])
+        appended.set()
+        await go_on.wait()
+
+    async with start(Enrolling, paint, retries=0) as flow:
+        slow = asyncio.create_task(flow.send("red", to="paint"))
+        await appended.wait()
+        if _one_writer(flow):
+            go_on.set()  # everybody waits for it
+        await flow.send(Enroll("ada", "algebra"))
+        await flow.send(Enroll("bob", "algebra"))
+        with pytest.raises(RefusedError):
+            await flow.send(Enroll("bob", "algebra"))
+        go_on.set()
+        await slow
+
+
+def _one_writer(flow: Flow) -> bool:
+    database = flow.ecotone.assembly.services.get(SqlAlchemy)
+    return isinstance(database, SqlAlchemy) and database.engine.dialect.name == "sqlite"
+
+
+async def test_a_tag_that_no_event_of_the_model_has_is_refused() -> None:
+    @command_handler("typo")
+    async def typo(decisions: Decisions) -> None:
+        await decisions.load(Seats, cuorse="algebra")
+
+    async with flow_test([typo]) as flow:
+        with pytest.raises(ConversionError, match="has the tag 'cuorse'"):
+            await flow.send(to="typo")
+
+
+async def test_events_of_a_class_that_was_made_later_count(start: Start) -> None:
+    async with start(Enrolling) as flow:
+        await flow.send(Enroll("ada", "algebra"))
+
+        @message_name(f"guest.enrolled.{uuid4()}")  # each run of this test makes another class
+        @dataclass(frozen=True)
+        class GuestWasEnrolled(StudentWasEnrolled):
+            of: str
+
+        await flow.given("course-algebra", [GuestWasEnrolled("algebra", guest, "logic") for guest in ("x", "y")])
+        with pytest.raises(RefusedError):
+            await flow.send(Enroll("bob", "algebra"))
+
+
+def test_a_tag_may_be_around_a_member_of_a_union_and_its_value_a_member_of_an_enum() -> None:
+    class Colour(StrEnum):
+        RED = "red"
+
+    class Size(Enum):
+        LARGE = "L"
+
+    @dataclass
+    class Painted:
+        colour: Annotated[Colour, Tag()] | None
+        size: Optional[Annotated[Size, Tag("size")]]  # noqa: UP045 - as others write it
+
+    assert tags_of(Painted(Colour.RED, Size.LARGE)) == ("colour:red", "size:L")
+    assert tag_of("size", Size.LARGE) == "size:L"
+
+
+def test_a_tag_that_cannot_be_read_at_run_time_is_refused() -> None:
+    class Painted:
+        colour: "Annotated[OnlyForTheTypeChecker, Tag()]"  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(ConfigurationError, match="the tags of"):
+        tags_of(Painted())

@@ -10,7 +10,7 @@ the table. On MariaDB it is checked by whoever is the next to commit.
 
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -90,7 +90,7 @@ class Pending:
 COLUMNS = "event_id, category, stream, version, name, headers, body, recorded_at"
 """What is said of every new event; what else there is has a default."""
 
-AS_EXPECTED = {
+AS_EXPECTED: Mapping[str, str] = {
     "exact": "coalesce(last.version, 0) = :expected AND NOT coalesce(last.archived, false)",
     Expected.ANY: "NOT coalesce(last.archived, false)",
     Expected.EXISTS: "last.version IS NOT NULL AND NOT last.archived",

@@ -56,6 +56,19 @@ class Conditions(EventHooks):
             )
             assert streams(await everything(events)) == ["course-1", "student-1"]
 
+    async def test_e17_what_was_known_behind_the_position_is_not_excluded(self) -> None:
+        """But what has come besides it is."""
+        course = tagged("course:1")
+        async with self.events() as events:
+            await events.append("course-1", [fact(tags=["course:1"])], expected=0)
+            page = await events.read_all(after=START, limit=100, which=course, settled=True)
+            known = frozenset(event.position.number for event in page.events if event.position is not None)
+            condition = AppendCondition((course,), START, known)
+            await events.append("other-1", [fact(tags=["course:1"])], expected=0, condition=condition)
+
+            with pytest.raises(ConcurrencyError):
+                await events.append("other-2", facts(1), expected=0, condition=condition)
+
     async def test_e17_a_condition_may_be_used_again_as_long_as_nothing_comes(self) -> None:
         """Events that it does not exclude do not matter."""
         condition = unless(tagged("course:1", "student:1"))
