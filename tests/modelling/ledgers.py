@@ -114,7 +114,8 @@ class SqlLedger:
 
     async def add(self, table: str, stream: str, number: int) -> None:
         await self._session.execute(
-            text(f"INSERT INTO {table} (stream, number) VALUES (:stream, :number)"), {"stream": stream, "number": number}
+            text(f"INSERT INTO {table} (stream, number) VALUES (:stream, :number)"),
+            {"stream": stream, "number": number},
         )
 
     async def clear(self, table: str, stream: str | None = None) -> None:
