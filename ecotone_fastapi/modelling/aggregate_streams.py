@@ -7,7 +7,14 @@ from typing import Any, TypeVar
 from ecotone_fastapi.core.errors import AggregateError, ConfigurationError, ConversionError
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.modelling.applying import Applying
-from ecotone_fastapi.modelling.event_store import EventStore, StoredEvent, category_of, check_stream, stream_of
+from ecotone_fastapi.modelling.event_store import (
+    LONGEST_STREAM,
+    EventStore,
+    StoredEvent,
+    category_of,
+    check_stream,
+    stream_of,
+)
 from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned
 from ecotone_fastapi.modelling.snapshots import SnapshotsOf
 
@@ -77,7 +84,7 @@ class EventSourcedStore:
     async def load(self, cls: type[A], identifier: Identifier) -> Versioned[A] | None:
         """Return an aggregate to which has happened what is in its stream."""
         sourced = self._known[cls]
-        state, version, _ = await self._load(sourced, stream_of(sourced.category, str(identifier)))
+        state, version, _ = await self._load(sourced, _stream(sourced, identifier))
         return Versioned(state, version) if version else None
 
     async def save(
@@ -103,7 +110,7 @@ class EventSourcedStore:
                     hint="an event-sourced aggregate begins with an event: return or record one",
                 )
             return Saved(expected)
-        stream = stream_of(sourced.category, str(identifier))
+        stream = _stream(sourced, identifier)
         try:
             stored = await self._events.append_messages(stream, events, expected=expected)
         except ConversionError as error:  # no fault of who has sent the command
@@ -162,6 +169,23 @@ class EventSourcedStore:
             version = page[-1].version
             page = await storage.read(stream, after=version, limit=_PAGE) if len(page) == _PAGE else ()
         return state, version, None if message is None else message.id
+
+
+def _stream(sourced: Sourced, identifier: Identifier) -> str:
+    """Return the name of the stream of an aggregate.
+
+    Raises:
+        ConversionError: It cannot have one.
+    """
+    try:
+        return check_stream(stream_of(sourced.category, str(identifier)))
+    except ConversionError as error:
+        longest = LONGEST_STREAM - len(stream_of(sourced.category, ""))
+        raise ConversionError(
+            f"{str(identifier)[:80]!r} cannot identify a {sourced.cls.__name__}",
+            tried=f"the identifier has {len(str(identifier))} characters, and names the stream of the object",
+            hint=f"at most {longest} printable characters, without a space at the end",
+        ) from error
 
 
 def _published(message: Message[Any], stored: StoredEvent) -> Message[Any]:

@@ -56,6 +56,10 @@ def aggregate(
     A handler that is a class method or static method returns a new aggregate. A message may have one of each kind: then
     the method is called on the aggregate, if there is one, and else the class method makes it.
 
+    A database keeps the attributes as JSON and reads them by their annotations. Where these say `Any`, only what JSON
+    gives back as it was can be saved: texts, numbers, booleans, `None`, and lists and dicts of them. That is not
+    checked for the fields of pydantic models, nor within the values that an aggregate holds.
+
     Args:
         identifier: The attribute that identifies one, or several that do so together.
         version: An attribute that is set to the version when the aggregate is loaded and saved.

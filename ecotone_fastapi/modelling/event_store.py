@@ -224,7 +224,7 @@ class EventStorage(Protocol):
         What is appended after another event was committed comes behind that one, in one stream and in several. What was
         appended by a transaction that is still open is never passed over: nothing behind it is returned before it has
         ended. Events of the caller's own open unit of work are not returned. Links are returned only where `which`
-        names the stream or category that they are in; archived streams are not.
+        names the stream or category that they are in. What is in archived streams is returned, as it has happened.
 
         Args:
             after: Return those with a greater position.
@@ -246,8 +246,8 @@ class EventStorage(Protocol):
     async def link(self, stream: str, events: Sequence[StoredEvent]) -> int:
         """Let events be read in another stream, too; return how many links were added. They are not copied.
 
-        An event is linked to a stream once, and not to its own. One that is deleted at home, or archived there, is gone
-        here, too; the versions of the others stay as they are.
+        An event is linked to a stream once, and not to its own. One that is deleted at home is gone here, too; one that
+        is archived there is hidden as it is there. The versions of the others stay as they are.
 
         Raises:
             ConcurrencyError: The stream is archived, or somebody else has just added one of these links.
@@ -255,7 +255,11 @@ class EventStorage(Protocol):
         ...
 
     async def archive(self, stream: str) -> bool:
-        """Hide a stream from readers; nothing can be appended to it any more. Return whether there was one."""
+        """Hide a stream: nothing can be appended to it any more. Return whether there was one.
+
+        `read` and `streams` pass over it unless told otherwise. `read_all` does not: what has happened has happened,
+        also for readers who have not come so far yet, and for those who begin anew.
+        """
         ...
 
     async def delete(self, stream: str) -> int:
@@ -265,8 +269,10 @@ class EventStorage(Protocol):
         """
         ...
 
-    async def streams(self, category: str, *, after: str = "", limit: int = 1000) -> Sequence[str]:
-        """Return the names of the streams of a category that are not archived, in order, behind `after`."""
+    async def streams(
+        self, category: str, *, after: str = "", limit: int = 1000, archived: bool = False
+    ) -> Sequence[str]:
+        """Return the names of the streams of a category, in order, behind `after`; of archived ones only if told so."""
         ...
 
     async def horizon(self) -> Horizon:
@@ -315,6 +321,8 @@ def not_expected(
         what, hint = f"the stream {stream!r} is archived: nothing can be appended to it", "use another stream"
     elif expected is Expected.EXISTS:
         what, hint = f"the stream {stream!r} was expected to exist, and has no events", ""
+    elif expected == NO_VERSION:
+        what, hint = f"the stream {stream!r} exists already", "load it and change it, or begin one with another name"
     else:
         what, hint = f"the stream {stream!r} was changed meanwhile", "load it again, decide again"
     if isinstance(expected, Expected):
@@ -545,7 +553,10 @@ class EventStore:
         return await self.storage.link(check_stream(stream), stored)
 
     async def archive(self, stream: str) -> bool:
-        """Hide a stream from readers and writers; return whether there was one."""
+        """Hide a stream from those who load it or append to it; return whether there was one.
+
+        Projections still read its events, also when they are rebuilt; `delete` is for what nobody is to know any more.
+        """
         return await self.storage.archive(stream)
 
     async def delete(self, stream: str) -> int:
@@ -555,7 +566,7 @@ class EventStore:
         return await self.storage.delete(stream)
 
     async def streams(self, category: str, *, after: str = "", limit: int = 1000) -> Sequence[str]:
-        """Return the names of the streams of a category, in order."""
+        """Return the names of the streams of a category that are not archived, in order."""
         return await self.storage.streams(category, after=after, limit=limit)
 
     def _read(self, event: StoredEvent) -> RecordedEvent:

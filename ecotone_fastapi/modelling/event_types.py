@@ -194,7 +194,7 @@ class EventTypes:
         """
         text = event.headers_text
         headers = StoredHeaders(event)
-        revision = int(headers.get(HeaderName.revision, 1)) if _TELLS_REVISION in text else 1
+        revision = revision_in(event)
         form = self._reading.get((event.name, revision)) or self._form(event, revision)
         content_type = JSON
         if _TELLS_CONTENT_TYPE in text:
@@ -267,6 +267,13 @@ class EventTypes:
             name for types in (self._types, self._gateway.types) for name, cls in types.items() if may_be_event(cls)
         }
         return UnknownEventError(f"{what}: {where}", event=event, known=known, hint=hint)
+
+
+def revision_in(event: StoredEvent) -> int:
+    """Return the revision in which an event was written."""
+    if _TELLS_REVISION not in event.headers_text:
+        return 1
+    return int(StoredHeaders(event).get(HeaderName.revision, 1))
 
 
 def may_be_event(cls: type) -> bool:

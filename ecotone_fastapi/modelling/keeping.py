@@ -161,6 +161,13 @@ class Kept:
         values = tuple(getattr(instance, name, None) for name in self.described.identifier)
         return None if any(value is None for value in values) else Identifier(self.described.identifier, values)
 
+    def _untyped(self, loaded: Identifier, now: Identifier | None) -> str | None:
+        """Tell what is to be annotated, if the message has given the same value as another type."""
+        if now is None or str(now) != str(loaded):
+            return None
+        told = [f"{name}: {type(value).__name__}" for name, value in now.items() if name not in self._types]
+        return f"a header is a text unless the class says more: annotate {', '.join(told)} in it" if told else None
+
     def recorded(self, instance: Any) -> list[Any]:
         """Take the events that an aggregate has recorded."""
         recorded = taken(instance)
@@ -203,7 +210,8 @@ class Kept:
         if before is not None and before.identifier != identifier:
             raise AggregateError(
                 f"the {self.label} {before.identifier.value!r} has become {identifier and identifier.value!r}",
-                hint="an identifier never changes: make a new aggregate",
+                hint=self._untyped(before.identifier, identifier)
+                or "an identifier never changes: make a new aggregate",
             )
         recorded = self.recorded(instance)
         # What tells something that the database gives, such as an identifier, is made after it has done so.

@@ -9,7 +9,7 @@ from ecotone_fastapi.core.conversion import JSON
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, ProjectionError
 from ecotone_fastapi.core.gateway import Gateway, current_scope
-from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope
 from ecotone_fastapi.core.routing import Routing
 from ecotone_fastapi.modelling.event_store import (
@@ -22,6 +22,7 @@ from ecotone_fastapi.modelling.event_store import (
     StoredEvent,
     category_of,
 )
+from ecotone_fastapi.modelling.event_types import revision_in
 from ecotone_fastapi.modelling.projection_store import (
     EVER,
     Condition,
@@ -103,7 +104,7 @@ class Projector:
         self.name: str = described.name
         self.synchronous: bool = described.mode == "synchronous"
         self._routing = Routing(methods.handlers)
-        self._known: dict[str, tuple[tuple[Endpoint, Proceed], ...]] = {}
+        self._known: dict[tuple[str, int], tuple[tuple[Endpoint, Proceed], ...]] = {}
         self._route = f"projection:{self.name}"
 
     @property
@@ -191,10 +192,10 @@ class Projector:
         """Return the names of the streams that it reads."""
         found = list(self.which.streams)
         for category in sorted(self.which.categories):
-            page = await self.events.storage.streams(category)
+            page = await self.events.storage.streams(category, archived=True)
             while page:
                 found += page
-                page = await self.events.storage.streams(category, after=page[-1])
+                page = await self.events.storage.streams(category, after=page[-1], archived=True)
         return list(dict.fromkeys(found))
 
     def reads(self, stream: str) -> bool:
@@ -282,11 +283,12 @@ class Projector:
             watch.handled = 0
         for at, event in enumerate(events):
             run.event = event
-            handlers = known.get(event.name)
+            form = (event.name, revision_in(event))  # upcasters may take each to another class
+            handlers = known.get(form)
             if handlers is None or handlers:
                 message = read(event) if messages is None else messages[at]
                 if handlers is None:
-                    handlers = known[event.name] = self._find(event.name, message.payload)
+                    handlers = known[form] = self._find(event.name, message.payload)
                 run.message = message
                 standing_for(message)
                 for endpoint, handler in handlers:
@@ -297,6 +299,9 @@ class Projector:
                 watch.handled = at + 1
 
     def _find(self, name: str, payload: Any) -> tuple[tuple[Endpoint, Proceed], ...]:
+        cls = type(payload)
+        if not any(name == name_of(base) or name in aliases_of(base) for base in cls.__mro__):
+            name = name_of(cls)  # an upcaster has renamed it
         by_type = self._routing.find(Kind.EVENT, payload, None)
         by_name = self._routing.find(Kind.EVENT, payload, name)
         distinct = list({one.id: one for one in (*by_type, *by_name)}.values())
@@ -370,7 +375,7 @@ class Projector:
             silent = max(partition.silent_until, partition.position)
             partition = replace(partition, position=0, silent_until=silent, round=record.round)
             limit = None
-        events = await self.events.storage.read(partition.stream, after=partition.position, limit=limit)
+        events = await self.events.storage.read(partition.stream, after=partition.position, limit=limit, archived=True)
         return await self.take(run, partition, events, watch)
 
     async def take(
@@ -410,6 +415,9 @@ class Projector:
         if not any(one.revision == self.described.revision for one in versions):
             await self.begin()
             versions = await self.store.lock(self.name, shared=shared)
+        for record in versions:
+            if record.revision != self.described.revision:
+                await self._leave(record, events)
         for record in self.checked(versions):
             if partitioned:
                 await self._follow_partition(record, events, messages)
@@ -419,6 +427,24 @@ class Projector:
                 if self.methods.stateful:
                     done = record.done + len(events)
                     await self.store.change(replace(record, state=self.dump(run.state), done=done))
+
+    async def _leave(self, record: ProjectionRecord, events: Sequence[StoredEvent]) -> None:
+        """Leave events to the code of another revision, so far as it comes by them without this unit of work.
+
+        Raises:
+            ProjectionError: It does not: that version is live.
+        """
+        if record.condition is Condition.LIVE:
+            raise ProjectionError(
+                f"{events[0].stream!r} cannot be appended to here: the live version {record.version} of the "
+                f"synchronous projection {self.name!r} is of revision {record.revision}, and would miss the event",
+                tried=f"this process has revision {self.described.revision} of its code",
+                hint=f"with this code, `ecotone projection backfill {self.name}` and then `switch {self.name}` make a "
+                f"version of it live (`rebuild {self.name}` when it has none); until then, append with the code of "
+                f"revision {record.revision}",
+            )
+        if record.condition is Condition.BUILDING and self.described.partitioned:
+            await self.store.note(record, {events[0].stream: events[-1].version})
 
     async def _follow_partition(
         self, record: ProjectionRecord, events: Sequence[StoredEvent], messages: Sequence[Message[Any]]
@@ -440,6 +466,27 @@ class Projector:
         if text is None:
             return deepcopy(self.methods.default)
         return self.gateway.conversion.decode(text.encode(), self.methods.state, JSON)
+
+    def load_of(self, record: ProjectionRecord, text: str | None) -> Any:
+        """Return a state of a version, which may be that of another revision.
+
+        Raises:
+            ProjectionError: This code cannot read it.
+        """
+        if record.revision == self.described.revision or not self.methods.stateful:
+            return self.load(text)
+        found: Exception | None = None
+        if ("partitioned" in record.shape) is self.described.partitioned:
+            try:
+                return self.load(text)
+            except ConversionError as error:
+                found = error
+        raise ProjectionError(
+            f"the live state of the projection {self.name!r} is that of revision {record.revision}, which the code of "
+            f"revision {self.described.revision} cannot read",
+            tried=str(found or f"version {record.version} is {record.shape}").splitlines()[0],
+            hint=f"ask a process that has that code, or `ecotone projection switch {self.name}` first",
+        ) from found
 
     def dump(self, state: Any) -> str | None:
         """Return a state as text.

@@ -159,6 +159,11 @@ def _check(cls: type, described: Projection) -> None:
 
     if not described.name or len(described.name) > _LONGEST_NAME:
         refuse(f"is named {described.name!r}", f"give it a name of 1 to {_LONGEST_NAME} characters")
+    if "-" in described.name:
+        refuse(
+            f"is named {described.name!r}, with a dash",
+            f"what it emits would share streams with others: name it {described.name.replace('-', '_')!r}",
+        )
     if not (described.of or described.categories or described.streams):
         refuse("has no source", "tell what it reads: of=Wallet, categories=[...] or streams=[...]")
     if described.mode not in ("synchronous", "asynchronous", "polling"):
@@ -248,12 +253,15 @@ def _answer_queries(assembly: Assembly, projectors: Sequence[Projector]) -> None
     async def look_up(call: Call, proceed: Proceed) -> Any:
         assert call.endpoint is not None
         projector = asking[call.endpoint.id]
-        versions = await projector.mine()
+        versions = await projector.store.versions(projector.name)
+        mine = projector.checked(versions)
         live = [one for one in versions if one.condition is Condition.LIVE]
-        record = next(iter([*live, *versions]), None)
+        if not live and not mine:
+            mine = await projector.mine()
+        record = next(iter([*live, *mine]), None)
         state, outer = call.scope.state, call.scope.state.get(RUN)
         if record is not None:
-            state[RUN] = Run(record, projector.load(record.state))
+            state[RUN] = Run(record, projector.load_of(record, record.state))
         try:
             return await proceed(call)
         finally:
@@ -292,6 +300,15 @@ def _beginning(projectors: Sequence[Projector]) -> Callable[[], Any]:
         for projector in projectors:
             try:
                 await projector.mine()
+                for one in await projector.store.versions(projector.name):
+                    if one.condition is Condition.LIVE and not projector.is_mine(one):
+                        logger.warning(
+                            "the live version of the projection %s is of revision %s: what this process, with revision "
+                            "%s, appends for it is refused until they are switched",
+                            projector.name,
+                            one.revision,
+                            projector.described.revision,
+                        )
             except ChannelError as error:
                 logger.warning("the projection %s begins with its first event: %s", projector.name, error)
         yield

@@ -28,6 +28,7 @@ logger: logging.Logger = logging.getLogger("ecotone_fastapi.projections")
 _IDLE = 5.0  # seconds after which the runner of a synchronous projection looks whether it is to be built
 _READ_AHEAD = 4  # how many batches of events the streams of a partitioned projection are told from at a time
 _TAKEN_AT_ONCE = 20  # partitions in one unit of work
+_SWITCHING = 60.0  # seconds without a statement after which a switch is ended where the server can do that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +207,8 @@ class ProjectionRunner:
         """Make a version live, as `switch` does; take what is left with it where nobody can append meanwhile."""
         if self.projector.synchronous and not self._described.partitioned:
             built = await self._take_the_rest(built, watch or Watch())
+        elif self.projector.synchronous:
+            await self._take_partitions(built, watch or Watch())
         return await switch(self.projector, versions, built)
 
     async def _counted(self, record: ProjectionRecord) -> ProjectionRecord:
@@ -369,6 +372,20 @@ class ProjectionRunner:
             record = await self.projector.within(record, page.events, page.upto, watch)
             more = page.more
         return record
+
+    async def _take_partitions(self, record: ProjectionRecord, watch: Watch) -> None:
+        """Handle what code of another revision has appended since partitions were built: it has noted where."""
+        while found := await self._store.claim(self.name, record.version, limit=_TAKEN_AT_ONCE, seconds=_SWITCHING):
+            now = [replace(record, round=one.round) for one in found]
+            kept = [await self.projector.advance(of, one, None, watch) for of, one in zip(now, found, strict=True)]
+            await self._store.keep(self.name, record.version, kept)
+        counts = await self._store.count(self.name, record.version, record.round)
+        if counts.behind:
+            raise ProjectionError(
+                f"version {record.version} of the projection {self.name!r} is not built yet",
+                tried=f"{counts.behind} partitions have events that it has not handled",
+                hint=f"ecotone projection backfill {self.name} builds it",
+            )
 
     # -------------------------------------------------------------------------------------------------- partitioned
 

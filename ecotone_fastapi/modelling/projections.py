@@ -119,19 +119,24 @@ class _Decorator:
         """Make a class a projection.
 
         Args:
-            name: Its lasting name: its checkpoints are kept under it, and the command line knows it by it.
+            name: Its lasting name: its checkpoints are kept under it, and the command line knows it by it. It has no
+                dash, for the streams of what it emits are named after it.
             of: The event-sourced aggregates, one or several, whose events it reads.
             categories: The categories of streams that it reads.
             streams: The streams that it reads.
             mode: `synchronous` runs in the transaction that appends the events, and fails it; `asynchronous` is woken
-                by them and reads them from the store, as `polling` does from time to time.
+                by them and reads them from the store, as `polling` does from time to time. Links reach only the latter
+                two: who links an event does not append it.
             partitioned: Whether each stream has a checkpoint, a state and failures of its own, and several are handled
                 at the same time.
             every: Seconds after which it looks for events although nobody has woken it.
             batch: How many events are handled in one transaction.
             concurrency: How many transactions of a partitioned projection run at the same time in one process.
             revision: Raise it when the shape of the tables changes: then the new code makes a version of its own beside
-                the one that is live, until somebody switches. Its methods have to ask for `ProjectionVersion`.
+                the one that is live, until somebody switches. Its methods have to ask for `ProjectionVersion`. Its
+                queries get the live version, whichever revision that has. A process appends events to a synchronous
+                projection only while its own revision is live: where it is not, before a switch with the new code and
+                after it with the old one, the append is refused, so that the live version misses nothing.
         """
         described = Projection(
             name,

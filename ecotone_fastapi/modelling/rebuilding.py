@@ -177,9 +177,9 @@ class Projections:
         if record is None:
             return projector.load(None)
         if partition is None:
-            return projector.load(record.state)
+            return projector.load_of(record, record.state)
         found = await projector.store.partition(name, record.version, partition)
-        return projector.load(None if found is None else found.state)
+        return projector.load_of(record, None if found is None else found.state)
 
     async def partitions(
         self, name: str, *, halted: bool = False, after: str = "", limit: int = 100

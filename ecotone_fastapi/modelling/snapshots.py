@@ -133,7 +133,7 @@ class SnapshotsOf:
         except ConfigurationError as problem:
             problem.what = f"no snapshots of {cls.__qualname__} can be taken: {problem.what}"
             raise
-        self._form: str = f"{settings.revision}:{_fingerprint(cls, blank)}"
+        self._form: str = f"{settings.revision}:{_fingerprint(cls, blank, self._state)}"
 
     async def load(self, stream: str) -> Snapshot | None:
         """Return the snapshot of a stream; `None` without one of the class as it is."""
@@ -179,13 +179,13 @@ class SnapshotsOf:
             )
 
 
-def _fingerprint(cls: type, blank: object) -> str:
+def _fingerprint(cls: type, blank: object, state: StateForm[Any] | None) -> str:
     """Return a text that is another one when the attributes of a class, or their types, have changed."""
     try:
         form = to_json(TypeAdapter(cls).json_schema())
     except (PydanticUserError, PydanticInvalidForJsonSchema):
-        # Of a plain class only that is known what it says, and what its constructor sets.
+        # Of a plain class that is known what it says, and what its constructor sets; of what it holds, all.
         told = [sorted(map(str, get_annotations(one).items())) for one in cls.__mro__]
         made = sorted((name, type(value).__qualname__) for name, value in getattr(blank, "__dict__", {}).items())
-        form = repr((told, made)).encode()
+        form = repr((told, made, state and state.shape())).encode()
     return hashlib.sha256(form).hexdigest()[:16]

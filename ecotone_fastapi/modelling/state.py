@@ -23,8 +23,8 @@ from inspect import isabstract
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel
-from pydantic_core import from_json
+from pydantic import BaseModel, PydanticInvalidForJsonSchema
+from pydantic_core import from_json, to_json
 
 from ecotone_fastapi.core.conversion import PydanticConverter
 from ecotone_fastapi.core.errors import AggregateError, ConfigurationError, ConversionError
@@ -56,6 +56,7 @@ class StateForm(Generic[A]):
         )
         self._open = not self._is_model and not dataclasses.is_dataclass(cls)
         self._types: Mapping[str, Any] = {} if self._is_model else self._attributes()
+        self._anything: frozenset[str] = frozenset(name for name, hint in self._types.items() if _is_anything(hint))
         self._carriers: dict[tuple[str, ...], type] = {}
         self._whole: type = cls if self._is_model else self._carrier(tuple(self._types))
         self._check()
@@ -97,6 +98,16 @@ class StateForm(Generic[A]):
             object.__setattr__(state, name, value)
         return state
 
+    def shape(self) -> bytes:
+        """Return a text that is another one when the attributes have changed, or those of what they hold."""
+        return to_json({name: self._shape_of(hint) for name, hint in sorted(self._types.items())})
+
+    def _shape_of(self, hint: Any) -> Any:
+        try:
+            return self._pydantic.adapter(hint).json_schema()
+        except PydanticInvalidForJsonSchema:  # something that only the user's own serializer can write
+            return str(hint)
+
     def _attributes(self) -> Mapping[str, Any]:
         try:
             hints = get_type_hints(self._cls, include_extras=True)
@@ -131,6 +142,11 @@ class StateForm(Generic[A]):
             if value is _UNSET and name in _slots_of(self._cls):
                 value = getattr(state, name, _UNSET)
             if value is not _UNSET:
+                if name in self._anything and not _is_plain(value):
+                    raise AggregateError(
+                        f"the attribute {name!r} of a {self._label} would not come back as it is: {value!r}",
+                        hint=f"its annotation, {self._types[name]}, does not tell what to make of JSON: name the types",
+                    )
                 yield name, value
         for name, value in own.items():
             if name in self._types or isinstance(getattr(self._cls, name, None), cached_property):
@@ -197,6 +213,15 @@ def _is_definite(hint: Any) -> bool:
     return get_origin(hint) in (list, dict, set, frozenset, tuple) or (
         isinstance(hint, type) and get_origin(hint) is None and not isabstract(hint)
     )
+
+
+def _is_anything(hint: Any) -> bool:
+    """Whether a type does not say what JSON is to be made into: `Any`, also in lists and in dicts."""
+    if hint in (Any, object, list, dict):
+        return True
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return all(_is_anything(one) for one in get_args(hint) if one is not NoneType)
+    return get_origin(hint) in (list, dict) and _is_anything(get_args(hint)[-1])
 
 
 def _is_plain(value: object) -> bool:

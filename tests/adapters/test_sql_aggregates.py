@@ -21,10 +21,12 @@ from sqlalchemy import (
     UniqueConstraint,
     event,
     inspect,
+    select,
     text,
+    update,
 )
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession, async_sessionmaker
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column, registry, relationship
 
 from ecotone_fastapi import (
@@ -570,6 +572,91 @@ async def test_a_nested_command_that_fails_leaves_entities_that_can_be_loaded_ag
 
 
 @on_every_database
+async def test_a_handler_goes_on_with_its_entity_after_a_nested_command_has_failed(database: SqlAlchemy) -> None:
+    @command_handler("try")
+    async def attempt(id: int, commands: CommandBus, orders: Repository[Order], lazy: Repository[Lazy]) -> str:
+        order, other = await orders.get(id), await lazy.get(id)
+        assert len(await other.awaitable_attrs.items) == 1
+        order.note += " outer"
+        order.items.append(Item(name="outer"))
+        with pytest.raises(LookupError):
+            await commands.send(id, to="fail")
+        seen = f"{order.note}, {[item.name for item in order.items]}, {other.note}, {len(other.items)}"
+        order.note += " later"
+        await orders.save(order)
+        return seen
+
+    @command_handler("fail")
+    async def fail(id: int, session: AsyncSession, orders: Repository[Order], lazy: Repository[Lazy]) -> None:
+        order, other = await orders.get(id), await lazy.get(id)
+        order.items[0].name = other.note = "lost"
+        order.items.append(Item(name="lost"))
+        other.items.append(LazyItem())
+        await session.flush()
+        order.note = "lost"
+        raise LookupError
+
+    async with flow_test([Order, aggregate(identifier="id")(Lazy), attempt, fail], plugins=[database]) as flow:
+        order_id = await flow.send(Place("a", ("b",)))
+        assert await flow.send("c", to="lazy.make") == order_id
+
+        assert await flow.send(order_id, to="try") == "a outer, ['b', 'outer'], c, 1"
+        assert await flow.ask(order_id, to="order.note") == "a outer later"
+
+
+@pytest.mark.parametrize("url", [pytest.param("mariadb_url", marks=pytest.mark.mariadb)], indirect=True)
+async def test_an_entity_that_is_locked_stays_as_new_as_it_was_loaded(url: str) -> None:
+    @command_handler("try")
+    async def attempt(id: int, session: AsyncSession, commands: CommandBus, orders: Repository[Order]) -> str:
+        await session.execute(select(Lazy.id))  # from now on this transaction sees nothing new
+        async with database.engine.begin() as connection:
+            await connection.execute(update(Order).values(note="newer"))
+        order = await orders.get(id)
+        with pytest.raises(LookupError):
+            await commands.send(id, to="fail")
+        return order.note
+
+    @command_handler("fail")
+    async def fail(id: int, orders: Repository[Order]) -> None:
+        (await orders.get(id)).note = "lost"
+        raise LookupError
+
+    engine = create_async_engine(url, isolation_level="REPEATABLE READ")
+    database = SqlAlchemy(engine, create_schema=True)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with flow_test([Order, attempt, fail], plugins=[database]) as flow:
+        order_id = await flow.send(Place("older"))
+
+        assert await flow.send(order_id, to="try") == "newer"
+    await engine.dispose()
+
+
+@on_servers
+async def test_whoever_goes_on_after_a_conflict_overwrites_nothing(database: SqlAlchemy) -> None:
+    seen: list[str] = []
+
+    @command_handler("try")
+    async def attempt(id: int, commands: CommandBus, known: Repository[Versioned]) -> None:
+        entity = await known.get(id)
+        seen.append(entity.note)
+        if len(seen) == 1:
+            async with database.engine.begin() as connection:
+                await connection.execute(update(Versioned).values(note="newer", version=2))
+            with pytest.raises(ConcurrencyError):
+                await commands.send(Note(id, "lost"), to="versioned.change_note")
+        entity.note = f"{seen[-1]}, and mine"
+        await known.save(entity)
+
+    async with flow_test([Versioned, attempt], plugins=[database]) as flow:
+        entity_id = await flow.send("older", to="versioned.make")
+        await flow.send(entity_id, to="try")
+
+        assert seen == ["older", "newer"]
+        assert await flow.ask(to="versioned.show", headers={"aggregate.id": entity_id}) == ("newer, and mine", 3)
+
+
+@on_every_database
 async def test_what_the_handler_has_put_into_the_session_itself_is_saved_once(database: SqlAlchemy) -> None:
     @command_handler("put")
     async def put(note: str, session: AsyncSession, orders: Repository[Order]) -> int:
@@ -628,6 +715,10 @@ class Lazy(AsyncAttrs, Base):
     def touch(self, id: int) -> set[str]:
         return set(inspect(self).unloaded)
 
+    @command_handler("lazy.read")
+    def read(self, id: int) -> int:
+        return len(self.items)
+
     @command_handler("lazy.await")
     async def await_items(self, id: int) -> int:
         self.note += "!"
@@ -649,6 +740,15 @@ async def test_what_was_not_loaded_with_an_entity_has_to_be_awaited(database: Sq
         assert await flow.send(lazy, to="lazy.touch") == {"items"}
         assert await flow.send(lazy, to="lazy.await") == 1
         assert flow.published == ["abc! has 4 characters"]
+
+
+@on_servers
+async def test_an_attribute_that_was_not_loaded_tells_what_to_do(database: SqlAlchemy) -> None:
+    async with flow_test([aggregate(identifier="id")(Lazy)], plugins=[database]) as flow:
+        lazy = await flow.send("abc", to="lazy.make")
+        with pytest.raises(SQLAlchemyError, match="greenlet") as caught:
+            await flow.send(lazy, to="lazy.read")
+    assert ['lazy="selectin"' in note for note in caught.value.__notes__].count(True) == 1
 
 
 @on_every_database

@@ -21,12 +21,16 @@ from ecotone_fastapi import (
     event_handler,
     message_name,
     projection,
+    query_handler,
 )
-from ecotone_fastapi.adapters.memory import MemoryEvents
+from ecotone_fastapi.adapters.memory import MemoryEvents, MemoryProjections
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.projection_store import ProjectionStore
+from ecotone_fastapi.modelling.projections import Mode
 from ecotone_fastapi.testing import Flow, flow_test
 
 
@@ -87,6 +91,14 @@ async def _undoing(restore: Callable[[], None]) -> AsyncIterator[None]:
         raise
 
 
+_NUMBERED = {
+    "postgresql": "BIGSERIAL PRIMARY KEY",
+    "mysql": "BIGINT AUTO_INCREMENT PRIMARY KEY",
+    "mariadb": "BIGINT AUTO_INCREMENT PRIMARY KEY",
+    "sqlite": "INTEGER PRIMARY KEY",
+}
+
+
 class SqlLedger:
     """In the transaction of the handler."""
 
@@ -94,14 +106,16 @@ class SqlLedger:
         self._session = session
 
     async def create(self, table: str) -> None:
-        await self._session.execute(text(f"CREATE TABLE {table} (stream VARCHAR(80), number INTEGER)"))
+        number = _NUMBERED[self._session.get_bind().dialect.name]
+        await self._session.execute(text(f"CREATE TABLE {table} (id {number}, stream VARCHAR(80), number INTEGER)"))
 
     async def drop(self, table: str) -> None:
         await self._session.execute(text(f"DROP TABLE {table}"))
 
     async def add(self, table: str, stream: str, number: int) -> None:
         await self._session.execute(
-            text(f"INSERT INTO {table} VALUES (:stream, :number)"), {"stream": stream, "number": number}
+            text(f"INSERT INTO {table} (stream, number) VALUES (:stream, :number)"),
+            {"stream": stream, "number": number},
         )
 
     async def clear(self, table: str, stream: str | None = None) -> None:
@@ -243,6 +257,21 @@ class BesideParts(_Versioned): ...
 class BesidePartsAtOnce(_Versioned): ...
 
 
+class _Asked(_Versioned):
+    @query_handler("version that answers")
+    async def number(self, version: ProjectionVersion) -> int:
+        return version.number
+
+
+def revised(number: int, *, partitioned: bool = False, mode: Mode = "synchronous") -> type:
+    """The code of one revision of a projection."""
+
+    @projection("beside_revised", categories=["counter"], partitioned=partitioned, mode=mode, revision=number)
+    class Revised(_Asked): ...
+
+    return Revised
+
+
 IN_PLACE: tuple[type, ...] = (Later, AtOnce, Parts, PartsAtOnce)
 VERSIONED: tuple[type, ...] = (Beside, BesideAtOnce, BesideParts, BesidePartsAtOnce)
 
@@ -257,6 +286,8 @@ class Where:
     def __init__(self, url: str | None) -> None:
         self.url = url
         self.events = MemoryEvents()
+        self.ledger = MemoryLedger()
+        self.checkpoints = MemoryProjections(SystemClock())
         self.one_writer: bool = url is not None and url.startswith("sqlite")
 
 
@@ -311,30 +342,34 @@ class Place:
 
 
 @asynccontextmanager
-async def place(where: Where, *projections: type, **options: Any) -> AsyncIterator[Place]:
+async def place(where: Where, *projections: type, lasting: bool = False, **options: Any) -> AsyncIterator[Place]:
     """Start an application.
 
     Args:
         where: Where it keeps everything.
         projections: What it projects.
+        lasting: Whether several applications share what is kept of projections, in memory too.
         options: What else `flow_test` is given.
     """
     poison, known = Poison(), [EventSourcing(events=[Told]), *options.pop("plugins", ())]
     if where.url is None:
-        ledger = MemoryLedger()
+        ledger = where.ledger if lasting else MemoryLedger()
 
         async def in_memory(table: str) -> list[tuple[str, int]]:
             return list(ledger.tables[table])
 
         services: dict[Any, Any] = {Ledger: ledger, Poison: poison, EventStorage: where.events}
+        if lasting:
+            services[ProjectionStore] = where.checkpoints
         async with flow_test([Counters, *projections], services=services, plugins=known, **options) as flow:
             yield Place(flow, poison, in_memory)
         return
     engine = create_async_engine(where.url, poolclass=NullPool)
+    query = "SELECT stream, number FROM {} ORDER BY id"
 
     async def in_database(table: str) -> list[tuple[str, int]]:
         async with engine.connect() as connection:
-            return [(row[0], row[1]) for row in await connection.execute(text(f"SELECT stream, number FROM {table}"))]
+            return [(row[0], row[1]) for row in await connection.execute(text(query.format(table)))]
 
     database = SqlAlchemy(where.url, create_schema=True)
     services = {Ledger: SqlLedger, Poison: poison}

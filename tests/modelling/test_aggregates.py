@@ -797,6 +797,28 @@ async def test_an_aggregate_that_changes_its_identifier_is_not_saved() -> None:
             await flow.send(CancelOrder("1"))
 
 
+async def test_an_identifier_whose_type_nobody_tells_is_to_be_annotated() -> None:
+    @aggregate(identifier="number")
+    class Untyped:
+        def __init__(self) -> None:
+            self.number = 7
+
+        @classmethod
+        @command_handler("make")
+        def make(cls) -> "Untyped":
+            return cls()
+
+        @command_handler("touch")
+        def touch(self) -> None:
+            pass
+
+    async with flow_test([Untyped]) as flow:
+        await flow.send(to="make")
+        with pytest.raises(AggregateError, match="the Untyped '7' has become 7") as caught:
+            await flow.send(to="touch", headers={"aggregate.id": 7})
+    assert "annotate number: int" in caught.value.hint
+
+
 def test_an_aggregate_can_be_tested_alone() -> None:
     order = Order.place(PlaceOrder("1"))
     order.cancel(CancelOrder("1"))

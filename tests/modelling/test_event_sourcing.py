@@ -229,11 +229,22 @@ async def test_an_object_whose_stream_is_archived_is_not_found_and_cannot_be_mad
             await flow.send(OpenBasket("7"))
 
 
+@pytest.mark.parametrize("identifier", ["x" * 300, "7 ", "7\n8"])
+async def test_an_identifier_that_cannot_name_a_stream_is_a_fault_of_the_sender(identifier: str) -> None:
+    async with flow_test([Basket]) as flow:
+        for command in (OpenBasket(identifier), AddItems(identifier, ("apple",))):
+            with pytest.raises(ConversionError, match="cannot identify a Basket") as caught:
+                await flow.send(command)
+            assert repr(identifier[:80]) in caught.value.what
+            assert "at most 183 printable characters" in caught.value.hint
+        await flow.send(OpenBasket("x" * 183))
+
+
 async def test_an_object_is_made_once() -> None:
     async with flow_test([Basket]) as flow:
         await flow.send(OpenBasket("7"))
 
-        with pytest.raises(ConcurrencyError) as caught:
+        with pytest.raises(ConcurrencyError, match="the stream 'basket-7' exists already") as caught:
             await flow.send(OpenBasket("7"))
         assert (caught.value.expected, caught.value.actual) == (0, 1)
 

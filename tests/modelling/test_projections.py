@@ -27,11 +27,13 @@ from ecotone_fastapi import (
     message_name,
     projection,
     query_handler,
+    revision,
+    upcaster,
 )
-from ecotone_fastapi.adapters.memory import MemoryChannel
+from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryEvents
 from ecotone_fastapi.core.endpoint import Kind
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
-from ecotone_fastapi.modelling.event_store import Expected, RecordedEvent
+from ecotone_fastapi.modelling.event_store import EventStorage, Expected, RecordedEvent
 from ecotone_fastapi.modelling.projections import Emitter
 from ecotone_fastapi.testing import Flow, flow_test
 
@@ -576,6 +578,56 @@ async def test_a_partition_emits_to_a_stream_of_its_own(seen: Seen) -> None:
         assert await store.version("projection-emitting_parts-wallet-b") == 0
 
 
+async def test_each_form_of_an_event_reaches_the_handlers_of_what_it_is_today(seen: Seen) -> None:
+    @message_name("order.placed")
+    @dataclass(frozen=True)
+    class PlacedBefore:
+        order: str
+
+    @message_name("order.placed")
+    @revision(2)
+    @dataclass(frozen=True)
+    class Placed:
+        order: str
+        currency: str
+
+    @message_name("order.drafted")
+    @dataclass(frozen=True)
+    class Drafted:
+        order: str
+
+    @upcaster("order.placed", revision=1, to="order.drafted", to_revision=1)
+    def as_draft(payload: dict[str, Any]) -> dict[str, Any]:
+        return payload
+
+    @command_handler("place before")
+    async def place_before(order: str, store: EventStore) -> None:
+        await store.append("order-1", [PlacedBefore(order)])
+
+    @command_handler("place")
+    async def place(order: str, store: EventStore) -> None:
+        await store.append("order-1", [Placed(order, "EUR")])
+
+    @projection("forms", categories=["order"])
+    class Forms:
+        @event_handler
+        async def placed(self, event: Placed, seen: Seen) -> None:
+            seen.take(event)
+
+        @event_handler("order.drafted")
+        async def drafted(self, event: Drafted, seen: Seen) -> None:
+            seen.take(event)
+
+    services = {Seen: seen, EventStorage: MemoryEvents()}
+    async with flow_test([place_before], services=services, plugins=[EventSourcing(events=[PlacedBefore])]) as flow:
+        await flow.send("a", to="place before")
+    async with flow_test([place, Forms, as_draft], services=services) as flow:
+        await flow.send("b", to="place")
+        assert await flow.run("forms") == 2
+
+    assert seen.events == [Drafted("a"), Placed("b", "EUR")]
+
+
 async def test_a_projection_can_follow_what_another_one_emits(seen: Seen) -> None:
     @projection("following", streams=["projection-emitting"])
     class Following:
@@ -619,7 +671,7 @@ async def test_a_projection_is_not_rebuilt_in_a_handler(seen: Seen) -> None:
 
 
 def configured(**options: Any) -> type:
-    @projection("wrong", **options)
+    @projection(**{"name": "wrong", **options})
     class Wrong:
         @event_handler
         async def note(self, event: Opened) -> None: ...
@@ -639,6 +691,7 @@ def configured(**options: Any) -> type:
         ({"categories": ["wallet"], "batch": 0}, "has batch=0"),
         ({"categories": ["wallet"], "concurrency": 0}, "has concurrency=0"),
         ({"categories": ["wallet"], "every": 0.0}, "every 0.0 seconds"),
+        ({"name": "all-wallets", "categories": ["wallet"]}, "with a dash(.|\\n)*all_wallets"),
         ({"categories": ["wallet"], "revision": 0}, "has revision=0"),
         ({"categories": ["wallet"], "revision": 2}, "has revision 2"),
     ],

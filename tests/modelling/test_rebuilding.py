@@ -2,12 +2,21 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated, Any
 
 import anyio
 import pytest
 
-from ecotone_fastapi import ProjectionError
+from ecotone_fastapi import (
+    ProjectionError,
+    ProjectionState,
+    ProjectionVersion,
+    event_handler,
+    projection,
+    query_handler,
+)
 from ecotone_fastapi.core.plugin import Limits
+from ecotone_fastapi.modelling.projections import Mode
 from ecotone_fastapi.modelling.rebuilding import Progress
 from tests.modelling.ledgers import (
     IN_PLACE,
@@ -15,12 +24,14 @@ from tests.modelling.ledgers import (
     AtOnce,
     Beside,
     BesideAtOnce,
+    Counted,
     Later,
     Parts,
     PartsAtOnce,
     Place,
     Where,
     place,
+    revised,
 )
 
 EVERYWHERE = [
@@ -270,6 +281,84 @@ async def test_a_synchronous_projection_is_not_followed_while_it_is_built_and_is
 
         assert inside == [3]
         await at.check("at_once", [*range(20), *([] if where.one_writer else [500]), 501])
+
+
+@pytest.mark.parametrize("partitioned", [False, True], ids=["global", "partitioned"])
+async def test_revisions_of_a_synchronous_projection_lose_nothing_and_refuse_what_the_live_one_would_miss(
+    where: Where, partitioned: bool
+) -> None:
+    name, refused = "beside_revised", "would miss the event"
+    old, new = (revised(number, partitioned=partitioned) for number in (1, 2))
+    async with place(where, old, lasting=True) as first, place(where, new, lasting=True) as second:
+        await count_some(first, range(10))
+        versions = (await second.flow.ecotone.projections.status(name)).versions
+        assert [one.condition for one in versions] == ["live", "building"]
+        with pytest.raises(ProjectionError, match=refused):
+            await second.count("s1", 90)
+        assert await second.flow.ecotone.projections.backfill(name)
+        with pytest.raises(ProjectionError, match=refused):
+            await second.count("s1", 91)
+        await first.count("s1", 10)
+        await first.count("s9", 11)
+        await second.check(name, range(12))
+
+        assert await second.flow.ecotone.projections.switch(name) == 2
+        await second.check(name, range(12))
+        with pytest.raises(ProjectionError, match=refused):
+            await first.count("s1", 92)
+        await second.count("s1", 12)
+        await second.check(name, range(13))
+
+        assert await first.flow.ecotone.projections.rebuild(name)  # back to the code from before
+        await first.count("s1", 13)
+        await first.check(name, range(14))
+        with pytest.raises(ProjectionError, match=refused):
+            await second.count("s1", 93)
+
+
+@pytest.mark.parametrize("mode", ["synchronous", "asynchronous"])
+async def test_queries_of_new_code_get_the_live_version_until_it_is_switched(where: Where, mode: Mode) -> None:
+    async with place(where, revised(1, mode=mode), lasting=True) as at:
+        assert await at.flow.ask(to="version that answers") == 1
+    async with place(where, revised(2, mode=mode), lasting=True) as at:
+        projections = at.flow.ecotone.projections
+        assert await at.flow.ask(to="version that answers") == 1
+        assert await projections.backfill("beside_revised")
+        assert await at.flow.ask(to="version that answers") == 1
+        assert await projections.switch("beside_revised") == 2
+        assert await at.flow.ask(to="version that answers") == 2
+    async with place(where, revised(1, mode=mode), lasting=True) as at:
+        assert await at.flow.ask(to="version that answers") == 2
+
+
+async def test_a_live_state_that_the_code_cannot_read_is_told_to_who_asks() -> None:
+    def states(number: int, type_: Any, default: Any) -> type:
+        @projection("sums", categories=["counter"], mode="synchronous", revision=number)
+        class Sums:
+            @event_handler
+            async def add(
+                self, event: Counted, version: ProjectionVersion, sums: Annotated[type_, ProjectionState(default)]
+            ) -> Any:
+                return sums + 1 if isinstance(sums, int) else {**sums, event.stream: event.number}
+
+            @query_handler("sums")
+            async def sums(self, sums: Annotated[type_, ProjectionState(default)]) -> Any:
+                return sums
+
+        return Sums
+
+    where = Where(None)
+    async with place(where, states(1, int, 0), lasting=True) as at:
+        await at.count("s1", 7)
+        assert await at.flow.ask(to="sums") == 1
+    async with place(where, states(2, dict[str, int], {}), lasting=True) as at:
+        projections = at.flow.ecotone.projections
+        for asked in (at.flow.ask(to="sums"), projections.state("sums")):
+            with pytest.raises(ProjectionError, match="is that of revision 1, which the code of revision 2 cannot"):
+                await asked
+        assert await projections.backfill("sums")
+        assert await projections.switch("sums") == 2
+        assert await at.flow.ask(to="sums") == {"s1": 7}
 
 
 async def test_only_one_version_is_built_at_a_time(where: Where) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from threading import Lock
 from typing import Any
 
@@ -446,6 +446,63 @@ async def test_plain_classes_have_snapshots_and_one_that_has_another_attribute_i
         assert world.events.count == 1
     async with world.run(sourced(Counting)) as flow:
         assert await flow.ask("1", to="state") == {"account_id": "1", "amounts": [5], "count": 1}
+
+
+def bill(price: Any) -> type:
+    """Make a plain class that holds prices; whatever these are, its annotations read the same."""
+    price.__name__ = price.__qualname__ = "Price"
+    line: Any = make_dataclass("Line", [("prices", dict[str, price])])
+
+    class Bill:
+        account_id: str
+        lines: list[Any]
+
+        def __init__(self) -> None:
+            self.account_id, self.lines = "", []
+
+        @classmethod
+        @command_handler("open")
+        def open(cls, account_id: str) -> list[Any]:
+            return [Opened(account_id), Moved(5)]
+
+        @query_handler("state")
+        def get_state(self) -> Any:
+            return [line.prices["net"] for line in self.lines]
+
+        @applies
+        def opened(self, event: Opened) -> None:
+            self.account_id = event.account_id
+
+        @applies
+        def moved(self, event: Moved) -> None:
+            self.lines.append(line({"net": price(event.amount)}))
+
+    Bill.__annotations__["lines"] = list[line]
+    return event_sourced(identifier="account_id", stream="account", snapshots=2)(Bill)
+
+
+async def test_a_new_field_deep_within_a_plain_class_is_seen(caplog: pytest.LogCaptureFixture) -> None:
+    @dataclass
+    class Price:
+        amount: int
+
+    @dataclass
+    class PriceInCurrency:
+        amount: int
+        currency: str = "EUR"
+
+    world = World()
+    with caplog.at_level(logging.WARNING, "ecotone_fastapi.snapshots"):
+        async with world.run(bill(Price)) as flow:
+            await flow.send("1", to="open")
+        async with world.run(bill(Price)) as again:
+            assert await again.ask("1", to="state") == [Price(5)]
+        assert caplog.messages == []
+
+        async with world.run(bill(PriceInCurrency)) as newer:
+            assert await newer.ask("1", to="state") == [PriceInCurrency(5)]
+    assert len(caplog.messages) == 1
+    assert "all events of account-1 are read again: its form is" in caplog.messages[0]
 
 
 async def test_a_snapshot_whose_converter_is_gone_is_left_aside(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,7 @@
 """The state of objects as JSON and back: what comes back, and what is refused, at start or when it is saved."""
 
 from collections.abc import Iterable
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, PrivateAttr, SecretStr
+from pydantic import BaseModel, Field, PlainSerializer, PrivateAttr, SecretStr
 
 from ecotone_fastapi.core.errors import AggregateError, ConfigurationError
 from ecotone_fastapi.modelling.state import StateForm
@@ -344,6 +344,40 @@ def test_an_attribute_that_nobody_has_described_has_to_be_plain(value: object) -
     with pytest.raises(AggregateError, match="the attribute 'status' of a PlainOrder would not come back") as caught:
         StateForm(PlainOrder).write(order)
     assert caught.value.hint == f"annotate it in the class, status: {type(value).__name__}"
+
+
+@dataclass
+class Loose:
+    anything: Any = None
+    many: dict[str, Any] | None = None
+    lists: list[list[Any]] = field(default_factory=list)
+    bare: dict = field(default_factory=dict)  # type: ignore[type-arg]
+    told: Annotated[Any, PlainSerializer(str)] = 0
+    either: Money | dict[str, Any] | None = None
+
+
+class PlainLoose:
+    many: dict[str, Any]
+
+
+def test_where_anything_may_be_only_what_comes_back_is_written() -> None:
+    plain = {"a": [1, 2.5, None, True, {"b": "c"}]}
+    form, state = StateForm(Loose), Loose(plain, plain, [[plain]], plain)
+    assert form.read(form.write(state)) == replace(state, told="0")
+    form.write(Loose(told=(1, 2), either=Money(Decimal(1), "EUR")))  # in doubt it comes back
+
+    other = PlainLoose()
+    other.many = {"a": (1, 2)}
+    for lost in (
+        *(Loose(one) for one in (Decimal("1.1"), date(2026, 1, 1), (1, 2), Status.NEW)),
+        Loose(many={"a": Decimal("1.1")}),
+        Loose(lists=[[{"a": date(2026, 1, 1)}]]),
+        Loose(bare={1: "a"}),
+        other,
+    ):
+        with pytest.raises(AggregateError, match="would not come back as it is") as caught:
+            StateForm[Any](type(lost)).write(lost)
+        assert "name the types" in caught.value.hint
 
 
 def test_a_dataclass_has_no_state_beside_its_fields() -> None:

@@ -241,7 +241,7 @@ class WakesNobody(MemoryEvents):
         (RepeatsTheLastOne, "e8_the_events_of_one_transaction_are_seen_once"),
         (IgnoresLimits, "a_stream_is_read_from_a_version_on_and_up_to_a_limit"),
         (ShowsWhatIsArchived, "an_archived_stream_is_hidden"),
-        (ArchivesNothing, "an_archived_stream_is_hidden readers_pass_what_is_archived_however_much_it_is"),
+        (ArchivesNothing, "an_archived_stream_is_hidden"),
         (GivesPositionsAgain, "the_last_position_is_not_given_again_when_it_is_deleted"),
         (LinksToLinks, "a_link_to_a_link_is_a_link_to_the_event"),
         (CountsEverything, "events_are_counted_as_they_are_read"),

@@ -148,7 +148,7 @@ class MemoryEvents:
         return len(links)
 
     async def archive(self, stream: str) -> bool:
-        """Hide a stream from readers; return whether there was one."""
+        """Hide a stream; return whether there was one."""
         scope = current_scope()
         await self._free(scope, stream)
         found = self._stream(stream, self._unit(scope))
@@ -202,19 +202,22 @@ class MemoryEvents:
     def _behind(self, after: Position, which: EventFilter, *, settled: bool) -> "Iterator[_Entry]":
         for entries in (self._seen, sorted(self._hidden, key=_position_of) if settled else ()):
             for entry in islice(entries, bisect_right(entries, after, key=_position_of), None):
-                if entry.fits(which) and not self._stream(entry.event.stream).archived and self._is_there(entry):
+                if entry.fits(which) and self._is_there(entry, archived=True):
                     yield entry
 
     async def version(self, stream: str) -> int:
         """Return the version of a stream; 0 without events."""
         return self._stream(stream, self._unit(current_scope())).version
 
-    async def streams(self, category: str, *, after: str = "", limit: int = 1000) -> Sequence[str]:
-        """Return the names of the streams of a category that are not archived, in order."""
+    async def streams(
+        self, category: str, *, after: str = "", limit: int = 1000, archived: bool = False
+    ) -> Sequence[str]:
+        """Return the names of the streams of a category, in order."""
         unit = self._unit(current_scope())
         names = self._streams.keys() | unit.streams.keys() if unit is not None else self._streams.keys()
         found = (name for name in names if name > after and category_of(name) == category)
-        return sorted(name for name in found if (one := self._stream(name, unit)).entries and not one.archived)[:limit]
+        kept = ((name, self._stream(name, unit)) for name in found)
+        return sorted(name for name, one in kept if one.entries and (archived or not one.archived))[:limit]
 
     async def horizon(self) -> Horizon:
         """Tell how far readers of all events can see, for how long something is hidden from them, and by what."""

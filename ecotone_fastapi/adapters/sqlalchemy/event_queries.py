@@ -102,25 +102,28 @@ class EventQueries:
     def __init__(self, tables: EventTables) -> None:
         self._tables = tables
         self._prepared: dict[object, TextClause] = {}
-        # A link whose event is gone at home, or archived, is not there.
-        self._at_home = (
-            f"(e.origin IS NULL OR (SELECT NOT home.archived FROM {tables.events} AS home"
-            " WHERE home.position = e.origin))"
-        )
+        # A link whose event is gone at home is not there; one whose event is archived is hidden as that is.
+        # Each is looked up: for EXISTS, servers would rather read the whole table once, and do so for every page.
+        home = f"FROM {tables.events} AS home WHERE home.position = e.origin"
+        self._at_home = f"(e.origin IS NULL OR (SELECT true {home}))"
+        shown_at_home = f"(e.origin IS NULL OR (SELECT NOT home.archived {home}))"
         content = "e.name, e.body, e.headers, e.recorded_at, e.origin"
         self._columns = f"e.stream, e.version, e.position, {self._transaction.format('e')} AS transaction_id, {content}"
         stream = f"SELECT {self._columns} FROM {tables.events} AS e WHERE e.stream = :stream AND e.version > :after"
-        self._stream = text(f"{stream} AND NOT e.archived AND {self._at_home} ORDER BY e.version LIMIT :limit")
-        self._archived = text(f"{stream} ORDER BY e.version LIMIT :limit")
+        self._stream = text(f"{stream} AND NOT e.archived AND {shown_at_home} ORDER BY e.version LIMIT :limit")
+        self._archived = text(f"{stream} AND {self._at_home} ORDER BY e.version LIMIT :limit")
         self._homes = text(
             f"SELECT e.position, e.stream, e.version, {content} FROM {tables.events} AS e"
             " WHERE e.position IN :positions"
         ).bindparams(bindparam("positions", expanding=True))
         self._version = text(f"SELECT max(version) FROM {tables.events} WHERE stream = :stream")
         # The names of one category lie side by side in the index, and every stream has an event with the version 1.
-        self._names = text(
-            f"SELECT stream FROM {tables.events} WHERE category = :category AND version = 1 AND NOT archived"
-            " AND stream > :after AND stream >= :category AND stream < :behind ORDER BY stream LIMIT :limit"
+        self._names, self._all_names = (
+            text(
+                f"SELECT stream FROM {tables.events} WHERE category = :category AND version = 1{shown}"
+                " AND stream > :after AND stream >= :category AND stream < :behind ORDER BY stream LIMIT :limit"
+            )
+            for shown in (" AND NOT archived", "")
         )
 
     async def stream(
@@ -139,10 +142,12 @@ class EventQueries:
         """Return the version of a stream; 0 when there is none."""
         return (await connection.execute(self._version, {"stream": stream})).scalar() or 0
 
-    async def names(self, connection: AsyncConnection, category: str, *, after: str, limit: int) -> Sequence[str]:
+    async def names(
+        self, connection: AsyncConnection, category: str, *, after: str, limit: int, archived: bool
+    ) -> Sequence[str]:
         """Return the names of the streams of a category, in order."""
         parameters = {"category": category, "after": after, "behind": f"{category}.", "limit": limit}
-        return (await connection.execute(self._names, parameters)).scalars().all()
+        return (await connection.execute(self._all_names if archived else self._names, parameters)).scalars().all()
 
     async def page(
         self,
@@ -200,7 +205,7 @@ class EventQueries:
         statement = self._prepared.get(key)
         if statement is None:
             found = self._search(which)
-            wanted = [self._behind, visible, *found.wanted, "NOT e.archived", *found.others]
+            wanted = [self._behind, visible, *found.wanted, *found.others]
             statement = self._prepared[key] = Phrase("", filtered).within(
                 f"SELECT count(*) FROM {found.source} WHERE {_all_of(wanted, found.order)}"
             )
@@ -223,7 +228,7 @@ class EventQueries:
         follow it, is better for servers than to guess how many are: they might rather sort all of them.
         """
         found = self._search(which)
-        meant, wanted = ["NOT e.archived", *found.others], [self._behind, visible, *found.wanted]
+        meant, wanted = found.others, [self._behind, visible, *found.wanted]
         kept = f"CASE WHEN {_all_of(meant, found.order)} THEN 1 ELSE 0 END"
         if exactly:
             kept, wanted = "1", [*wanted, *meant]

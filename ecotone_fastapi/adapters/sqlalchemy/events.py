@@ -125,7 +125,7 @@ class SqlEvents:
         return linked
 
     async def archive(self, stream: str) -> bool:
-        """Hide a stream from readers; return whether there was one."""
+        """Hide a stream; return whether there was one."""
         archived, _ = await self._change(
             lambda connection, pending: self._log.archive(connection, stream), f"archiving the stream {stream!r}"
         )
@@ -238,10 +238,12 @@ class SqlEvents:
             lambda connection: self._queries.version(connection, stream), f"looking at the stream {stream!r}"
         )
 
-    async def streams(self, category: str, *, after: str = "", limit: int = 1000) -> Sequence[str]:
-        """Return the names of the streams of a category that are not archived, in order."""
+    async def streams(
+        self, category: str, *, after: str = "", limit: int = 1000, archived: bool = False
+    ) -> Sequence[str]:
+        """Return the names of the streams of a category, in order."""
         return await self._read(
-            lambda connection: self._queries.names(connection, category, after=after, limit=limit),
+            lambda connection: self._queries.names(connection, category, after=after, limit=limit, archived=archived),
             f"looking for streams of the category {category!r}",
         )
 

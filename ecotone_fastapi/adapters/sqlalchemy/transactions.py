@@ -8,16 +8,17 @@ fails as soon as somebody else has written in between.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
-from sqlalchemy import Connection, ExceptionContext, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import Connection, ExceptionContext, event, inspect
+from sqlalchemy.exc import DBAPIError, MissingGreenlet, SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+from sqlalchemy.orm.attributes import set_committed_value
 
 from ecotone_fastapi.adapters.sqlalchemy.dialects import BEGIN, Dialect, address
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, TransactionAbortedError
@@ -36,12 +37,22 @@ _PATIENCE = 30.0  # seconds in which the database has to answer statements of ou
 _COURTESY = 5.0  # seconds that a writer queues in this process before SQLite itself decides
 _SCOPED = "ecotone_scoped"
 _WRITER = "BEGIN IMMEDIATE"
+_NOT_LOADED = (
+    "An attribute that is not loaded was read, and a plain attribute cannot wait for the database: give a relationship "
+    'lazy="selectin", or let the class be an AsyncAttrs and write await self.awaitable_attrs.<name>'
+)
 
 
 class _Last(NamedTuple):
     statements: Statements[bool]
     doing: str
     check: Callable[[bool], None]
+
+
+class _Loaded(NamedTuple):
+    entity: object
+    names: Sequence[str]  # of the attributes that can be read without the database
+    version: Mapping[str, Any]
 
 
 class Unit:
@@ -191,6 +202,7 @@ class Transactions:
             yield
             return
         nested = await scoped.session.begin_nested()
+        before = _loaded_in(scoped.session)
         try:
             yield
             await nested.commit()
@@ -198,11 +210,24 @@ class Transactions:
             with anyio.CancelScope(shield=True):
                 try:
                     await nested.rollback()
+                    if isinstance(error, Exception):  # after a cancellation nobody goes on
+                        await self._load_again(scoped.session, before)
                 except Exception:
                     # What is left of the transaction must not be committed, whatever becomes of this error.
                     unit.broken = f"{type(error).__name__}: {error}"
                     logger.warning("a transaction could not go back to a savepoint", exc_info=True)
             raise
+
+    async def _load_again(self, session: AsyncSession, before: Sequence[_Loaded]) -> None:
+        """Load what the way back to a savepoint has expired: whoever goes on with an entity cannot wait for it."""
+        for entity, names, version in before:
+            state: InstanceState[Any] = inspect(entity)
+            if names and state.persistent and state.expired:
+                # A row without version was locked, and may be newer than all that a repeatable read shows.
+                lock = True if self.dialect.name == "mysql" and not version else None
+                await session.refresh(entity, names, with_for_update=lock)
+                for name, value in version.items():  # what others have saved meanwhile must not be overwritten
+                    set_committed_value(entity, name, value)
 
     @asynccontextmanager
     async def lone_session(self) -> AsyncIterator[AsyncSession]:
@@ -569,9 +594,24 @@ def _tell_scoped(session: Session, transaction: SessionTransaction, connection: 
 event.listen(HeardSession, "after_begin", _tell_scoped)
 
 
+def _loaded_in(session: AsyncSession) -> Sequence[_Loaded]:
+    return [_loaded(entity, inspect(entity)) for entity in session.identity_map.values()]
+
+
+def _loaded(entity: object, state: "InstanceState[Any]") -> _Loaded:
+    mapper, values = state.mapper, state.dict
+    names = [one.key for one in (*mapper.column_attrs, *mapper.relationships) if one.key in values]
+    counted = [] if mapper.version_id_col is None else [mapper.get_property_by_column(mapper.version_id_col).key]
+    return _Loaded(entity, names, {name: values[name] for name in counted if name in values})
+
+
 @asynccontextmanager
 async def _closing(scoped: _ScopedSession) -> AsyncIterator[None]:
     try:
         yield
+    except (MissingGreenlet, StatementError) as error:
+        if isinstance(error, MissingGreenlet) or isinstance(error.orig, MissingGreenlet):
+            error.add_note(_NOT_LOADED)
+        raise
     finally:
         await scoped.forget()

@@ -1,5 +1,6 @@
 """Cases about single streams: what is in them, which version they have, and what becomes of them."""
 
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -297,7 +298,7 @@ class Lives(EventHooks):
             assert await events.streams("nothing") == []
 
     async def test_an_archived_stream_is_hidden(self) -> None:
-        """Whoever asks for it can read it; nobody can append to it."""
+        """Whoever asks for it can read it, and readers of all events do; nobody can append to it."""
         async with self.events() as events:
             stored = await events.append("order-1", facts(3), expected=0)
             await events.append("order-2", facts(1), expected=0)
@@ -308,29 +309,37 @@ class Lives(EventHooks):
             assert not await events.read("order-1")
             assert contents(await events.read("order-1", archived=True)) == contents(stored)
             assert await events.version("order-1") == 3
-            assert streams(await everything(events)) == ["order-2"]
-            assert await events.count(after=START) == 1
             assert await events.streams("order") == ["order-2"]
+            assert await events.streams("order", archived=True) == ["order-1", "order-2"]
+            assert await events.streams("order", after="order-1", archived=True) == ["order-2"]
+            assert streams(await everything(events)) == ["order-1", "order-1", "order-1", "order-2"]
+            assert await events.count(after=START) == 4
             for expected in (0, 3, Expected.ANY, Expected.EXISTS):
                 with pytest.raises(ConcurrencyError, match="archived"):
                     await events.append("order-1", facts(1), expected=expected)
             with pytest.raises(ConcurrencyError, match="archived"):
                 await events.link("order-1", await events.read("order-2"))
 
-    async def test_readers_pass_what_is_archived_however_much_it_is(self) -> None:
-        """Also when it fills a page, or several."""
+    async def test_readers_of_all_events_get_what_was_archived_before_they_came_so_far(self) -> None:
+        """In its order, whatever they look for and however small their pages are, and also what came last."""
+        by_name, by_tag = EventFilter(names=frozenset({"closed"})), EventFilter(tags=frozenset({"t"}))
         async with self.events() as events:
-            await events.append("order-1", facts(10), expected=0)
-            await events.append("order-2", facts(1), expected=0)
-            await events.append("order-3", facts(7), expected=0)
-            await events.append("order-4", facts(1), expected=0)
-            await events.archive("order-1")
-            await events.archive("order-3")
+            await events.append("order-1", [fact("opened")], expected=0)
+            reader = (await everything(events))[-1].position or START
+            async with self.transaction():
+                await events.append("order-1", [fact("closed", tags=["t"])], expected=1)
+                await events.archive("order-1")
+            await events.append("order-2", [fact("opened")], expected=0)
 
-            for which in (EventFilter(), EventFilter(categories=frozenset({"order"}))):
-                for limit in (1, 2, 3, 100):
+            page = await events.read_all(after=reader, limit=10)
+            assert places(page.events) == [("order-1", 2), ("order-2", 1)]
+            for limit in (1, 2, 100):
+                for which in (EventFilter(), EventFilter(categories=frozenset({"order"}))):
                     found = await everything(events, which, limit=limit)
-                    assert places(found) == [("order-2", 1), ("order-4", 1)]
+                    assert places(found) == [("order-1", 1), ("order-1", 2), ("order-2", 1)]
+                for which in (by_name, by_tag):
+                    assert places(await everything(events, which, limit=limit)) == [("order-1", 2)]
+                    assert await events.count(after=START, which=which) == 1
 
     async def test_a_deleted_stream_is_gone(self) -> None:
         """It may begin anew, even with the same events, and readers get these."""
@@ -408,6 +417,26 @@ class Lives(EventHooks):
                 assert places(await everything(events, which)) == found, which
                 assert await events.count(after=START, which=which) == len(found)
 
+    async def test_what_is_linked_to_a_new_stream_makes_it_and_what_is_not_there_is_not_linked(self) -> None:
+        """Nor is the link of a unit of work that has failed: it can be made again."""
+        async with self.events() as events:
+            (first,) = await events.append("order-1", facts(1), expected=0)
+            nowhere, not_yet = replace(first, stream="order-2"), replace(first, version=2)
+
+            assert await events.link("report-1", [nowhere, not_yet]) == 0
+            assert await events.version("report-1") == 0
+            assert await events.link("report-1", []) == 0
+            async with self._rolled_back():
+                assert await events.link("report-1", [first]) == 1
+                assert await events.link("report-1", [first]) == 0
+                assert versions(await events.read("report-1")) == [1]
+            assert await events.version("report-1") == 0
+            assert await everything(events, EventFilter(categories=frozenset({"report"}))) == []
+
+            assert await events.link("report-1", [nowhere, first, not_yet, first]) == 1
+            assert [(one.version, one.origin) for one in await events.read("report-1")] == [(1, ("order-1", 1))]
+            assert places(await everything(events)) == [("order-1", 1)]
+
     async def test_a_link_to_a_link_is_a_link_to_the_event(self) -> None:
         """And nothing is linked to its own stream."""
         async with self.events() as events:
@@ -421,22 +450,38 @@ class Lives(EventHooks):
             assert [one.origin for one in await events.read("summary-1")] == [("order-1", 1), ("order-1", 2)]
 
     async def test_what_is_gone_at_home_is_gone_where_it_was_linked_to(self) -> None:
-        """Deleted or archived; a limit counts what is left. The versions of the others stay."""
+        """Also for readers of all events; a limit counts what is left. The versions of the others stay."""
         report = EventFilter(categories=frozenset({"report"}))
         async with self.events() as events:
-            for stream in ("order-1", "order-2", "order-3"):
+            for stream in ("order-1", "order-2"):
                 await events.append(stream, facts(1), expected=0)
                 await events.link("report-1", await events.read(stream))
             await events.delete("order-1")
-            await events.archive("order-2")
 
-            assert [one.origin for one in await events.read("report-1", limit=1)] == [("order-3", 1)]
-            assert places(await everything(events, report, limit=1)) == [("report-1", 3)]
+            for archived in (False, True):
+                read = await events.read("report-1", limit=1, archived=archived)
+                assert [one.origin for one in read] == [("order-2", 1)]
+            assert places(await everything(events, report, limit=1)) == [("report-1", 2)]
             assert await events.count(after=START, which=report) == 1
-            assert await events.version("report-1") == 3
+            assert await events.version("report-1") == 2
 
             await events.append("order-1", facts(1), expected=0)
-            assert versions(await events.read("report-1")) == [3]
+            assert versions(await events.read("report-1")) == [2]
+
+    async def test_what_is_archived_at_home_is_hidden_where_it_was_linked_to(self) -> None:
+        """From those who read the stream, as at home; not from readers of all events."""
+        report = EventFilter(categories=frozenset({"report"}))
+        async with self.events() as events:
+            for stream in ("order-1", "order-2"):
+                await events.append(stream, facts(1), expected=0)
+                await events.link("report-1", await events.read(stream))
+            await events.archive("order-1")
+
+            assert [one.origin for one in await events.read("report-1", limit=1)] == [("order-2", 1)]
+            assert versions(await events.read("report-1", archived=True)) == [1, 2]
+            assert places(await everything(events, report, limit=1)) == [("report-1", 1), ("report-1", 2)]
+            assert await events.count(after=START, which=report) == 2
+            assert await events.version("report-1") == 2
 
     async def test_nobody_appends_to_a_stream_while_it_is_archived_or_deleted(self) -> None:
         """Neither is a part of it left, nor is anything appended to what is archived."""
