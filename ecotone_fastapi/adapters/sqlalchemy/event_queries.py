@@ -109,7 +109,10 @@ class EventQueries:
         shown_at_home = f"(e.origin IS NULL OR (SELECT NOT home.archived {home}))"
         content = "e.name, e.body, e.headers, e.recorded_at, e.origin"
         self._columns = f"e.stream, e.version, e.position, {self._transaction.format('e')} AS transaction_id, {content}"
-        stream = f"SELECT {self._columns} FROM {tables.events} AS e WHERE e.stream = :stream AND e.version > :after"
+        stream = (
+            f"SELECT {self._columns}, 1 AS kept FROM {tables.events} AS e"
+            " WHERE e.stream = :stream AND e.version > :after"
+        )
         self._stream = text(f"{stream} AND NOT e.archived AND {shown_at_home} ORDER BY e.version LIMIT :limit")
         self._archived = text(f"{stream} AND {self._at_home} ORDER BY e.version LIMIT :limit")
         self._homes = text(

@@ -209,7 +209,7 @@ class SqlEvents:
                     bound = await self._horizon.bound(connection, sight)
                     if bound is not None:
                         rows, sight = await ask(settled=False, bound=bound)
-                events = await self._stored(connection, [row[:-1] for row in rows if row[-1]])
+                events = await self._stored(connection, rows)
                 if len(rows) < limit:
                     return Page(events, max(after, sight.head or START), more=False)
                 start, exactly = Position(int(rows[-1][3]), rows[-1][2]), True
@@ -258,21 +258,26 @@ class SqlEvents:
 
     async def _stored(self, connection: AsyncConnection, rows: Sequence[Any]) -> Sequence[StoredEvent]:
         moment, unnumbered = self._transactions.dialect.read_moment, self._log.numbers
-        origins = [row[8] for row in rows if row[8] is not None]
-        homes = await self._queries.homes(connection, origins) if origins else {}
-        events = []
-        for stream, version, number, transaction, name, body, headers, recorded_at, origin in rows:
-            position = None if unnumbered and not transaction else Position(int(transaction), number)
-            if origin is None:
+        events: list[StoredEvent] = []
+        links: dict[int, int] = {}
+        for stream, version, number, transaction, name, body, headers, recorded_at, origin, kept in rows:
+            if kept:
+                if origin is not None:
+                    links[len(events)] = origin
+                position = None if unnumbered and not transaction else Position(int(transaction), number)
                 events.append(StoredEvent(stream, version, position, name, body, headers, moment(recorded_at)))
-            elif origin in homes:  # else it was deleted between two statements
-                _, home, at_home, event, content, its_headers, its_moment, _ = homes[origin]
-                events.append(
-                    StoredEvent(
-                        stream, version, position, event, content, its_headers, moment(its_moment), (home, at_home)
-                    )
+        if not links:
+            return events
+        homes = await self._queries.homes(connection, list(links.values()))
+        for place, origin in links.items():
+            if origin in homes:
+                _, home, version, name, body, headers, recorded_at, _ = homes[origin]
+                link = events[place]
+                events[place] = StoredEvent(
+                    link.stream, link.version, link.position, name, body, headers, moment(recorded_at), (home, version)
                 )
-        return events
+        # What is missing was deleted between two statements.
+        return [event for place, event in enumerate(events) if place not in links or event.origin is not None]
 
     # --------------------------------------------------------------------------------------------------------- waiting
 
