@@ -120,8 +120,10 @@ class ProjectionRunner:
 
         Raises:
             ProjectionError: It stands still at an event that cannot be handled; it is tried again later.
+            ConfigurationError: The database was restored elsewhere, and it would miss events from now on.
             ChannelError: The database cannot be reached.
         """
+        await self.projector.events.storage.check_restored()
         handled, heard = 0, 0
         failure: ProjectionError | None = None
         ends_at = None if limits.seconds is None else anyio.current_time() + limits.seconds

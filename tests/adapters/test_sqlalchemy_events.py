@@ -460,6 +460,8 @@ async def test_a_projection_goes_on_after_its_database_was_restored(url: str) ->
                 {"position": f"{int(transaction) + 7_000_000_000}:{number}"},
             )
         await flow.send(MoneyWasMoved(100))
+        with pytest.raises(ConfigurationError, match="reseal"):
+            await flow.run("balance")
 
         await database.events.reseal()
 
