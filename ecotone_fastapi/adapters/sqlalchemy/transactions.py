@@ -66,7 +66,7 @@ class Unit:
     """
 
     def __init__(self) -> None:
-        self.open = True
+        self.open: bool = True
         self.committed: bool = False
         self.broken: str | None = None
         self.last: list[_Last] = []
