@@ -146,7 +146,7 @@ class Open:
 class OpenAccounts(Open): ...
 
 
-@projection("open-each", categories=["account"], partitioned=True)
+@projection("open_each", categories=["account"], partitioned=True)
 class OpenOfEach(Open): ...
 
 
@@ -157,21 +157,21 @@ async def test_projections_hear_the_last_of_a_stream_that_is_archived_with_it_an
 
         async def opened() -> list[Any]:
             projections = flow.ecotone.projections
-            each = [await projections.state("open-each", partition=f"account-{one}") for one in "ab"]
+            each = [await projections.state("open_each", partition=f"account-{one}") for one in "ab"]
             return [await projections.state("open"), *each]
 
         for account in ("a", "b"):
             await flow.send(Paid(account, 1), to="pay")
-        for name in ("open", "open-each"):
+        for name in ("open", "open_each"):
             await flow.run(name)
         assert await opened() == [2, 1, 1]
 
         await flow.send("a", to="close")
-        for name in ("open", "open-each"):
+        for name in ("open", "open_each"):
             await flow.run(name)
         assert await opened() == [1, 0, 1]
         assert await store_of(flow).load("account-a") == []
 
-        for name in ("open", "open-each"):
+        for name in ("open", "open_each"):
             await flow.ecotone.projections.rebuild(name)
         assert await opened() == [1, 0, 1]
