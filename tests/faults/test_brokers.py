@@ -72,8 +72,8 @@ async def test_a_queue_that_is_deleted_is_made_anew_by_those_who_consume_it(faul
     await _delete(faulty.queue)
     await faulty.place(range(5, 10))
 
-    # What finds no queue meanwhile is sent again after 1, 5 and 25 seconds.
-    await faulty.settled(range(10), within=45.0)
+    # The server may not tell that the consumer is gone: then it is found out after half a minute of silence.
+    await faulty.settled(range(10))
     await faulty.once(range(10))
     assert _complaints(worker) < MANY
 

@@ -307,7 +307,7 @@ class RabbitMQChannel:
                     detours.append(self._opened().start(self._count_anew(arrival)))
                 else:
                     deliveries.append(RabbitMQDelivery(self, arrival))
-            if deliveries or not arrivals:
+            if deliveries or not (arrivals or subscription.renewable):
                 return deliveries
             if detours:
                 await asyncio.wait(detours)

@@ -22,7 +22,7 @@ from ecotone_fastapi.core.message import Message
 logger: logging.Logger = logging.getLogger(__name__)
 
 _MOMENT = 0.1  # seconds after which nobody is expected to ask for more soon
-_WATCHED = 30.0  # seconds of silence after which the server is asked whether it is still there
+_WATCHED = 30.0  # seconds of silence after which the server is not trusted to know of us any more
 _SHORT = 0.01  # seconds between two such questions
 _OVERTIME = 1.0  # seconds that are waited in addition for what the server says is ready
 
@@ -74,6 +74,7 @@ class Subscription:
     Attributes:
         broker: Whose connection it is.
         lost: Why it is of no use any more; `None` while it is.
+        renewable: Whether it was lost for no other reason than that a new one is safer.
         outstanding: What has arrived and is not settled, in the order of arrival.
     """
 
@@ -90,6 +91,7 @@ class Subscription:
         returned: Callable[[Arrival], Awaitable[None]],
     ) -> None:
         self.lost: str | None = None
+        self.renewable: bool = False
         self.outstanding: dict[int, Arrival] = {}
         self.broker = broker
         self._wire = wire
@@ -118,7 +120,9 @@ class Subscription:
     # --------------------------------------------------------------------------------------------------- receiving
 
     async def take(self, limit: int, timeout: float) -> Sequence[Arrival]:
-        """Return what has arrived, else what arrives first, else nothing; nothing, too, when it is closed meanwhile.
+        """Return what has arrived, else what arrives first, else nothing.
+
+        Nothing, too, when it is closed meanwhile, or when a new subscription should be made in its place.
 
         Raises:
             ChannelError: The connection or the queue was lost.
@@ -132,7 +136,7 @@ class Subscription:
             self._idle = None
         try:
             while True:
-                if self._closed:
+                if self._closed or self.renewable:
                     return ()
                 if self.lost is not None:
                     raise ChannelError(f"queue {self._queue!r} is not received any more: {self.lost}")
@@ -164,6 +168,11 @@ class Subscription:
         if seconds <= 0:
             await self._ask(self._amqp.queue_declare(self._queue, passive=True), "looking for")
             self._heard_at = asyncio.get_running_loop().time()
+            # A queue that is deleted and made anew at once may take us for its consumer, and what it sends us is lost
+            # on the way (RabbitMQ 3.10). It comes back when this AMQP channel is closed.
+            if not self.outstanding and not self._single:
+                self.renewable = True
+                self._lose("nothing has come for long")
             return
         try:
             async with asyncio.timeout(seconds):
@@ -197,6 +206,7 @@ class Subscription:
             except BaseException:
                 self._room.pop(tag, None)
                 raise
+            self._heard_at = asyncio.get_running_loop().time()
 
     async def _is_more_to_come(self) -> bool:
         """Return whether something is ready that there is room for. If not, all that was sent before is here."""
