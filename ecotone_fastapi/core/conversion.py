@@ -10,6 +10,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, Protocol, Union, get_args, get_origin
@@ -376,6 +377,7 @@ class Conversion:
         return self._pydantic if is_json else None
 
 
+@lru_cache(256)
 def _media_type(content_type: str) -> str:
     """A content type without its parameters."""
     return content_type.partition(";")[0].strip().lower()

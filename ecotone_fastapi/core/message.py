@@ -149,7 +149,7 @@ class FreshHeaders(Mapping[str, str]):
     def _write(self) -> dict[str, str]:
         headers = {HeaderName.timestamp: self._made_at.isoformat(), **(self._given or {})}
         if self._cause is not None:
-            return dict(self._cause.caused(None, headers).headers)
+            return caused_headers(self._cause.headers, headers)
         headers.setdefault(HeaderName.id, new_id())
         headers.setdefault(HeaderName.correlation_id, headers[HeaderName.id])
         return headers
@@ -167,8 +167,34 @@ class FreshHeaders(Mapping[str, str]):
         return repr(self._read())
 
 
+def _plain(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the same headers, as a dict if they were written just now: many times as quick to go through."""
+    return headers._read() if isinstance(headers, FreshHeaders) else headers  # noqa: SLF001
+
+
 def _copied(headers: Mapping[str, str]) -> dict[str, str]:
-    return headers.copy() if isinstance(headers, FreshHeaders) else dict(headers)
+    return dict(_plain(headers))
+
+
+def caused_headers(cause: Mapping[str, str], headers: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the headers of a message that one with the headers `cause` is the cause of; see `Message.caused`."""
+    said = _plain(cause)
+    inherited = {name: value for name, value in said.items() if name not in FRAMEWORK_HEADERS}
+    if headers:
+        inherited.update(headers)
+    own_id = said.get(HeaderName.id)
+    new = inherited.get(HeaderName.id)
+    if new is None:
+        new = inherited[HeaderName.id] = new_id()
+    # What somebody else has put on a channel may have no id.
+    conversation = said.get(HeaderName.correlation_id) or own_id
+    if conversation is not None:
+        inherited[HeaderName.correlation_id] = conversation
+    else:
+        inherited.setdefault(HeaderName.correlation_id, new)
+    if own_id is not None and own_id != new:
+        inherited[HeaderName.causation_id] = own_id
+    return inherited
 
 
 _writing = RLock()  # headers are written by reading those of their cause
@@ -219,20 +245,7 @@ class Message(Generic[P]):
         It inherits the user's headers and the correlation id. `headers` win over what is inherited, but never over
         the correlation id: whoever handles a message cannot leave its conversation.
         """
-        inherited = {name: value for name, value in self.headers.items() if name not in FRAMEWORK_HEADERS}
-        if headers:
-            inherited.update(headers)
-        if HeaderName.id not in inherited:
-            inherited[HeaderName.id] = new_id()
-        # What somebody else has put on a channel may have no id.
-        own_id = self.headers.get(HeaderName.id)
-        conversation = self.headers.get(HeaderName.correlation_id) or own_id
-        if conversation is not None:
-            inherited[HeaderName.correlation_id] = conversation
-        inherited.setdefault(HeaderName.correlation_id, inherited[HeaderName.id])
-        if own_id not in (None, inherited[HeaderName.id]):
-            inherited[HeaderName.causation_id] = own_id
-        return Message(payload, inherited)
+        return Message(payload, caused_headers(self.headers, headers))
 
 
 _set_payload = vars(Message)["payload"].__set__

@@ -63,8 +63,7 @@ START: Position = Position(0, 0)
 """Before the first event."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
+class StoredEvent(NamedTuple):
     """An event as it is in the store.
 
     Args:
@@ -88,8 +87,7 @@ class StoredEvent:
     origin: tuple[str, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(NamedTuple):
     """An event that is to be appended, in the form in which it is written.
 
     Args:

@@ -111,7 +111,7 @@ def test_a_linked_event_tells_where_it_is_at_home() -> None:
     known = types(ItemAdded)
     new = known.write(written(ItemAdded("7", 2)))
 
-    message = known.read(replace(stored(new, version=3), stream="big-baskets", origin=("basket-7", 1)))
+    message = known.read(stored(new, version=3)._replace(stream="big-baskets", origin=("basket-7", 1)))
 
     assert (message.headers[HeaderName.stream], message.headers[HeaderName.stream_version]) == ("basket-7", "1")
 

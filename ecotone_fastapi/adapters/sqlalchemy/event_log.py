@@ -34,8 +34,7 @@ from ecotone_fastapi.modelling.event_store import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class NewRow:
+class NewRow(NamedTuple):
     """An event on its way into the table."""
 
     event_id: str

@@ -534,6 +534,10 @@ class _ScopedSession:
         """Roll back what is open; give the connection back, unless somebody else will."""
         if self._session is None:
             return
+        if not self._session.in_transaction():
+            if not self._shared:
+                self._session.sync_session.close()  # there is no connection to wait for
+            return
         # The failure that led here must not be replaced by that of a lost connection.
         with anyio.CancelScope(shield=True):
             try:
