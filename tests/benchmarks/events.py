@@ -187,7 +187,7 @@ class ByHand:
             )
         else:
             page = text(
-                "SELECT '0' AS transaction, position, stream, version, name, body, headers FROM by_hand"
+                "SELECT '0' AS \"transaction\", position, stream, version, name, body, headers FROM by_hand"
                 " WHERE category = 'bench' AND position > :position AND :transaction = '0'"
                 " ORDER BY position LIMIT :limit"
             )

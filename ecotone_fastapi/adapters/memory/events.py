@@ -131,8 +131,7 @@ class MemoryEvents:
         async with self._changing(scope, stream) as unit:
             links = [
                 _Entry(
-                    replace(
-                        origin.event,
+                    origin.event._replace(
                         stream=stream,
                         version=found.version + place,
                         position=self._position(unit),

@@ -1,6 +1,5 @@
 """Cases about single streams: what is in them, which version they have, and what becomes of them."""
 
-from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -421,7 +420,7 @@ class Lives(EventHooks):
         """Nor is the link of a unit of work that has failed: it can be made again."""
         async with self.events() as events:
             (first,) = await events.append("order-1", facts(1), expected=0)
-            nowhere, not_yet = replace(first, stream="order-2"), replace(first, version=2)
+            nowhere, not_yet = first._replace(stream="order-2"), first._replace(version=2)
 
             assert await events.link("report-1", [nowhere, not_yet]) == 0
             assert await events.version("report-1") == 0
