@@ -21,6 +21,7 @@ from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Migratable, Plugin, Runnable
 from ecotone_fastapi.core.signatures import Parameter
+from ecotone_fastapi.core.watching import Operation, Watcher, Work
 
 __all__ = [
     "Assembly",
@@ -50,6 +51,7 @@ __all__ = [
     "Limits",
     "Message",
     "Migratable",
+    "Operation",
     "Order",
     "Parameter",
     "ParameterResolver",
@@ -64,6 +66,8 @@ __all__ = [
     "SystemClock",
     "TellsTime",
     "Wanted",
+    "Watcher",
+    "Work",
     "current_message",
     "current_scope",
     "mark",
