@@ -28,6 +28,7 @@ from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Migratable, Plugin, Runnable
 from ecotone_fastapi.core.signatures import Parameter
+from ecotone_fastapi.core.watching import Operation, Watcher, Work
 
 __all__ = [
     "Assembly",
@@ -57,6 +58,7 @@ __all__ = [
     "Limits",
     "Message",
     "Migratable",
+    "Operation",
     "Order",
     "Parameter",
     "ParameterResolver",
@@ -71,6 +73,8 @@ __all__ = [
     "SystemClock",
     "TellsTime",
     "Wanted",
+    "Watcher",
+    "Work",
     "conversation",
     "current_call",
     "current_correlation_id",

@@ -32,6 +32,7 @@ from ecotone_fastapi.core.message import FreshHeaders, HeaderName, Message, Mess
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage, compose
 from ecotone_fastapi.core.plan import Plan
 from ecotone_fastapi.core.routing import Routing, is_typed_dict, members_of
+from ecotone_fastapi.core.watching import Operation, Watcher, Watching
 
 _RAW = (bytes, str)  # what may be the payload in the form of a wire
 _EVENT = Kind.EVENT  # to look up a member of an enum takes as long as a call
@@ -44,19 +45,30 @@ class _Frame:
 
     __slots__ = ("call", "gateway", "message", "scope", "turn")
 
-    def __init__(self, gateway: "Gateway", message: Message[Any], scope: Scope, call: Call | None = None) -> None:
+    call: Call  # set as soon as there is one, which is not worth an assignment before
+
+    def __init__(self, gateway: "Gateway | None", message: Message[Any], scope: Scope) -> None:
         self.gateway = gateway
         self.message = message
         self.scope = scope
-        self.call = call
         self.turn: anyio.Lock | None = None
+
+
+class _Conversation(_Frame):
+    """What messages belong to that are sent while none is handled. It is no frame of any gateway."""
+
+    __slots__ = ("correlation_id",)
+
+    def __init__(self, correlation_id: str) -> None:
+        super().__init__(None, Message(None, {}), Scope())
+        self.scope.joinable, self.scope.closed = False, True
+        self.correlation_id = correlation_id
 
 
 _SUCCEEDED = object()  # under which a unit of work notes that the target of its message was reached and came back
 
-# The only ambient state of the kernel: what is handled, and what the caller calls the conversation before that.
+# The only ambient state of the kernel.
 _handled: ContextVar[_Frame | None] = ContextVar("ecotone_handled", default=None)
-_conversation: ContextVar[str | None] = ContextVar("ecotone_conversation", default=None)
 
 
 def current_scope() -> Scope | None:
@@ -68,7 +80,7 @@ def current_scope() -> Scope | None:
 def current_message() -> Message[Any] | None:
     """Return the message that the running task handles; `None` outside."""
     frame = _handled.get()
-    return None if frame is None else frame.message
+    return None if frame is None or isinstance(frame, _Conversation) else frame.message
 
 
 def current_call() -> Call | None:
@@ -76,15 +88,14 @@ def current_call() -> Call | None:
 
     It tells the handler, the channel and the delivery. Which message is handled tells `current_message`.
     """
-    frame = _handled.get()
-    return None if frame is None else frame.call
+    return getattr(_handled.get(), "call", None)
 
 
 def current_correlation_id() -> str | None:
     """Return the correlation id that a message sent now would have; `None` when it would begin a conversation."""
     frame = _handled.get()
-    if frame is None:
-        return _conversation.get()
+    if frame is None or isinstance(frame, _Conversation):
+        return None if frame is None else frame.correlation_id
     headers = frame.message.headers
     return headers.get(HeaderName.correlation_id) or headers.get(HeaderName.id)
 
@@ -103,11 +114,14 @@ def conversation(correlation_id: str) -> Iterator[None]:
         ...     print(current_correlation_id())
         import-7
     """
-    token = _conversation.set(correlation_id)
+    if current_message() is not None:
+        yield
+        return
+    token = _handled.set(_Conversation(correlation_id))
     try:
         yield
     finally:
-        _conversation.reset(token)
+        _handled.reset(token)
 
 
 @dataclass(frozen=True)
@@ -249,6 +263,7 @@ class Gateway:
         self.conversion = conversion
         self.clock = clock
         self.channels: Mapping[str, Channel] = {}
+        self.watching: Watching = Watching()
         self._arounds: tuple[Around, ...] = ()
         self._handlers: dict[str, _Handler] = {}
         self._routing = Routing(())
@@ -263,6 +278,7 @@ class Gateway:
         injector: Injector,
         asynchronous: Callable[[Endpoint], bool],
         arounds: Iterable[Around],
+        watchers: Sequence[Watcher] = (),
         channels: Mapping[str, Channel],
         overrides: Callable[[], Overrides],
     ) -> list[ConfigurationError]:
@@ -273,6 +289,7 @@ class Gateway:
             injector: Makes the plans.
             asynchronous: Whether an endpoint runs in a consumer.
             arounds: All interceptors.
+            watchers: Who watches the work on channels.
             channels: All channels by name.
             overrides: Tells what replaces dependencies just now.
 
@@ -281,6 +298,7 @@ class Gateway:
         """
         self._routing = routing
         self.channels = channels
+        self.watching = Watching(watchers)
         self._arounds = tuple(sorted(arounds, key=lambda around: around.order))
         problems: list[ConfigurationError] = []
         for endpoint in routing.endpoints.values():
@@ -334,12 +352,13 @@ class Gateway:
         if texts:
             check_given(texts)
         frame = _handled.get()
-        if frame is not None:
-            return Message(payload, FreshHeaders(frame.message, texts, now))
-        begun = _conversation.get()
-        if begun is not None:
-            texts = {HeaderName.correlation_id: begun, **(texts or {})}
-        return Message(payload, FreshHeaders(None, texts, now))
+        if frame is None:
+            cause = None
+        elif isinstance(frame, _Conversation):
+            cause, texts = None, {HeaderName.correlation_id: frame.correlation_id, **(texts or {})}
+        else:
+            cause = frame.message
+        return Message(payload, FreshHeaders(cause, texts, now))
 
     async def dispatch(
         self,
@@ -547,7 +566,33 @@ class Gateway:
             target = self.channels[channel]
         except KeyError:
             raise unknown_channel(channel, self.channels) from None
-        await target.send(messages)
+        with self.watching.during(Operation.SEND, "send", channel, messages, target):
+            await target.send(messages)
+
+    async def ack(self, channel: str, delivery: Delivery) -> None:
+        """Ack a delivery of a channel, and let it be watched.
+
+        Raises:
+            LeaseLostError: It is no longer this consumer's to remove.
+            ChannelError: The server could not be reached; the message will come back.
+        """
+        if delivery.settled:
+            return
+        where = self.channels.get(channel)
+        with self.watching.during(Operation.SETTLE, "ack", channel, [delivery.message], where):
+            await delivery.ack()
+
+    async def nack(self, channel: str, delivery: Delivery, delay: float = 0.0, *, attempted: bool = True) -> None:
+        """Give a delivery of a channel back, and let it be watched; see `Delivery.nack`.
+
+        Raises:
+            ChannelError: The server could not be reached; the message will come back by itself.
+        """
+        if delivery.settled:
+            return
+        where = self.channels.get(channel)
+        with self.watching.during(Operation.SETTLE, "nack", channel, [delivery.message], where):
+            await delivery.nack(delay, attempted=attempted)
 
     async def receive(self, channel: str, delivery: Delivery, target: Proceed | None = None) -> bool:
         """Take a lent message through the RECEIVE interceptors to its target.
@@ -566,7 +611,8 @@ class Gateway:
         message = delivery.message
         scope = Scope()
         call = Call(message, None, channel, scope, delivery)
-        frame = _Frame(self, message, scope, call)
+        frame = _Frame(self, message, scope)
+        frame.call = call
         token = _handled.set(frame)
         reached = self._receive if target is None else self._receiving(target)
         try:
@@ -575,7 +621,7 @@ class Gateway:
         except BaseException as error:
             if not delivery.settled:
                 with anyio.CancelScope(shield=True):
-                    await delivery.nack(attempted=isinstance(error, Exception))
+                    await self.nack(channel, delivery, attempted=isinstance(error, Exception))
             raise
         finally:
             frame.scope.joinable, frame.scope.closed = False, True

@@ -45,7 +45,7 @@ AGREED = {
         Converter Clock SystemClock TellsTime Consumer Hold Gateway current_message current_scope
         current_call current_correlation_id conversation
         ParameterResolver Parameter Wanted Supplier Constant Dependency FromMessage FromScope HeaderValue
-        CommandBus QueryBus EventBus Message HeaderName
+        CommandBus QueryBus EventBus Message HeaderName Watcher Work Operation
     """,
 }
 MOST_NAMES_OF_AN_ADAPTER = 2
