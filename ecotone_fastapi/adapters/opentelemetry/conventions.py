@@ -51,3 +51,6 @@ ATTEMPT = "ecotone.attempt"
 """Which attempt it is to handle a message: 1 is the first one."""
 CHANNEL = "ecotone.channel"
 """The name of the channel, as the application knows it."""
+
+EVENT_STORE = "ecotone_event_store"
+"""The SYSTEM of stored events, which come to a projection through no channel."""

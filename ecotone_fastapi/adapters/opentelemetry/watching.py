@@ -109,7 +109,7 @@ class Watching:
 
 def _described(work: Work) -> tuple[str, dict[str, str | int]]:
     if work.operation is Operation.PROCESS:
-        destination = Destination(system="ecotone_event_store", name=work.place)
+        destination = Destination(system=conventions.EVENT_STORE, name=work.place)
     else:
         destination = destination_of(work.channel, work.place, sending=work.operation is Operation.SEND)
     attributes = about(destination, work.name, _TYPES[work.operation])
