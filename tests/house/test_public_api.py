@@ -46,6 +46,7 @@ AGREED = {
         current_call current_correlation_id conversation
         ParameterResolver Parameter Wanted Supplier Constant Dependency FromMessage FromScope HeaderValue
         CommandBus QueryBus EventBus Message HeaderName Watcher Work Operation
+        Destination TellsDestination destination_of
     """,
 }
 MOST_NAMES_OF_AN_ADAPTER = 2
