@@ -267,6 +267,7 @@ class Ecotone:
             injector=injector,
             asynchronous=runs_in_consumer,
             arounds=assembly.arounds,
+            watchers=assembly.watchers,
             channels=assembly.channels,
             overrides=self._current_overrides,
         )

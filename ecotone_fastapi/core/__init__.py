@@ -1,7 +1,16 @@
 """The kernel, as authors of plugins and transports see it."""
 
 from ecotone_fastapi.core.bus import CommandBus, EventBus, QueryBus
-from ecotone_fastapi.core.channel import Capabilities, Channel, Delivery, Inspectable, SettlesTogether
+from ecotone_fastapi.core.channel import (
+    Capabilities,
+    Channel,
+    Delivery,
+    Destination,
+    Inspectable,
+    SettlesTogether,
+    TellsDestination,
+    destination_of,
+)
 from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
 from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.conversion import Converter
@@ -21,6 +30,7 @@ from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Migratable, Plugin, Runnable
 from ecotone_fastapi.core.signatures import Parameter
+from ecotone_fastapi.core.watching import Operation, Watcher, Work
 
 __all__ = [
     "Assembly",
@@ -34,6 +44,7 @@ __all__ = [
     "Converter",
     "Delivery",
     "Dependency",
+    "Destination",
     "Endpoint",
     "EventBus",
     "FromMessage",
@@ -50,6 +61,7 @@ __all__ = [
     "Limits",
     "Message",
     "Migratable",
+    "Operation",
     "Order",
     "Parameter",
     "ParameterResolver",
@@ -62,9 +74,13 @@ __all__ = [
     "Stage",
     "Supplier",
     "SystemClock",
+    "TellsDestination",
     "TellsTime",
     "Wanted",
+    "Watcher",
+    "Work",
     "current_message",
     "current_scope",
+    "destination_of",
     "mark",
 ]

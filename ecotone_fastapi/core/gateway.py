@@ -32,6 +32,7 @@ from ecotone_fastapi.core.message import FreshHeaders, HeaderName, Message, Mess
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage, compose
 from ecotone_fastapi.core.plan import Plan
 from ecotone_fastapi.core.routing import Routing, is_typed_dict, members_of
+from ecotone_fastapi.core.watching import Operation, Watcher, Watching
 
 _RAW = (bytes, str)  # what may be the payload in the form of a wire
 _EVENT = Kind.EVENT  # to look up a member of an enum takes as long as a call
@@ -200,6 +201,7 @@ class Gateway:
         self.conversion = conversion
         self.clock = clock
         self.channels: Mapping[str, Channel] = {}
+        self.watching: Watching = Watching()
         self._arounds: tuple[Around, ...] = ()
         self._handlers: dict[str, _Handler] = {}
         self._routing = Routing(())
@@ -214,6 +216,7 @@ class Gateway:
         injector: Injector,
         asynchronous: Callable[[Endpoint], bool],
         arounds: Iterable[Around],
+        watchers: Sequence[Watcher] = (),
         channels: Mapping[str, Channel],
         overrides: Callable[[], Overrides],
     ) -> list[ConfigurationError]:
@@ -224,6 +227,7 @@ class Gateway:
             injector: Makes the plans.
             asynchronous: Whether an endpoint runs in a consumer.
             arounds: All interceptors.
+            watchers: Who watches the work on channels.
             channels: All channels by name.
             overrides: Tells what replaces dependencies just now.
 
@@ -232,6 +236,7 @@ class Gateway:
         """
         self._routing = routing
         self.channels = channels
+        self.watching = Watching(watchers)
         self._arounds = tuple(sorted(arounds, key=lambda around: around.order))
         problems: list[ConfigurationError] = []
         for endpoint in routing.endpoints.values():
@@ -484,7 +489,33 @@ class Gateway:
             target = self.channels[channel]
         except KeyError:
             raise unknown_channel(channel, self.channels) from None
-        await target.send(messages)
+        with self.watching.during(Operation.SEND, "send", channel, messages, target):
+            await target.send(messages)
+
+    async def ack(self, channel: str, delivery: Delivery) -> None:
+        """Ack a delivery of a channel, and let it be watched.
+
+        Raises:
+            LeaseLostError: It is no longer this consumer's to remove.
+            ChannelError: The server could not be reached; the message will come back.
+        """
+        if delivery.settled:
+            return
+        where = self.channels.get(channel)
+        with self.watching.during(Operation.SETTLE, "ack", channel, [delivery.message], where):
+            await delivery.ack()
+
+    async def nack(self, channel: str, delivery: Delivery, delay: float = 0.0, *, attempted: bool = True) -> None:
+        """Give a delivery of a channel back, and let it be watched; see `Delivery.nack`.
+
+        Raises:
+            ChannelError: The server could not be reached; the message will come back by itself.
+        """
+        if delivery.settled:
+            return
+        where = self.channels.get(channel)
+        with self.watching.during(Operation.SETTLE, "nack", channel, [delivery.message], where):
+            await delivery.nack(delay, attempted=attempted)
 
     async def receive(self, channel: str, delivery: Delivery, target: Proceed | None = None) -> bool:
         """Take a lent message through the RECEIVE interceptors to its target.
@@ -511,7 +542,7 @@ class Gateway:
         except BaseException as error:
             if not delivery.settled:
                 with anyio.CancelScope(shield=True):
-                    await delivery.nack(attempted=isinstance(error, Exception))
+                    await self.nack(channel, delivery, attempted=isinstance(error, Exception))
             raise
         finally:
             frame.scope.joinable, frame.scope.closed = False, True
