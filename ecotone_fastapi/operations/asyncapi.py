@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic_core import to_jsonable_python
+from pydantic_core import from_json, to_json
 
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.conversion import JSON, Conversion
@@ -44,9 +44,7 @@ class Documented(Protocol):
         ...
 
 
-def asyncapi_document(
-    assembly: Assembly, *, title: str, version: str, description: str = _ABOUT
-) -> dict[str, Any]:
+def asyncapi_document(assembly: Assembly, *, title: str, version: str, description: str = _ABOUT) -> dict[str, Any]:
     """Return the document of an application that was put together, as JSON takes it.
 
     A payload is described as it is written on the channel (pydantic's mode `serialization`, by alias, without computed
@@ -64,13 +62,10 @@ def asyncapi_document(
     for endpoint in sorted(assembly.endpoints, key=lambda one: one.id):
         document.add_handler(endpoint)
     info = {"title": title, "version": version, "description": description}
+    whole = {"asyncapi": VERSION, "info": info, "defaultContentType": JSON, **document.parts()}
     # Defaults and examples may be anything, also what is no JSON.
-    plain: dict[str, Any] = to_jsonable_python(
-        {"asyncapi": VERSION, "info": info, "defaultContentType": JSON, **document.parts()},
-        inf_nan_mode="strings",
-        serialize_unknown=True,
-        bytes_mode="base64",
-    )
+    text = to_json(whole, inf_nan_mode="strings", serialize_unknown=True, bytes_mode="base64")
+    plain: dict[str, Any] = from_json(text)
     return plain
 
 
