@@ -1,0 +1,183 @@
+"""Measures the work on channels and in handlers, when it is done."""
+
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+from weakref import WeakSet
+
+from ecotone_fastapi.adapters.opentelemetry.conventions import (
+    ERROR_TYPE,
+    MESSAGING_CONSUMER_GROUP_NAME,
+    MESSAGING_DESTINATION_NAME,
+    MESSAGING_OPERATION_NAME,
+    MESSAGING_OPERATION_TYPE,
+    MESSAGING_SYSTEM,
+    PROJECTIONS_SYSTEM,
+    error_type_of,
+    system_of,
+)
+from ecotone_fastapi.adapters.opentelemetry.instruments import Instruments
+from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.core.errors import LeaseLostError, OutcomeUnknownError, SendError
+from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.core.message import HeaderName
+from ecotone_fastapi.core.pipeline import Call, Proceed
+from ecotone_fastapi.core.watching import Operation, Work
+from ecotone_fastapi.messaging.dead_letter import failed_attempts
+from ecotone_fastapi.messaging.outbox import ThroughOutbox
+
+Attributes = dict[str, str]
+
+
+class Measuring:
+    """The watcher and the interceptors behind `Metrics`.
+
+    All attributes are of few values: names of channels, handlers and classes, never ids.
+
+    Args:
+        instruments: Where it is recorded.
+        gateway: Knows the channels and the handlers.
+    """
+
+    def __init__(self, instruments: Instruments, gateway: Gateway) -> None:
+        self._instruments = instruments
+        self._gateway = gateway
+        self._known: dict[object, Attributes] = {}
+        self._lost: WeakSet[LeaseLostError] = WeakSet()
+
+    def watch(self, work: Work) -> AbstractContextManager[object]:
+        """Measure one operation on a channel, or a batch of a projection."""
+        return _Measured(self, work)
+
+    async def count_redelivery(self, call: Call, proceed: Proceed) -> Any:
+        """Count a message that somebody had before and told nothing about; outside of those who judge failures."""
+        delivery = call.delivery
+        if delivery is not None and delivery.count > 1 and delivery.count - 1 > failed_attempts(delivery):
+            self._instruments.redeliveries.add(1, self._of_channel(call.channel))
+        return await proceed(call)
+
+    async def measure(self, call: Call, proceed: Proceed) -> Any:
+        """Measure one run of a handler; inside of those who judge failures and of those who run it again at once."""
+        began = time.perf_counter()
+        try:
+            result = await proceed(call)
+        except BaseException as error:
+            self._instruments.process_duration.record(time.perf_counter() - began, _failed(self._of_run(call), error))
+            if isinstance(error, LeaseLostError):
+                self._count_lost(error, self._of_channel(call.channel))
+            raise
+        self._instruments.process_duration.record(time.perf_counter() - began, self._of_run(call))
+        return result
+
+    def ended(self, work: Work, seconds: float, error: BaseException | None) -> None:
+        """Record an operation that has ended."""
+        told, attributes = self._instruments, self._of_work(work)
+        with_error = attributes if error is None else _failed(attributes, error)
+        match work.operation:
+            case Operation.SEND:
+                told.operation_duration.record(seconds, with_error)
+                self._count_sent(work, attributes, error)
+            case Operation.RECEIVE:
+                if work.messages:
+                    told.operation_duration.record(seconds, with_error)
+                    told.consumed.add(len(work.messages), attributes)
+                elif isinstance(error, Exception):
+                    told.operation_duration.record(seconds, with_error)
+                # Else it has waited in vain: that is no message late.
+            case Operation.SETTLE:
+                told.operation_duration.record(seconds, with_error)
+                if work.attempted and error is None:
+                    told.retries.add(len(work.messages), self._of_retry(work, "delayed"))
+                if isinstance(error, LeaseLostError):
+                    self._count_lost(error, self._of_channel(work.place, work.channel))
+            case Operation.PROCESS:
+                told.process_duration.record(seconds, with_error)
+            case Operation.RETRY if error is None:
+                told.retries.add(1, self._of_retry(work, "instant"))
+            case _:
+                pass
+        if isinstance(error, OutcomeUnknownError):
+            told.publish_unknown.add(error.messages, self._of_channel(work.place, work.channel))
+
+    def _count_sent(self, work: Work, attributes: Attributes, error: BaseException | None) -> None:
+        count, failed = len(work.messages), 0
+        if isinstance(error, SendError):
+            ids = set(error.failed)
+            failed = sum(1 for message in work.messages if message.headers.get(HeaderName.id) in ids) or count
+        elif error is not None:
+            failed = count
+        if failed and error is not None:
+            self._instruments.sent.add(failed, _failed(attributes, error))
+        if count > failed:
+            self._instruments.sent.add(count - failed, attributes)
+
+    def _count_lost(self, error: LeaseLostError, attributes: Attributes) -> None:
+        # An ack in the transaction of a handler fails the ack and then the handler, with the same error.
+        if error not in self._lost:
+            self._lost.add(error)
+            self._instruments.leases_lost.add(error.leases, attributes)
+
+    def _of_work(self, work: Work) -> Attributes:
+        key = (work.operation, work.name, work.place, type(work.channel))
+        known = self._known.get(key)
+        if known is None:
+            place, channel = work.place, work.channel
+            if isinstance(channel, ThroughOutbox) and work.operation is Operation.SEND:
+                place, channel = channel.outbox.name, channel.outbox  # that is where it goes
+            system = PROJECTIONS_SYSTEM if work.operation is Operation.PROCESS else system_of(channel)
+            known = self._known[key] = {
+                MESSAGING_SYSTEM: system,
+                MESSAGING_OPERATION_NAME: work.name,
+                MESSAGING_OPERATION_TYPE: work.operation.value,
+                MESSAGING_DESTINATION_NAME: place,
+            }
+        return known
+
+    def _of_run(self, call: Call) -> Attributes:
+        endpoint = call.message.headers.get(HeaderName.endpoint)
+        key = (call.channel, endpoint)
+        known = self._known.get(key)
+        if known is None:
+            attributes = {
+                **self._of_channel(call.channel),
+                MESSAGING_OPERATION_NAME: "process",
+                MESSAGING_OPERATION_TYPE: "process",
+            }
+            # What a stranger has written into a header may be anything.
+            if endpoint is None or self._gateway.endpoint(endpoint) is None:
+                return attributes
+            known = self._known[key] = {**attributes, MESSAGING_CONSUMER_GROUP_NAME: endpoint}
+        return known
+
+    def _of_channel(self, name: str | None, channel: Channel | None = None) -> Attributes:
+        if channel is None and name:
+            channel = self._gateway.channels.get(name)
+        return {MESSAGING_SYSTEM: system_of(channel), **({MESSAGING_DESTINATION_NAME: name} if name else {})}
+
+    def _of_retry(self, work: Work, kind: str) -> Attributes:
+        of_channel = self._of_channel(work.place, work.channel) if work.place else {}
+        return {**of_channel, "ecotone.retry.kind": kind}
+
+
+class _Measured:
+    """One operation, while it is measured."""
+
+    __slots__ = ("_began", "_measuring", "_work")
+
+    def __init__(self, measuring: Measuring, work: Work) -> None:
+        self._measuring = measuring
+        self._work = work
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._measuring.ended(self._work, time.perf_counter() - self._began, error)
+
+
+def _failed(attributes: Attributes, error: BaseException) -> Attributes:
+    return {**attributes, ERROR_TYPE: error_type_of(error)}
