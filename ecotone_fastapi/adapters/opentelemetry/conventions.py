@@ -1,55 +1,79 @@
-"""Names of OpenTelemetry's semantic conventions, version 1.44.0, and of ours: the one place where they are written.
+"""The names of OpenTelemetry's semantic conventions that are used here, in one place and of one version.
 
-The messaging conventions are still in development. When they change, the changes are made here.
+Most of those about messaging are not stable yet: when they change, this is the file to change.
 """
 
-from typing import Final, Protocol, runtime_checkable
+SEMCONV_VERSION = "1.44.0"
+"""The version of the semantic conventions."""
+SCHEMA_URL: str = f"https://opentelemetry.io/schemas/{SEMCONV_VERSION}"
+"""What tells tools which version the names are of."""
 
-from ecotone_fastapi.core.channel import Channel
+SCOPE = "ecotone_fastapi"
+"""The name of the instrumentation scope."""
 
-SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+# Attributes about messages, see docs/messaging/messaging-spans.md of the conventions
+SYSTEM = "messaging.system"
+OPERATION_NAME = "messaging.operation.name"
+OPERATION_TYPE = "messaging.operation.type"
+DESTINATION_NAME = "messaging.destination.name"
+CONSUMER_GROUP = "messaging.consumer.group.name"
+MESSAGE_ID = "messaging.message.id"
+CONVERSATION_ID = "messaging.message.conversation_id"
+BATCH_COUNT = "messaging.batch.message_count"
+ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
 
-MESSAGING_SYSTEM: Final = "messaging.system"
-MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
-MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
-MESSAGING_DESTINATION_NAME: Final = "messaging.destination.name"
-MESSAGING_CONSUMER_GROUP_NAME: Final = "messaging.consumer.group.name"
-ERROR_TYPE: Final = "error.type"
+# Attributes that are not only about messages
+ERROR_TYPE = "error.type"
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
+FUNCTION_NAME = "code.function.name"
 
-CLIENT_OPERATION_DURATION: Final = "messaging.client.operation.duration"
-PROCESS_DURATION: Final = "messaging.process.duration"
-CLIENT_SENT_MESSAGES: Final = "messaging.client.sent.messages"
-CLIENT_CONSUMED_MESSAGES: Final = "messaging.client.consumed.messages"
-DURATION_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Upper bounds in seconds, for both durations."""
+ERROR_OTHER = "_OTHER"
+"""The `error.type` of a failure that has no type."""
 
-PROJECTIONS_SYSTEM: Final = "ecotone_projections"
-"""The system of what a projection handles: stored events, which come through no channel."""
+# What OPERATION_TYPE can be
+CREATE = "create"
+SEND = "send"
+RECEIVE = "receive"
+PROCESS = "process"
+SETTLE = "settle"
 
+# Ours: what the conventions have no name for
+KIND = "ecotone.message.kind"
+"""`command`, `query` or `event`."""
+TYPE = "ecotone.message.type"
+"""The name of the message's type."""
+KEY = "ecotone.message.key"
+"""The key that a message was sent to."""
+ENDPOINT = "ecotone.endpoint"
+"""The id of the handler."""
+ATTEMPT = "ecotone.attempt"
+"""Which attempt it is to handle a message: 1 is the first one."""
+CHANNEL = "ecotone.channel"
+"""The name of the channel, as the application knows it."""
 
-@runtime_checkable
-class NamesSystem(Protocol):
-    """A channel that tells what `messaging.system` its messages go through."""
+EVENT_STORE = "ecotone_event_store"
+"""The SYSTEM of stored events, which come to a projection through no channel."""
 
-    @property
-    def system(self) -> str:
-        """The name, as the conventions have it: `rabbitmq`, `kafka`; or one of its own."""
-        ...
+# Instruments, see docs/messaging/messaging-metrics.md of the conventions
+OPERATION_DURATION = "messaging.client.operation.duration"
+PROCESS_DURATION = "messaging.process.duration"
+SENT_MESSAGES = "messaging.client.sent.messages"
+CONSUMED_MESSAGES = "messaging.client.consumed.messages"
 
+DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Upper bounds of both durations, in seconds."""
 
-def system_of(channel: Channel | None) -> str:
-    """Return the `messaging.system` of a channel; the name of its class when it does not tell."""
-    if isinstance(channel, NamesSystem):
-        return channel.system
-    return "ecotone" if channel is None else type(channel).__name__
-
-
-def error_type_of(error: BaseException) -> str:
-    """Return the `error.type` of an error: its class with its module, and without for those of Python itself.
-
-    Example:
-        >>> error_type_of(TimeoutError())
-        'TimeoutError'
-    """
-    cls = type(error)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+# Attributes of our own instruments
+RETRY_KIND = "ecotone.retry.kind"
+"""`instant` or `delayed`."""
+CONSUMER_NAME = "ecotone.consumer.name"
+"""The name of what runs beside the application."""
+CONSUMER_STATE = "ecotone.consumer.state"
+"""`running`, `paused`, `waiting` …"""
+PROJECTION_NAME = "ecotone.projection.name"
+"""The name of a projection."""
+OBSERVATION_PART = "ecotone.observation.part"
+"""What kind of thing could not be asked: `channel`, `outbox`, `dead_letters`, `scheduled`, `projection`."""
+OBSERVATION_NAME = "ecotone.observation.name"
+"""Which one of them."""

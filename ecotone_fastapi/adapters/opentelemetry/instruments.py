@@ -2,13 +2,7 @@
 
 from opentelemetry.metrics import Counter, Histogram, Meter
 
-from ecotone_fastapi.adapters.opentelemetry.conventions import (
-    CLIENT_CONSUMED_MESSAGES,
-    CLIENT_OPERATION_DURATION,
-    CLIENT_SENT_MESSAGES,
-    DURATION_BUCKETS,
-    PROCESS_DURATION,
-)
+from ecotone_fastapi.adapters.opentelemetry import conventions
 
 
 class Instruments:
@@ -30,24 +24,24 @@ class Instruments:
 
     def __init__(self, meter: Meter) -> None:
         self.operation_duration: Histogram = meter.create_histogram(
-            CLIENT_OPERATION_DURATION,
+            conventions.OPERATION_DURATION,
             unit="s",
             description="Duration of messaging operation initiated by a producer or consumer client.",
-            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+            explicit_bucket_boundaries_advisory=conventions.DURATION_BUCKETS,
         )
         self.process_duration: Histogram = meter.create_histogram(
-            PROCESS_DURATION,
+            conventions.PROCESS_DURATION,
             unit="s",
             description="Duration of processing operation.",
-            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+            explicit_bucket_boundaries_advisory=conventions.DURATION_BUCKETS,
         )
         self.sent: Counter = meter.create_counter(
-            CLIENT_SENT_MESSAGES,
+            conventions.SENT_MESSAGES,
             unit="{message}",
             description="Number of messages producer attempted to send to the broker.",
         )
         self.consumed: Counter = meter.create_counter(
-            CLIENT_CONSUMED_MESSAGES,
+            conventions.CONSUMED_MESSAGES,
             unit="{message}",
             description="Number of messages that were delivered to the application.",
         )

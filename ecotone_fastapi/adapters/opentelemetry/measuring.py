@@ -6,28 +6,17 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
-from ecotone_fastapi.adapters.opentelemetry.conventions import (
-    ERROR_TYPE,
-    MESSAGING_CONSUMER_GROUP_NAME,
-    MESSAGING_DESTINATION_NAME,
-    MESSAGING_OPERATION_NAME,
-    MESSAGING_OPERATION_TYPE,
-    MESSAGING_SYSTEM,
-    PROJECTIONS_SYSTEM,
-    error_type_of,
-    system_of,
-)
+from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.instruments import Instruments
-from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.core.channel import Channel, Destination, destination_of
 from ecotone_fastapi.core.errors import LeaseLostError, OutcomeUnknownError, SendError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.core.pipeline import Call, Proceed
 from ecotone_fastapi.core.watching import Operation, Work
 from ecotone_fastapi.messaging.dead_letter import failed_attempts
-from ecotone_fastapi.messaging.outbox import ThroughOutbox
 
-Attributes = dict[str, str]
+Attributes = dict[str, str | int]
 
 
 class Measuring:
@@ -90,7 +79,7 @@ class Measuring:
                 if work.attempted and error is None:
                     told.retries.add(len(work.messages), self._of_retry(work, "delayed"))
                 if isinstance(error, LeaseLostError):
-                    self._count_lost(error, self._of_channel(work.place, work.channel))
+                    self._count_lost(error, self._of_place(work))
             case Operation.PROCESS:
                 told.process_duration.record(seconds, with_error)
             case Operation.RETRY if error is None:
@@ -98,7 +87,7 @@ class Measuring:
             case _:
                 pass
         if isinstance(error, OutcomeUnknownError):
-            told.publish_unknown.add(error.messages, self._of_channel(work.place, work.channel))
+            told.publish_unknown.add(error.messages, self._of_place(work, sending=True))
 
     def _count_sent(self, work: Work, attributes: Attributes, error: BaseException | None) -> None:
         count, failed = len(work.messages), 0
@@ -119,20 +108,21 @@ class Measuring:
             self._instruments.leases_lost.add(error.leases, attributes)
 
     def _of_work(self, work: Work) -> Attributes:
+        # The channel and what stands in front of it have one name, and are two places.
         key = (work.operation, work.name, work.place, type(work.channel))
         known = self._known.get(key)
         if known is None:
-            place, channel = work.place, work.channel
-            if isinstance(channel, ThroughOutbox) and work.operation is Operation.SEND:
-                place, channel = channel.outbox.name, channel.outbox  # that is where it goes
-            system = PROJECTIONS_SYSTEM if work.operation is Operation.PROCESS else system_of(channel)
             known = self._known[key] = {
-                MESSAGING_SYSTEM: system,
-                MESSAGING_OPERATION_NAME: work.name,
-                MESSAGING_OPERATION_TYPE: work.operation.value,
-                MESSAGING_DESTINATION_NAME: place,
+                **self._of_place(work, sending=work.operation is Operation.SEND),
+                conventions.OPERATION_NAME: work.name,
+                conventions.OPERATION_TYPE: work.operation.value,
             }
         return known
+
+    def _of_place(self, work: Work, *, sending: bool = False) -> Attributes:
+        if work.operation is Operation.PROCESS:
+            return {conventions.SYSTEM: conventions.EVENT_STORE, conventions.DESTINATION_NAME: work.place}
+        return _of_destination(destination_of(work.channel, work.place, sending=sending))
 
     def _of_run(self, call: Call) -> Attributes:
         endpoint = call.message.headers.get(HeaderName.endpoint)
@@ -141,23 +131,21 @@ class Measuring:
         if known is None:
             attributes = {
                 **self._of_channel(call.channel),
-                MESSAGING_OPERATION_NAME: "process",
-                MESSAGING_OPERATION_TYPE: "process",
+                conventions.OPERATION_NAME: "process",
+                conventions.OPERATION_TYPE: "process",
             }
             # What a stranger has written into a header may be anything.
             if endpoint is None or self._gateway.endpoint(endpoint) is None:
                 return attributes
-            known = self._known[key] = {**attributes, MESSAGING_CONSUMER_GROUP_NAME: endpoint}
+            known = self._known[key] = {**attributes, conventions.CONSUMER_GROUP: endpoint}
         return known
 
-    def _of_channel(self, name: str | None, channel: Channel | None = None) -> Attributes:
-        if channel is None and name:
-            channel = self._gateway.channels.get(name)
-        return {MESSAGING_SYSTEM: system_of(channel), **({MESSAGING_DESTINATION_NAME: name} if name else {})}
+    def _of_channel(self, name: str | None) -> Attributes:
+        channel: Channel | None = self._gateway.channels.get(name or "")
+        return _of_destination(destination_of(channel, name or "", sending=False))
 
     def _of_retry(self, work: Work, kind: str) -> Attributes:
-        of_channel = self._of_channel(work.place, work.channel) if work.place else {}
-        return {**of_channel, "ecotone.retry.kind": kind}
+        return {**(self._of_place(work) if work.place else {}), conventions.RETRY_KIND: kind}
 
 
 class _Measured:
@@ -179,5 +167,22 @@ class _Measured:
         self._measuring.ended(self._work, time.perf_counter() - self._began, error)
 
 
+def _of_destination(destination: Destination) -> Attributes:
+    attributes: Attributes = {
+        conventions.SYSTEM: destination.system,
+        conventions.DESTINATION_NAME: destination.name,
+    }
+    if destination.address is not None:
+        attributes[conventions.SERVER_ADDRESS] = destination.address
+        if destination.port is not None:
+            attributes[conventions.SERVER_PORT] = destination.port
+    return attributes
+
+
 def _failed(attributes: Attributes, error: BaseException) -> Attributes:
-    return {**attributes, ERROR_TYPE: error_type_of(error)}
+    return {**attributes, conventions.ERROR_TYPE: _type_of(error)}
+
+
+def _type_of(error: BaseException) -> str:
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

@@ -2,7 +2,7 @@
 
     ecotone = Ecotone([OrderService], channels=[...], plugins=[database, Metrics()])
 
-Needs a MeterProvider of the OpenTelemetry SDK, given or set; without one it measures for nobody, and costs next to nothing.
+Needs a MeterProvider of the OpenTelemetry SDK, given or set. Without one it measures for nobody.
 """
 
 import math
@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from opentelemetry.metrics import MeterProvider, get_meter
 
-from ecotone_fastapi.adapters.opentelemetry.conventions import SCHEMA_URL
+from ecotone_fastapi.adapters.opentelemetry.conventions import SCHEMA_URL, SCOPE
 from ecotone_fastapi.adapters.opentelemetry.instruments import Instruments
 from ecotone_fastapi.adapters.opentelemetry.measuring import Measuring
 from ecotone_fastapi.adapters.opentelemetry.observing import Observing
@@ -66,7 +66,7 @@ class Metrics:
                 "one Metrics was given to two applications, which would be taken for one",
                 hint="give each its own: plugins=[Metrics(provider)]",
             )
-        meter = get_meter("ecotone_fastapi", version("ecotone-fastapi"), self._meter_provider, SCHEMA_URL)
+        meter = get_meter(SCOPE, version("ecotone-fastapi"), self._meter_provider, SCHEMA_URL)
         measuring = Measuring(Instruments(meter), assembly.gateway)
         assembly.add_watcher(measuring)
         assembly.add_interceptor(measuring.count_redelivery, stage=Stage.RECEIVE, order=Order.TRACING)

@@ -11,7 +11,7 @@ from typing import cast
 import anyio
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from ecotone_fastapi.adapters.opentelemetry.conventions import MESSAGING_DESTINATION_NAME
+from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.supervision import Condition
 from ecotone_fastapi.operations.overview import Overview
@@ -67,7 +67,7 @@ class Observing:
     async def look(self) -> None:
         """Look now."""
         overview = cast("Overview", self._assembly.services[Overview])
-        self._report = await overview.report(max_age=min(1.0, self._interval / 2))
+        self._report = await overview.report()
         self._tell(dict(problems_of(self._report)))
 
     async def _look_always(self) -> None:
@@ -120,25 +120,25 @@ def problems_of(report: Report) -> Iterator[tuple[tuple[str, str], str]]:
 def _channel_depths(report: Report) -> Iterator[Observation]:
     for one in report.channels:
         if one.depth is not None:
-            yield Observation(one.depth, {MESSAGING_DESTINATION_NAME: one.name})
+            yield Observation(one.depth, {conventions.DESTINATION_NAME: one.name})
 
 
 def _channel_ages(report: Report) -> Iterator[Observation]:
     for one in report.channels:
         if one.problem is None and "oldest_age" not in one.untold:
-            yield Observation(one.oldest_age or 0.0, {MESSAGING_DESTINATION_NAME: one.name})
+            yield Observation(one.oldest_age or 0.0, {conventions.DESTINATION_NAME: one.name})
 
 
 def _outbox_depths(report: Report) -> Iterator[Observation]:
     for one in report.outbox:
         if one.depth is not None:
-            yield Observation(one.depth, {MESSAGING_DESTINATION_NAME: one.channel})
+            yield Observation(one.depth, {conventions.DESTINATION_NAME: one.channel})
 
 
 def _outbox_ages(report: Report) -> Iterator[Observation]:
     for one in report.outbox:
         if one.problem is None:
-            yield Observation(one.oldest_age or 0.0, {MESSAGING_DESTINATION_NAME: one.channel})
+            yield Observation(one.oldest_age or 0.0, {conventions.DESTINATION_NAME: one.channel})
 
 
 def _dead_letters(report: Report) -> Iterator[Observation]:
@@ -157,27 +157,27 @@ def _states(report: Report) -> Iterator[Observation]:
         if one.condition is not None:  # else another process runs it
             now = Condition.PAUSED if one.paused and one.condition is Condition.RUNNING else one.condition
             for condition in Condition:
-                attributes = {"ecotone.consumer.name": one.name, "ecotone.consumer.state": condition.value}
+                attributes = {conventions.CONSUMER_NAME: one.name, conventions.CONSUMER_STATE: condition.value}
                 yield Observation(int(condition is now), attributes)
 
 
 def _lags(report: Report) -> Iterator[Observation]:
     for one in report.projections:
         if one.lag is not None:
-            yield Observation(one.lag, {"ecotone.projection.name": one.name})
+            yield Observation(one.lag, {conventions.PROJECTION_NAME: one.name})
 
 
 def _behind(report: Report) -> Iterator[Observation]:
     for one in report.projections:
         for version in one.versions:
             if version.number == one.version:
-                yield Observation(version.behind, {"ecotone.projection.name": one.name})
+                yield Observation(version.behind, {conventions.PROJECTION_NAME: one.name})
 
 
 def _unobserved(report: Report) -> Iterator[Observation]:
     for (part, name), _ in problems_of(report):
-        named = {"ecotone.observation.name": name} if name else {}
-        yield Observation(1, {"ecotone.observation.part": part, **named})
+        named = {conventions.OBSERVATION_NAME: name} if name else {}
+        yield Observation(1, {conventions.OBSERVATION_PART: part, **named})
 
 
 GAUGES: tuple[tuple[str, str, str, Read], ...] = (
