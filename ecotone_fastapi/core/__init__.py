@@ -1,7 +1,16 @@
 """The kernel, as authors of plugins and transports see it."""
 
 from ecotone_fastapi.core.bus import CommandBus, EventBus, QueryBus
-from ecotone_fastapi.core.channel import Capabilities, Channel, Delivery, Inspectable, SettlesTogether
+from ecotone_fastapi.core.channel import (
+    Capabilities,
+    Channel,
+    Delivery,
+    Destination,
+    Inspectable,
+    SettlesTogether,
+    TellsDestination,
+    destination_of,
+)
 from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
 from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.conversion import Converter
@@ -35,6 +44,7 @@ __all__ = [
     "Converter",
     "Delivery",
     "Dependency",
+    "Destination",
     "Endpoint",
     "EventBus",
     "FromMessage",
@@ -64,11 +74,13 @@ __all__ = [
     "Stage",
     "Supplier",
     "SystemClock",
+    "TellsDestination",
     "TellsTime",
     "Wanted",
     "Watcher",
     "Work",
     "current_message",
     "current_scope",
+    "destination_of",
     "mark",
 ]

@@ -154,6 +154,16 @@ class Projector:
                 )
         return found
 
+    async def find(self, version: int) -> ProjectionRecord | None:
+        """Return a version; `None` when there is none."""
+        versions = await self.store.versions(self.name)
+        return next((one for one in versions if one.version == version), None)
+
+    async def is_gone(self, record: ProjectionRecord, *, token: bool = True) -> bool:
+        """Whether a version was deleted, retired, or, if its token counts, taken away, while it was worked on."""
+        now = await self.find(record.version)
+        return now is None or not self.is_mine(now) or (token and now.token != record.token)
+
     async def begin(self) -> None:
         """Add the first version of this revision, and run `init`; within a unit of work."""
         versions = await self.store.lock(self.name)

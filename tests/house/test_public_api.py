@@ -44,6 +44,7 @@ AGREED = {
         Converter Clock SystemClock TellsTime Consumer Hold Gateway current_message current_scope
         ParameterResolver Parameter Wanted Supplier Constant Dependency FromMessage FromScope HeaderValue
         CommandBus QueryBus EventBus Message HeaderName Watcher Work Operation
+        Destination TellsDestination destination_of
     """,
 }
 MOST_NAMES_OF_AN_ADAPTER = 2

@@ -8,7 +8,8 @@ from weakref import WeakSet
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.instruments import Instruments
-from ecotone_fastapi.core.channel import Channel, Destination, destination_of
+from ecotone_fastapi.adapters.opentelemetry.spans import type_of
+from ecotone_fastapi.core.channel import Destination, destination_of
 from ecotone_fastapi.core.errors import LeaseLostError, OutcomeUnknownError, SendError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import HeaderName
@@ -43,7 +44,7 @@ class Measuring:
         """Count a message that somebody had before and told nothing about; outside of those who judge failures."""
         delivery = call.delivery
         if delivery is not None and delivery.count > 1 and delivery.count - 1 > failed_attempts(delivery):
-            self._instruments.redeliveries.add(1, self._of_channel(call.channel))
+            self._instruments.redeliveries.add(1, _place(self._source_of(call)))
         return await proceed(call)
 
     async def measure(self, call: Call, proceed: Proceed) -> Any:
@@ -54,7 +55,7 @@ class Measuring:
         except BaseException as error:
             self._instruments.process_duration.record(time.perf_counter() - began, _failed(self._of_run(call), error))
             if isinstance(error, LeaseLostError):
-                self._count_lost(error, self._of_channel(call.channel))
+                self._count_lost(error, _place(self._source_of(call)))
             raise
         self._instruments.process_duration.record(time.perf_counter() - began, self._of_run(call))
         return result
@@ -77,17 +78,17 @@ class Measuring:
             case Operation.SETTLE:
                 told.operation_duration.record(seconds, with_error)
                 if work.attempted and error is None:
-                    told.retries.add(len(work.messages), self._of_retry(work, "delayed"))
+                    told.retries.add(len(work.messages), _of_retry(work, "delayed"))
                 if isinstance(error, LeaseLostError):
-                    self._count_lost(error, self._of_place(work))
+                    self._count_lost(error, _place(_destination_of(work)))
             case Operation.PROCESS:
                 told.process_duration.record(seconds, with_error)
             case Operation.RETRY if error is None:
-                told.retries.add(1, self._of_retry(work, "instant"))
+                told.retries.add(1, _of_retry(work, "instant"))
             case _:
                 pass
         if isinstance(error, OutcomeUnknownError):
-            told.publish_unknown.add(error.messages, self._of_place(work, sending=True))
+            told.publish_unknown.add(error.messages, _place(_destination_of(work)))
 
     def _count_sent(self, work: Work, attributes: Attributes, error: BaseException | None) -> None:
         count, failed = len(work.messages), 0
@@ -112,40 +113,25 @@ class Measuring:
         key = (work.operation, work.name, work.place, type(work.channel))
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = {
-                **self._of_place(work, sending=work.operation is Operation.SEND),
-                conventions.OPERATION_NAME: work.name,
-                conventions.OPERATION_TYPE: work.operation.value,
-            }
+            destination = _destination_of(work)
+            known = self._known[key] = _about(destination, work.name, work.operation.value)
         return known
-
-    def _of_place(self, work: Work, *, sending: bool = False) -> Attributes:
-        if work.operation is Operation.PROCESS:
-            return {conventions.SYSTEM: conventions.EVENT_STORE, conventions.DESTINATION_NAME: work.place}
-        return _of_destination(destination_of(work.channel, work.place, sending=sending))
 
     def _of_run(self, call: Call) -> Attributes:
         endpoint = call.message.headers.get(HeaderName.endpoint)
         key = (call.channel, endpoint)
         known = self._known.get(key)
         if known is None:
-            attributes = {
-                **self._of_channel(call.channel),
-                conventions.OPERATION_NAME: "process",
-                conventions.OPERATION_TYPE: "process",
-            }
+            attributes = _about(self._source_of(call), conventions.PROCESS, conventions.PROCESS)
             # What a stranger has written into a header may be anything.
             if endpoint is None or self._gateway.endpoint(endpoint) is None:
                 return attributes
             known = self._known[key] = {**attributes, conventions.CONSUMER_GROUP: endpoint}
         return known
 
-    def _of_channel(self, name: str | None) -> Attributes:
-        channel: Channel | None = self._gateway.channels.get(name or "")
-        return _of_destination(destination_of(channel, name or "", sending=False))
-
-    def _of_retry(self, work: Work, kind: str) -> Attributes:
-        return {**(self._of_place(work) if work.place else {}), conventions.RETRY_KIND: kind}
+    def _source_of(self, call: Call) -> Destination:
+        name = call.channel or ""
+        return destination_of(self._gateway.channels.get(name), name, sending=False)
 
 
 class _Measured:
@@ -167,7 +153,17 @@ class _Measured:
         self._measuring.ended(self._work, time.perf_counter() - self._began, error)
 
 
-def _of_destination(destination: Destination) -> Attributes:
+def _destination_of(work: Work) -> Destination:
+    if work.operation is Operation.PROCESS:
+        return Destination(system=conventions.EVENT_STORE, name=work.place)
+    return destination_of(work.channel, work.place, sending=work.operation is Operation.SEND)
+
+
+def _about(destination: Destination, name: str, type_: str) -> Attributes:
+    return {**_place(destination), conventions.OPERATION_NAME: name, conventions.OPERATION_TYPE: type_}
+
+
+def _place(destination: Destination) -> Attributes:
     attributes: Attributes = {
         conventions.SYSTEM: destination.system,
         conventions.DESTINATION_NAME: destination.name,
@@ -179,10 +175,11 @@ def _of_destination(destination: Destination) -> Attributes:
     return attributes
 
 
+def _of_retry(work: Work, kind: str) -> Attributes:
+    # What was sent on a bus comes from no channel.
+    return {**(_place(_destination_of(work)) if work.place else {}), conventions.RETRY_KIND: kind}
+
+
 def _failed(attributes: Attributes, error: BaseException) -> Attributes:
-    return {**attributes, conventions.ERROR_TYPE: _type_of(error)}
+    return {**attributes, conventions.ERROR_TYPE: type_of(error)}
 
-
-def _type_of(error: BaseException) -> str:
-    cls = type(error)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
