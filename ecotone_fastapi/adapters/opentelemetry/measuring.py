@@ -182,4 +182,3 @@ def _of_retry(work: Work, kind: str) -> Attributes:
 
 def _failed(attributes: Attributes, error: BaseException) -> Attributes:
     return {**attributes, conventions.ERROR_TYPE: type_of(error)}
-

@@ -49,9 +49,7 @@ class Watching:
         if work.operation is Operation.RECEIVE:
             with self._receiving(work):
                 yield
-        elif work.operation is Operation.SEND and is_sending():
-            yield
-        elif work.operation is Operation.RETRY:  # a pause; the runs before and after it have spans of their own
+        elif (work.operation is Operation.SEND and is_sending()) or work.operation is Operation.RETRY:
             yield
         else:
             with self._spanning(work):
