@@ -362,6 +362,7 @@ async def test_what_was_seen_too_long_ago_is_not_shown_and_its_age_is() -> None:
         assert measured.value("ecotone.observation.age") == pytest.approx(31, abs=1)
 
 
+@pytest.mark.postgresql
 async def test_a_database_that_is_down_breaks_nothing_and_is_visible(
     postgresql_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
