@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 M = TypeVar("M", bound="Asked")
 
 
-class Asked(BaseModel, extra="forbid", frozen=True):
+class Asked(BaseModel, extra="forbid"):
     """What a request asks for. What is misspelled is refused: a filter that nobody reads would mean everything."""
 
 
