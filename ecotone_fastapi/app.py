@@ -60,6 +60,12 @@ from ecotone_fastapi.web.buses import (
     get_event_bus,
     get_query_bus,
 )
+from ecotone_fastapi.web.correlation import (
+    CORRELATION_HEADER,
+    CorrelationMiddleware,
+    answer_unexpected,
+    check_header,
+)
 from ecotone_fastapi.web.edge import KEY, EcotoneMiddleware
 from ecotone_fastapi.web.errors import add_error_handlers
 from ecotone_fastapi.web.health import Health, health_router
@@ -374,7 +380,14 @@ class Ecotone:
             self._app = None
             delattr(app.state, KEY)
 
-    def install(self, app: FastAPI, *, prefix: str | None = "/ecotone", error_handlers: bool = True) -> None:
+    def install(
+        self,
+        app: FastAPI,
+        *,
+        prefix: str | None = "/ecotone",
+        error_handlers: bool = True,
+        correlation_header: str | None = CORRELATION_HEADER,
+    ) -> None:
         """Do all of it for an application: middleware, lifespan, router and error handlers.
 
         Its own lifespan is kept, and stands around this one. Must be called before the first request. Applications
@@ -385,6 +398,8 @@ class Ecotone:
             app: The application.
             prefix: Where the router is included; `None` leaves it out.
             error_handlers: Whether errors of messages are answered with their HTTP status.
+            correlation_header: The header by which the correlation id comes in and goes out, see
+                `CorrelationMiddleware`; `None` leaves it out.
 
         Raises:
             ConfigurationError: The application has an Ecotone, this one has an application, or it is too late.
@@ -397,8 +412,12 @@ class Ecotone:
             True
         """
         self._check_free(app)
+        if correlation_header is not None:
+            check_header(correlation_header)
         try:
             app.add_middleware(EcotoneMiddleware, ecotone=self)
+            if correlation_header is not None:
+                app.add_middleware(CorrelationMiddleware, header=correlation_header)
         except RuntimeError as error:
             raise ConfigurationError(
                 "install(app) comes too late: the application has been started",
@@ -416,6 +435,8 @@ class Ecotone:
             app.include_router(self.router, prefix=prefix)
         if error_handlers:
             add_error_handlers(app)
+            if correlation_header is not None and not {500, Exception} & app.exception_handlers.keys():
+                app.add_exception_handler(Exception, answer_unexpected)
 
     def _serve(self, app: FastAPI) -> None:
         self._check_free(app)
