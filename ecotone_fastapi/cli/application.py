@@ -136,10 +136,24 @@ def load(address: Address, *, quiet: bool = False) -> Ecotone:
     Raises:
         ConfigurationError: It is not there, cannot be imported, or is wired wrongly.
     """
+    ecotone = found_at(address, quiet=quiet)
     with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
-        ecotone = _ecotone_at(address)
         ecotone.prepare()
     return ecotone
+
+
+def found_at(address: Address, *, quiet: bool = False) -> Ecotone:
+    """Import the application, and do not put it together yet.
+
+    Args:
+        address: Where it is.
+        quiet: Whether what it prints meanwhile goes to the standard error, since the standard output is for a machine.
+
+    Raises:
+        ConfigurationError: It is not there, or cannot be imported.
+    """
+    with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+        return _ecotone_at(address)
 
 
 def _ecotone_at(address: Address) -> Ecotone:

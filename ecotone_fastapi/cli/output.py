@@ -32,6 +32,11 @@ def show_error(error: EcotoneError) -> None:
     remark(Text.assemble((f"{name}: ", "bold red"), str(error)))
 
 
+def harmless(text: str) -> str:
+    """Return a text without what terminals take for commands: whoever sends a message can write anything into it."""
+    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return the console for a stream as it is now: programs and tests replace streams."""
     made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)

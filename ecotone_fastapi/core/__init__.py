@@ -6,6 +6,7 @@ from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
 from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Endpoint, Inline, Kind, mark
+from ecotone_fastapi.core.examination import Examinable, Finding, Level
 from ecotone_fastapi.core.gateway import Gateway, current_message, current_scope
 from ecotone_fastapi.core.injection import (
     Constant,
@@ -37,6 +38,8 @@ __all__ = [
     "Dependency",
     "Endpoint",
     "EventBus",
+    "Examinable",
+    "Finding",
     "FromMessage",
     "FromScope",
     "Gateway",
@@ -48,6 +51,7 @@ __all__ = [
     "Inspectable",
     "Interceptor",
     "Kind",
+    "Level",
     "Limits",
     "Message",
     "Migratable",

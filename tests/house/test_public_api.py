@@ -41,6 +41,7 @@ AGREED = {
     f"{PACKAGE}.core": """
         Plugin Assembly Interceptor Call Scope Proceed Stage Order mark Inline Endpoint Kind
         Channel Delivery Capabilities Inspectable SettlesTogether Runnable Limits HealthCheck Migratable
+        Examinable Finding Level
         Converter Clock SystemClock TellsTime Consumer Hold Gateway current_message current_scope
         ParameterResolver Parameter Wanted Supplier Constant Dependency FromMessage FromScope HeaderValue
         CommandBus QueryBus EventBus Message HeaderName Watcher Work Operation
