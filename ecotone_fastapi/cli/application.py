@@ -15,6 +15,7 @@ import typer
 from fastapi import FastAPI
 
 from ecotone_fastapi.app import Ecotone
+from ecotone_fastapi.cli.output import only_json
 from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
 from ecotone_fastapi.web.edge import KEY
 
@@ -52,7 +53,17 @@ FactoryOption = Annotated[
 ]
 """Whether the application has to be made."""
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+def _for_machines(context: typer.Context, wanted: bool) -> bool:
+    if wanted:
+        # Of the whole command, so that errors are told in the same way.
+        context.find_root().with_resource(only_json())
+    return wanted
+
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", callback=_for_machines, help="Print one JSON document for machines, errors included.")
+]
 """Whether the answer is for machines."""
 
 
