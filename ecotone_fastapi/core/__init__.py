@@ -1,13 +1,29 @@
 """The kernel, as authors of plugins and transports see it."""
 
 from ecotone_fastapi.core.bus import CommandBus, EventBus, QueryBus
-from ecotone_fastapi.core.channel import Capabilities, Channel, Delivery, Inspectable, SettlesTogether
+from ecotone_fastapi.core.channel import (
+    Capabilities,
+    Channel,
+    Delivery,
+    Destination,
+    Inspectable,
+    SettlesTogether,
+    TellsDestination,
+    destination_of,
+)
 from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
 from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Endpoint, Inline, Kind, mark
 from ecotone_fastapi.core.examination import Examinable, Finding, Level
-from ecotone_fastapi.core.gateway import Gateway, current_message, current_scope
+from ecotone_fastapi.core.gateway import (
+    Gateway,
+    conversation,
+    current_call,
+    current_correlation_id,
+    current_message,
+    current_scope,
+)
 from ecotone_fastapi.core.injection import (
     Constant,
     Dependency,
@@ -36,6 +52,7 @@ __all__ = [
     "Converter",
     "Delivery",
     "Dependency",
+    "Destination",
     "Endpoint",
     "EventBus",
     "Examinable",
@@ -68,11 +85,16 @@ __all__ = [
     "Stage",
     "Supplier",
     "SystemClock",
+    "TellsDestination",
     "TellsTime",
     "Wanted",
     "Watcher",
     "Work",
+    "conversation",
+    "current_call",
+    "current_correlation_id",
     "current_message",
     "current_scope",
+    "destination_of",
     "mark",
 ]
