@@ -92,6 +92,7 @@ APP = "shop:ecotone"
     [
         ("list", APP),
         ("list", APP, "--waiting"),
+        ("status", APP),
         ("explain", APP, "Order.place"),
         ("diagram", APP),
         ("doctor", APP),
