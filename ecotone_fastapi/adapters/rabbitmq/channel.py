@@ -464,6 +464,7 @@ class RabbitMQChannel:
         if lost:
             raise LeaseLostError(
                 f"channel {self.name!r}: acked too late: {', '.join(lost)}",
+                leases=len(lost),
                 tried="the connection on which they were lent, which is gone; they come again",
                 hint="handlers that must not repeat themselves are @deduplicated",
             )
