@@ -1,0 +1,89 @@
+// What happens now: the overview by server-sent events, and whether it still comes.
+
+import { address, get } from "./api.js";
+
+const SILENCE = 8000; // milliseconds without news after which the connection counts as lost; news come every 2 s
+const AGAIN = [1000, 2000, 4000, 8000]; // milliseconds before each attempt to connect anew
+
+/**
+ * Dispatches "overview", with the overview, whenever one arrives, and "state" whenever `state` has changed:
+ * "connecting", "live", "lost" or "refused".
+ */
+export class Live extends EventTarget {
+  constructor() {
+    super();
+    this.state = "connecting";
+    this.overview = null;
+    this.heardAt = null;
+    this.attempts = 0;
+    this.source = null;
+    this.timer = null;
+  }
+
+  /** Connects, and stays connected. */
+  start() {
+    this.connect();
+    setInterval(() => this.watch(), 1000);
+    window.addEventListener("online", () => this.connect());
+    // A page that was asleep has a connection that is long gone.
+    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.watch());
+  }
+
+  /** Connects anew, at once. */
+  connect() {
+    clearTimeout(this.timer);
+    this.timer = null;
+    this.source?.close();
+    this.openedAt = Date.now();
+    const source = new EventSource(address("live"));
+    this.source = source;
+    source.addEventListener("overview", (event) => this.hear(JSON.parse(event.data)));
+    source.addEventListener("error", () => {
+      // An answer with an error status ends an EventSource; anything else it repairs itself.
+      if (source === this.source && source.readyState === EventSource.CLOSED) {
+        this.later();
+      }
+    });
+  }
+
+  hear(overview) {
+    this.attempts = 0;
+    this.heardAt = Date.now();
+    this.overview = overview;
+    this.become("live");
+    this.dispatchEvent(new CustomEvent("overview", { detail: overview }));
+  }
+
+  /** Notices silence. */
+  watch() {
+    const since = Math.max(this.heardAt ?? 0, this.openedAt);
+    if (this.timer === null && Date.now() - since > SILENCE) {
+      this.later();
+    }
+  }
+
+  async later() {
+    this.source?.close();
+    clearTimeout(this.timer);
+    const pause = AGAIN[Math.min(this.attempts, AGAIN.length - 1)];
+    this.attempts += 1;
+    this.timer = setTimeout(() => {
+      this.timer = null;
+      this.connect();
+    }, pause);
+    // An EventSource does not tell why it was refused; a request does.
+    try {
+      await get("overview");
+      this.become("lost");
+    } catch (refusal) {
+      this.become(refusal.closed ? "refused" : "lost");
+    }
+  }
+
+  become(state) {
+    if (state !== this.state) {
+      this.state = state;
+      this.dispatchEvent(new CustomEvent("state", { detail: state }));
+    }
+  }
+}
