@@ -4,8 +4,8 @@ import { get, post, remove } from "./api.js";
 import { edit } from "./dead_letter_edit.js";
 import { filterAddress } from "./dead_letter_filter.js";
 import { attempt, confirm, notice } from "./dialogs.js";
-import { button, el } from "./dom.js";
-import { NOTHING, moment, number, relative, shortName } from "./format.js";
+import { button, el, say } from "./dom.js";
+import { NOTHING, moment, number, relative, several, shortName } from "./format.js";
 import { pretty } from "./json.js";
 import { cell, rowHead, table } from "./tables.js";
 
@@ -14,14 +14,17 @@ export function open(place, { id }) {
   const path = `dead-letters/${encodeURIComponent(id)}`;
   const request = new AbortController();
   const content = el("div", { "aria-busy": "true" });
+  const heading = el("h1", {}, "Dead letter");
   place.append(
     el("p", {}, el("a", { href: "#/dead-letters", click: back }, "← All dead letters")),
-    el("div", { class: "heading" }, el("h1", {}, "Dead letter"), el("p", { class: "faint mono" }, id)),
+    el("div", { class: "heading" }, heading, el("p", { class: "faint mono" }, id)),
     content,
   );
   get(path, {}, request.signal).then(
     (found) => {
       content.removeAttribute("aria-busy");
+      const type = shortName(found.type ?? found.headers.type);
+      say(heading, type ? `Dead letter: ${type}` : "Dead letter");
       content.append(...drawn(found, path));
     },
     (error) => {
@@ -65,9 +68,9 @@ function drawn(found, path) {
     editor,
     facts(found),
     ...payload(found),
-    headers(found),
     el("h2", {}, "Traceback"),
-    found.traceback === "" ? el("p", { class: "faint" }, "There is none: the handler never ran.") : readable(found.traceback, "Traceback"),
+    traceback(found.traceback),
+    headers(found),
   ];
 }
 
@@ -88,8 +91,8 @@ function facts(found) {
     ["Channel", link("channel", found.channel)],
     ["Error", link("error", found.error_type, shortName(found.error_type))],
     ["Attempts", number(found.attempts)],
-    ["Lent to consumers", found.deliveries === undefined ? null : `${number(found.deliveries)} times`],
-    ["Replayed before", found.replays === undefined ? null : `${number(found.replays)} times`],
+    ["Lent to consumers", found.deliveries === undefined ? null : several(found.deliveries, "time")],
+    ["Replayed before", found.replays === undefined ? null : found.replays === 0 ? "never" : several(found.replays, "time")],
     ["First failed", time(found.first_failed_at)],
     ["Parked", time(found.parked_at)],
   ];
@@ -124,6 +127,16 @@ function copying(text) {
     notice("The payload was copied.");
   }), { class: "quiet" });
   return pressed;
+}
+
+function traceback(text) {
+  if (text === "") {
+    return el("p", { class: "faint" }, "There is none: the handler never ran.");
+  }
+  const shown = readable(text, "Traceback");
+  // Its end tells most.
+  requestAnimationFrame(() => shown.scrollTo(0, shown.scrollHeight));
+  return shown;
 }
 
 /** A text that can be scrolled with the keyboard. */

@@ -177,10 +177,10 @@ class List {
       "tr",
       {},
       el("td", { class: "tick" }, tick),
-      rowHead(el("a", { href: `#/dead-letters/${encodeURIComponent(item.id)}` }, shortName(item.type) || shortened(item.message_id ?? item.id, 40)), el("span", { class: "second mono" }, shortened(item.id, 40))),
+      rowHead(el("a", { href: `#/dead-letters/${encodeURIComponent(item.id)}` }, shortName(item.type) || "Message"), el("span", { class: "second mono one-line", title: item.id }, item.id)),
       cell("Error", { class: "wide" }, el("strong", { title: item.error_type }, shortName(item.error_type)), el("span", { class: "second" }, shortened(item.error_message, 200))),
-      cell("Handler", {}, el("span", { title: item.endpoint }, item.endpoint === null ? "unknown" : item.endpoint)),
-      cell("Channel", {}, item.channel),
+      cell("Handler", { class: "short" }, el("span", { title: item.endpoint }, item.endpoint === null ? "unknown" : item.endpoint)),
+      cell("Channel", { class: "short" }, item.channel),
       attempts,
       cell("Parked", { class: "when" }, parked, el("span", { class: "second" }, moment(item.parked_at))),
     );

@@ -1,8 +1,8 @@
 // The flow of messages, as a drawing and as a table.
 
 import { get } from "./api.js";
-import { button, el, set, svg } from "./dom.js";
-import { shortened } from "./format.js";
+import { button, el, say, set, svg } from "./dom.js";
+import { number, shortened } from "./format.js";
 import { layout } from "./flow_layout.js";
 import { cell, rowHead, table } from "./tables.js";
 
@@ -16,15 +16,27 @@ const LINKS = {
 };
 
 /** Shows it. */
-export function open(place) {
+export function open(place, { live }) {
   const request = new AbortController();
   const content = el("div");
   place.append(el("div", { class: "heading" }, el("h1", {}, "Message flow"), el("p", { class: "faint" }, "What is declared; what else a handler sends is known when it does so.")), content);
   get("diagram", {}, request.signal).then(
-    (diagram) => content.append(...shown(diagram)),
+    (diagram) => {
+      content.append(...shown(diagram));
+      tellDepths(content, live.overview);
+    },
     (error) => error.name !== "AbortError" && content.append(el("p", { class: "failure" }, error.message)),
   );
-  return { close: () => request.abort() };
+  return { update: (now) => tellDepths(content, now), close: () => request.abort() };
+}
+
+/** Writes on each channel how many messages wait there now. */
+function tellDepths(content, now) {
+  const depths = new Map((now?.channels ?? []).map((one) => [one.name, one.depth]));
+  for (const box of content.querySelectorAll("[data-channel]")) {
+    const depth = depths.get(box.dataset.channel);
+    say(box.querySelector(".kind"), depth ? `channel, ${number(depth)} waiting` : "channel");
+  }
 }
 
 function shown(diagram) {
@@ -76,7 +88,7 @@ function drawNode(node, at) {
   const round = { event: SIZE.height / 2, command: 4, query: 4, handler: 8 }[node.kind] ?? 2;
   const box = svg(
     "g",
-    { "data-kind": node.kind, transform: `translate(${at.x} ${at.y})` },
+    { "data-kind": node.kind, "data-channel": node.kind === "channel" && node.id.replace(/^channel:/, ""), transform: `translate(${at.x} ${at.y})` },
     svg("title", {}, `${node.kind} ${node.label}\n${node.detail}`),
     svg("rect", { class: "shape", width: SIZE.width, height: SIZE.height, rx: round }),
     node.kind === "channel" && svg("path", { class: "shape", d: `M12 0v${SIZE.height}M${SIZE.width - 12} 0v${SIZE.height}` }),

@@ -1,7 +1,7 @@
 // One handler: the whole way of a message to it, with everything that stands in between.
 
 import { get } from "./api.js";
-import { el } from "./dom.js";
+import { el, say } from "./dom.js";
 import { cell, rowHead, table } from "./tables.js";
 
 const STAGES = { dispatch: "Dispatched", handle: "Handled", send: "Sent", receive: "Received", channel: "Channel" };
@@ -10,13 +10,17 @@ const STAGES = { dispatch: "Dispatched", handle: "Handled", send: "Sent", receiv
 export function open(place, { id }) {
   const request = new AbortController();
   const content = el("div");
+  const heading = el("h1", {}, "Handler");
   place.append(
     el("p", {}, el("a", { href: "#/handlers" }, "← All handlers")),
-    el("div", { class: "heading" }, el("h1", {}, "Handler"), el("p", { class: "faint mono" }, id)),
+    el("div", { class: "heading" }, heading, el("p", { class: "faint mono" }, id)),
     content,
   );
   get(`handlers/${encodeURIComponent(id)}`, {}, request.signal).then(
-    (journey) => content.append(...drawn(journey)),
+    (journey) => {
+      say(heading, journey.label);
+      content.append(...drawn(journey));
+    },
     (error) => error.name !== "AbortError" && content.append(el("p", { class: "failure" }, error.message)),
   );
   return { close: () => request.abort() };
@@ -25,7 +29,6 @@ export function open(place, { id }) {
 function drawn(journey) {
   const place = journey.file === null ? null : `${journey.file}:${journey.line}`;
   const told = [
-    ["Name", journey.label],
     ["Handles", `the ${journey.kind} ${journey.route ?? ""}`],
     ["Runs", journey.runs],
     ["Marks", journey.marks.length > 0 ? journey.marks.map((one) => el("div", { class: "mono" }, one)) : null],

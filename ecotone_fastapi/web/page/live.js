@@ -3,7 +3,7 @@
 import { address, get } from "./api.js";
 
 const SILENCE = 8000; // milliseconds without news after which the connection counts as lost; news come every 2 s
-const AGAIN = [1000, 2000, 4000, 8000]; // milliseconds before each attempt to connect anew
+const AGAIN = [300, 1000, 2000, 4000, 8000]; // milliseconds before each attempt to connect anew
 
 /**
  * Dispatches "overview", with the overview, whenever one arrives, and "state" whenever `state` has changed:
@@ -39,8 +39,8 @@ export class Live extends EventTarget {
     this.source = source;
     source.addEventListener("overview", (event) => this.hear(JSON.parse(event.data)));
     source.addEventListener("error", () => {
-      // An answer with an error status ends an EventSource; anything else it repairs itself.
-      if (source === this.source && source.readyState === EventSource.CLOSED) {
+      // By itself it would wait for seconds, and give up where it is answered with an error.
+      if (source === this.source) {
         this.later();
       }
     });
@@ -71,6 +71,9 @@ export class Live extends EventTarget {
       this.timer = null;
       this.connect();
     }, pause);
+    if (this.attempts === 1 && this.heardAt !== null) {
+      return; // connections do end from time to time; the next one may be there at once
+    }
     // An EventSource does not tell why it was refused; a request does.
     try {
       await get("overview");

@@ -11,7 +11,7 @@ const oldest = (values) => values.reduce((most, value) => (value !== null && (mo
 /** The tiles: each returns its number, what is written beneath it, and its tone. */
 const TILES = [
   {
-    name: "Messages waiting",
+    name: "Waiting",
     section: "channels",
     tell: (now) => {
       const age = oldest(now.channels.map((one) => one.oldest_age));
@@ -21,7 +21,7 @@ const TILES = [
     },
   },
   {
-    name: "Consumers and others",
+    name: "Consumers",
     section: "channels",
     tell: (now) => {
       const here = now.runnables.filter((one) => one.condition !== null);

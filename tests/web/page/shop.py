@@ -1,5 +1,6 @@
 """A shop that a real server serves, with something of everything that its operations page shows."""
 
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -150,20 +151,29 @@ class Shop:
     @asynccontextmanager
     async def served(self) -> AsyncIterator["Shop"]:
         """Serve it while the block runs."""
-        config = uvicorn.Config(self.app, port=0, log_level="error", lifespan="on", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        socket = config.bind_socket()
-        self.port = socket.getsockname()[1]
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, [socket])
-            while not server.started:
-                await anyio.lowlevel.checkpoint()
+        async with self.ecotone.running(), self.listening():
             try:
                 yield self
             finally:
                 self.bank.rebuilding.set()
-                server.should_exit = True
         await self.database.engine.dispose()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Answer requests while the block runs; the second time at the same port as the first."""
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        # Streams of news have no end of their own: the server does not wait for it.
+        config = uvicorn.Config(self.app, log_level="error", lifespan="off", timeout_graceful_shutdown=0)
+        server = uvicorn.Server(config)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, [listener])
+            while not server.started:
+                await anyio.lowlevel.checkpoint()
+            try:
+                yield
+            finally:
+                server.should_exit = True
 
     # What happens in it
 
@@ -173,18 +183,22 @@ class Shop:
         for order in orders:
             await self.ecotone.command_bus.send(ChargeCard(order, amount, note), headers=headers)
         if not self.bank.works:
-            await self.until(lambda: self.parked(), before + len(orders))
+            await self.until(self.parked, before + len(orders))
 
     async def receipt(self, *orders: str) -> None:
         """Send receipts, which fails."""
         before = await self.parked()
         for order in orders:
             await self.ecotone.command_bus.send(SendReceipt(order))
-        await self.until(lambda: self.parked(), before + len(orders))
+        await self.until(self.parked, before + len(orders))
 
     async def parked(self) -> int:
         """Return how many messages are in the dead letter."""
         return await self.ecotone.dead_letters.count()
+
+    async def charged(self) -> int:
+        """Return how many cards were charged."""
+        return len(self.bank.charged)
 
     async def until(self, ask: Any, wanted: object) -> None:
         """Wait until something is as it should be."""
