@@ -22,7 +22,10 @@ export class Refusal extends Error {
   }
 }
 
-/** Is told about every answer that says 401 or 403: "refused", with the `Refusal`; and "admitted" about others. */
+/**
+ * Is told about every answer that says 401 or 403: "refused", with the `Refusal`; "admitted" about all others; and
+ * "changed" when something was changed.
+ */
 export const door = new EventTarget();
 
 /** Returns the address of a part of the API. */
@@ -62,15 +65,16 @@ export async function ask(method, path, { query = {}, body, signal } = {}) {
     }
     throw refusal;
   }
-  door.dispatchEvent(new CustomEvent("admitted"));
-  if (response.redirected || !(response.headers.get("Content-Type") ?? "").includes("json")) {
-    // Something in front of the application sends callers who are not known to a page of its own.
-    if (response.status === 204) {
-      return null;
-    }
+  // Something in front of the application may send callers who are not known to a page of its own.
+  const isOurs = response.status === 204 || (response.headers.get("Content-Type") ?? "").includes("json");
+  if (response.redirected || !isOurs) {
     throw new Refusal(response.status, "The answer is not from the operations API; you may have to sign in again.");
   }
-  return response.json();
+  door.dispatchEvent(new CustomEvent("admitted"));
+  if (method !== "GET") {
+    door.dispatchEvent(new CustomEvent("changed"));
+  }
+  return response.status === 204 ? null : response.json();
 }
 
 /** Returns what an answer says about its failure, in whichever of FastAPI's shapes. */

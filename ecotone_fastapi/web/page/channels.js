@@ -26,21 +26,22 @@ export function open(place) {
 
 /**
  * Makes the table of channels.
- * @param {{actions: boolean}} given Whether they can be paused here.
+ * @param {{actions: boolean, only: string|undefined}} given Whether they can be paused here; the only one that is shown.
  */
-export function channelTable({ actions }) {
+export function channelTable({ actions, only }) {
   const columns = ["Channel", { name: "Waiting", class: "number" }, "Oldest ready", "Consumer", { name: "Rate", class: "number" },
     { name: "Handled", class: "number" }, { name: "Failed", class: "number" }];
   if (actions) {
     columns.push({ name: "Actions", hidden: true });
   }
-  const made = table("Channels", columns, "This application has no channels.");
+  const made = table("Channels", columns, only === undefined ? "This application has no channels." : "There is no such channel.");
   const rows = new Keyed(made.body, (one) => one.name, (one) => channelRow(one, actions));
   return {
     node: made.node,
     update: (now) => {
-      rows.show(now.channels);
-      made.showEmpty(now.channels.length === 0);
+      const shown = now.channels.filter((one) => only === undefined || one.name === only);
+      rows.show(shown);
+      made.showEmpty(shown.length === 0);
     },
   };
 }
@@ -54,7 +55,7 @@ function channelRow(first, actions) {
   const handled = cell("Handled", { class: "number" });
   const failed = cell("Failed", { class: "number" });
   const pause = button("Pause", () => pauseOrResume(pause, first.name), { "aria-label": `Pause ${first.name}` });
-  const node = el("tr", {}, rowHead(first.name, el("span", { class: "second" }, first.type)), depth, oldest,
+  const node = el("tr", {}, rowHead(el("a", { href: `#/channels/${encodeURIComponent(first.name)}` }, first.name), el("span", { class: "second" }, first.type)), depth, oldest,
     cell("Consumer", { class: "wide" }, condition, reason), speed, handled, failed, actions && cell("Actions", { class: "doing" }, pause));
   return {
     node,

@@ -11,7 +11,7 @@ const MARGIN = 16;
 const LONGEST = 27; // characters that fit into a node
 const LINKS = {
   handler: (node) => `#/handlers/${encodeURIComponent(node.id.replace(/^handler:/, ""))}`,
-  channel: () => "#/channels",
+  channel: (node) => `#/channels/${encodeURIComponent(node.id.replace(/^channel:/, ""))}`,
   projection: () => "#/projections",
 };
 

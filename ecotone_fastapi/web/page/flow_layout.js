@@ -11,7 +11,7 @@ const SWEEPS = 8;
  */
 export function layout(nodes, edges, size) {
   const places = new Map();
-  const ways = new Array(edges.length);
+  const ways = new Array(edges.length).fill(null);
   let height = 0;
   let width = 0;
   for (const part of parts(nodes, edges)) {

@@ -1,8 +1,11 @@
 // What happens now: the overview by server-sent events, and whether it still comes.
 
-import { address, get } from "./api.js";
+import { address, door, get } from "./api.js";
 
-const SILENCE = 8000; // milliseconds without news after which the connection counts as lost; news come every 2 s
+// How often news come, when the address of the page says so: page?seconds=10. The server has its own idea otherwise.
+const INTERVAL = new URLSearchParams(location.search).get("seconds");
+// Milliseconds without news after which the connection counts as lost; unless told otherwise, news come every 2 s.
+const SILENCE = 8000 + 2000 * (Number(INTERVAL) || 0);
 const AGAIN = [300, 1000, 2000, 4000, 8000]; // milliseconds before each attempt to connect anew
 
 /**
@@ -24,6 +27,7 @@ export class Live extends EventTarget {
   start() {
     this.connect();
     setInterval(() => this.watch(), 1000);
+    door.addEventListener("changed", () => this.look());
     window.addEventListener("online", () => this.connect());
     // A page that was asleep has a connection that is long gone.
     document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.watch());
@@ -35,7 +39,7 @@ export class Live extends EventTarget {
     this.timer = null;
     this.source?.close();
     this.openedAt = Date.now();
-    const source = new EventSource(address("live"));
+    const source = new EventSource(address("live", { seconds: INTERVAL }));
     this.source = source;
     source.addEventListener("overview", (event) => this.hear(JSON.parse(event.data)));
     source.addEventListener("error", () => {
@@ -49,8 +53,21 @@ export class Live extends EventTarget {
   hear(overview) {
     this.attempts = 0;
     this.heardAt = Date.now();
-    this.overview = overview;
     this.become("live");
+    this.tell(overview);
+  }
+
+  /** Asks how everything is after something was changed, instead of waiting for the news. */
+  async look() {
+    try {
+      this.tell(await get("overview"));
+    } catch {
+      return; // the connection tells by itself what is wrong
+    }
+  }
+
+  tell(overview) {
+    this.overview = overview;
     this.dispatchEvent(new CustomEvent("overview", { detail: overview }));
   }
 

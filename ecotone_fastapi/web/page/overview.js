@@ -3,7 +3,7 @@
 import { channelTable } from "./channels.js";
 import { concerns } from "./concerns.js";
 import { Keyed, el, say, set } from "./dom.js";
-import { duration, number, rate, several } from "./format.js";
+import { duration, number, rate } from "./format.js";
 
 const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
 const oldest = (values) => values.reduce((most, value) => (value !== null && (most === null || value > most) ? value : most), null);

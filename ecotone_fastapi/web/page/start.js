@@ -5,6 +5,7 @@ import { announce } from "./dialogs.js";
 import { el, say, set } from "./dom.js";
 import { duration, number, setClock, several } from "./format.js";
 import { Live } from "./live.js";
+import * as channel from "./channel.js";
 import * as channels from "./channels.js";
 import * as deadLetter from "./dead_letter.js";
 import * as deadLetters from "./dead_letters.js";
@@ -18,7 +19,7 @@ import * as scheduled from "./scheduled.js";
 // `one` shows a single thing of a section, whose id follows in the address.
 const SECTIONS = {
   overview: { name: "Overview", all: overview },
-  channels: { name: "Channels", all: channels },
+  channels: { name: "Channels", all: channels, one: channel },
   "dead-letters": { name: "Dead letters", all: deadLetters, one: deadLetter, badge: (now) => now.dead_letters.count },
   scheduled: { name: "Scheduled", all: scheduled },
   projections: { name: "Projections", all: projections },
@@ -88,7 +89,7 @@ function update(now) {
   for (const [id, section] of Object.entries(SECTIONS)) {
     const count = section.badge?.(now) ?? 0;
     set(badges[id], "hidden", count === 0);
-    say(badges[id], number(count));
+    say(badges[id], count === 0 ? "" : number(count));
   }
   const count = now.dead_letters.count;
   if (counted !== null && count !== null && counted !== count) {

@@ -146,7 +146,7 @@ class Shop:
     @property
     def address(self) -> str:
         """Where the page is."""
-        return f"http://127.0.0.1:{self.port}{self.prefix}/operations/page"
+        return f"http://127.0.0.1:{self.port}{self.prefix}/operations/page?seconds=0.2"
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator["Shop"]:
@@ -164,7 +164,7 @@ class Shop:
         listener = socket.create_server(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
         # Streams of news have no end of their own: the server does not wait for it.
-        config = uvicorn.Config(self.app, log_level="error", lifespan="off", timeout_graceful_shutdown=0)
+        config = uvicorn.Config(self.app, log_level="critical", lifespan="off", timeout_graceful_shutdown=0)
         server = uvicorn.Server(config)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
