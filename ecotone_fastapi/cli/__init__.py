@@ -1,4 +1,4 @@
-"""The command line: `ecotone run | list | explain | migrate | deadletter`.
+"""The command line: `ecotone run | list | explain | diagram | migrate | deadletter | …`.
 
 $ ecotone run shop.main:ecotone notifications
 """

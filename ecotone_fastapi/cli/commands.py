@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from ecotone_fastapi.cli.deadletter import deadletter
+from ecotone_fastapi.cli.diagram import diagram
 from ecotone_fastapi.cli.explain import explain
 from ecotone_fastapi.cli.list import list_
 from ecotone_fastapi.cli.migrate import migrate
@@ -61,6 +62,7 @@ def _ecotone(
 commands.command("run")(run)
 commands.command("list")(list_)
 commands.command("explain")(explain)
+commands.command("diagram")(diagram)
 commands.command("migrate")(migrate)
 commands.command("pause")(pause)
 commands.command("resume")(resume)

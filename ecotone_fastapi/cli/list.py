@@ -13,10 +13,10 @@ from ecotone_fastapi.cli.application import AppArgument, FactoryOption, JsonOpti
 from ecotone_fastapi.cli.output import remark, say, say_json
 from ecotone_fastapi.core.channel import Channel, Inspectable
 from ecotone_fastapi.core.consumer import Consumer, Hold
-from ecotone_fastapi.core.endpoint import Endpoint, Kind
+from ecotone_fastapi.core.endpoint import Kind
 from ecotone_fastapi.core.errors import EcotoneError
-from ecotone_fastapi.messaging.asynchronous import Asynchronous, runs_in_consumer
 from ecotone_fastapi.modelling.factories import CreatesInstead
+from ecotone_fastapi.operations.wording import abilities_text, channels_of, told_kind, told_route, type_name, type_text
 
 
 def list_(
@@ -86,41 +86,6 @@ def inventory(ecotone: Ecotone, paused: Mapping[str, Hold] | None = None) -> dic
     }
 
 
-def told_kind(endpoint: Endpoint) -> Kind:
-    """Return what a handler handles; of a factory that stands behind a method, what that one does."""
-    beside = endpoint.find(CreatesInstead)
-    return endpoint.kind if beside is None else beside.kind
-
-
-def told_route(endpoint: Endpoint) -> str | None:
-    """Return the key of a handler; of a factory that stands behind a method, that of both."""
-    beside = endpoint.find(CreatesInstead)
-    return endpoint.route if beside is None else beside.route
-
-
-def channels_of(endpoint: Endpoint) -> tuple[str, ...]:
-    """Return the names of the channels that messages for a handler go through."""
-    way = endpoint.find(Asynchronous)
-    return way.channels if way is not None and runs_in_consumer(endpoint) else ()
-
-
-def abilities(channel: Channel) -> str:
-    """Return what a channel can do, in words."""
-    return _abilities(asdict(channel.capabilities))
-
-
-def type_name(value: object) -> str:
-    """Return module and class of an object."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def type_text(type_: Any) -> str | None:
-    """Return how people write a type."""
-    if type_ is None:
-        return None
-    return type_.__name__ if isinstance(type_, type) and not getattr(type_, "__args__", ()) else str(type_)
-
-
 async def _ask(ecotone: Ecotone, *, waiting: bool) -> tuple[Mapping[str, Hold], Mapping[str, dict[str, Any]]]:
     if not waiting:
         return await _paused(ecotone), {}
@@ -163,13 +128,6 @@ def _consumer(consumer: Consumer | None) -> dict[str, int] | None:
     return None if consumer is None else {"concurrency": consumer.concurrency, "batch": consumer.batch}
 
 
-def _abilities(capabilities: dict[str, Any]) -> str:
-    words = [name.replace("_", " ") for name, value in capabilities.items() if value is True]
-    if capabilities["largest_body"] is not None:
-        words.append(f"at most {capabilities['largest_body']} bytes")
-    return ", ".join(words)
-
-
 def _channels(rows: Iterable[dict[str, Any]]) -> Table:
     rows = list(rows)
     asked = any("waiting" in row for row in rows)
@@ -179,7 +137,7 @@ def _channels(rows: Iterable[dict[str, Any]]) -> Table:
         table.add_row(
             row["name"],
             row["type"].rpartition(".")[2],
-            _abilities(row["capabilities"]),
+            abilities_text(row["capabilities"]),
             _state(consumer, row["paused"]),
             *([_waiting(row["waiting"])] if asked else []),
             "\n".join(row["handlers"]),

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterable
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -31,20 +30,6 @@ def show_error(error: EcotoneError) -> None:
     """Print an error without its traceback: what is wrong, what was tried, what to do."""
     name = "Error" if type(error) is ConfigurationError else type(error).__name__
     remark(Text.assemble((f"{name}: ", "bold red"), str(error)))
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> ConfigurationError:
-    """Return the error for a name that is none of the known ones.
-
-    Args:
-        what: What it should name, e.g. `consumer`.
-        name: The name.
-        known: What there is.
-    """
-    listed = "".join(f"\n  {one}" for one in known)
-    return ConfigurationError(
-        f"there is no {what} {name!r}" + (f"; known are:{listed}" if listed else "; there is none")
-    )
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -8,9 +8,10 @@ import typer
 
 from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.cli.application import AppOption, FactoryOption, address_and_rest, load
-from ecotone_fastapi.cli.output import say, unknown
+from ecotone_fastapi.cli.output import say
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.errors import ConfigurationError
+from ecotone_fastapi.operations.wording import unknown
 
 Arguments = Annotated[
     list[str] | None,

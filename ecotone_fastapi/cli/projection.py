@@ -13,13 +13,14 @@ from rich.table import Table
 from ecotone_fastapi.adapters.memory import MemoryEvents
 from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, load
-from ecotone_fastapi.cli.output import console, remark, say, say_json, unknown
+from ecotone_fastapi.cli.output import console, remark, say, say_json
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.plugin import Limits
 from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.projection_store import Halt
 from ecotone_fastapi.modelling.rebuilding import Progress as Advance
 from ecotone_fastapi.modelling.rebuilding import Projections, ProjectionStatus, VersionStatus
+from ecotone_fastapi.operations.wording import unknown
 
 T = TypeVar("T")
 

@@ -17,10 +17,11 @@ from rich.logging import RichHandler
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.cli.application import AppOption, FactoryOption, address_and_rest, load
-from ecotone_fastapi.cli.output import console, say_json, unknown
+from ecotone_fastapi.cli.output import console, say_json
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.plugin import Limits
+from ecotone_fastapi.operations.wording import unknown
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.run")
 

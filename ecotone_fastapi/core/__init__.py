@@ -1,12 +1,28 @@
 """The kernel, as authors of plugins and transports see it."""
 
 from ecotone_fastapi.core.bus import CommandBus, EventBus, QueryBus
-from ecotone_fastapi.core.channel import Capabilities, Channel, Delivery, Inspectable, SettlesTogether
+from ecotone_fastapi.core.channel import (
+    Capabilities,
+    Channel,
+    Delivery,
+    Destination,
+    Inspectable,
+    SettlesTogether,
+    TellsDestination,
+    destination_of,
+)
 from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
 from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Endpoint, Inline, Kind, mark
-from ecotone_fastapi.core.gateway import Gateway, current_message, current_scope
+from ecotone_fastapi.core.gateway import (
+    Gateway,
+    conversation,
+    current_call,
+    current_correlation_id,
+    current_message,
+    current_scope,
+)
 from ecotone_fastapi.core.injection import (
     Constant,
     Dependency,
@@ -21,6 +37,7 @@ from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Migratable, Plugin, Runnable
 from ecotone_fastapi.core.signatures import Parameter
+from ecotone_fastapi.core.watching import Operation, Watcher, Work
 
 __all__ = [
     "Assembly",
@@ -34,6 +51,7 @@ __all__ = [
     "Converter",
     "Delivery",
     "Dependency",
+    "Destination",
     "Endpoint",
     "EventBus",
     "FromMessage",
@@ -50,6 +68,7 @@ __all__ = [
     "Limits",
     "Message",
     "Migratable",
+    "Operation",
     "Order",
     "Parameter",
     "ParameterResolver",
@@ -62,9 +81,16 @@ __all__ = [
     "Stage",
     "Supplier",
     "SystemClock",
+    "TellsDestination",
     "TellsTime",
     "Wanted",
+    "Watcher",
+    "Work",
+    "conversation",
+    "current_call",
+    "current_correlation_id",
     "current_message",
     "current_scope",
+    "destination_of",
     "mark",
 ]

@@ -38,6 +38,25 @@ class Capabilities:
     largest_body: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where messages really go or come from, in the words of a technology: what traces and metrics tell operators.
+
+    Args:
+        system: The technology: `rabbitmq`, `ecotone_sql`.
+        name: What messages are sent to or received from there.
+        address: The host of its server; `None` when there is none.
+        port: The port of its server.
+        routing_key: What the server goes by to find the place.
+    """
+
+    system: str
+    name: str
+    address: str | None = None
+    port: int | None = None
+    routing_key: str | None = None
+
+
 class Delivery(Protocol):
     """One message lent to one consumer until it is settled by `ack` or `nack`."""
 
@@ -168,3 +187,33 @@ class Inspectable(Protocol):
     async def purge(self) -> int:
         """Delete all messages; return how many there were."""
         ...
+
+
+@runtime_checkable
+class TellsDestination(Protocol):
+    """A channel that can tell where its messages are."""
+
+    def destination(self, *, sending: bool) -> Destination:
+        """Return where it sends to, or where it receives from; asks no server and never fails.
+
+        Args:
+            sending: Which of them: what is sent to an exchange is received from a queue.
+        """
+        ...
+
+
+def destination_of(channel: object, name: str, *, sending: bool) -> Destination:
+    """Return where the messages of a channel are; of one that cannot tell, its own name.
+
+    Args:
+        channel: The channel; `None` if there is none.
+        name: How it is called here.
+        sending: Whether messages are sent there, or received.
+
+    Example:
+        >>> destination_of(None, "orders", sending=True)
+        Destination(system='ecotone', name='orders', address=None, port=None, routing_key=None)
+    """
+    if isinstance(channel, TellsDestination):
+        return channel.destination(sending=sending)
+    return Destination(system="ecotone", name=name)

@@ -22,6 +22,7 @@ from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.core.pipeline import Proceed
 from ecotone_fastapi.core.plugin import Limits
+from ecotone_fastapi.core.watching import Operation, Watching
 
 try:
     import resource
@@ -67,6 +68,7 @@ class Consumer:
 
     Attributes:
         handled: How many messages it has handled well, in all its runs so far.
+        failed: How many deliveries did not go well, in all its runs so far; each attempt at a message counts.
         together: The channel, if it settles several deliveries at once.
     """
 
@@ -83,6 +85,7 @@ class Consumer:
         self.concurrency = concurrency
         self.batch: int = max(batch, concurrency)
         self.handled = 0
+        self.failed: int = 0
         # To ask whether something has the shape of a protocol takes longer than to handle a message.
         self.together: SettlesTogether | None = channel if isinstance(channel, SettlesTogether) else None
         self._gateway = gateway
@@ -152,6 +155,28 @@ class Consumer:
         """
         return await self._gateway.receive(self.channel.name, delivery, self._target)
 
+    async def ack(self, delivery: Delivery) -> None:
+        """Remove a message that was lent here.
+
+        Raises:
+            LeaseLostError: It is no longer this consumer's to remove.
+            ChannelError: The server could not be reached; it will come back.
+        """
+        await self._gateway.ack(self.channel.name, delivery)
+
+    async def nack(self, delivery: Delivery, *, attempted: bool) -> None:
+        """Give back a message that was lent here; see `Delivery.nack`.
+
+        Raises:
+            ChannelError: The server could not be reached; it will come back by itself.
+        """
+        await self._gateway.nack(self.channel.name, delivery, attempted=attempted)
+
+    @property
+    def watching(self) -> Watching:
+        """Who watches the work on the channel."""
+        return self._gateway.watching
+
 
 @dataclass
 class _Lane:
@@ -172,6 +197,7 @@ class _Run:
     def __init__(self, consumer: Consumer, limits: Limits) -> None:
         self.consumer = consumer
         self.channel = consumer.channel
+        self.watching = consumer.watching
         self.limits = limits
         self.handled = 0
         self.waiting: dict[int, Delivery] = {}
@@ -254,7 +280,9 @@ class _Run:
         """Receive; return `None` when it was held back meanwhile, and is to look again what it may do."""
         deliveries: Sequence[Delivery] | None = None
         with anyio.CancelScope() as self.receiving:
-            deliveries = await self.channel.receive(room, self._patience())
+            with self.watching.during(Operation.RECEIVE, "receive", self.channel.name, (), self.channel) as work:
+                deliveries = await self.channel.receive(room, self._patience())
+                work.messages = [delivery.message for delivery in deliveries]
         self.receiving = None
         return deliveries
 
@@ -350,7 +378,10 @@ class _Run:
             if await self.consumer.handle(delivery):
                 self.handled += 1
                 self.consumer.handled += 1
+            else:
+                self.consumer.failed += 1
         except Exception as error:
+            self.consumer.failed += 1
             if isinstance(error, ConsumerStoppedError):
                 self.stopped = error
                 self.hold_back()
@@ -377,7 +408,7 @@ class _Run:
         while self.returning:
             first = self.returning[0]
             delivery, attempted = first
-            await delivery.nack(attempted=attempted)
+            await self.consumer.nack(delivery, attempted=attempted)
             self.returning.remove(first)
 
     @asynccontextmanager
@@ -411,10 +442,12 @@ class _Run:
     async def _ack(self, batch: Sequence[Delivery]) -> None:
         try:
             if self.consumer.together is not None:
-                await self.consumer.together.ack_all(batch)
+                messages = [delivery.message for delivery in batch]
+                with self.watching.during(Operation.SETTLE, "ack", self.channel.name, messages, self.channel):
+                    await self.consumer.together.ack_all(batch)
             else:
                 for delivery in batch:
-                    await delivery.ack()
+                    await self.consumer.ack(delivery)
         except LeaseLostError as error:
             logger.warning("channel %s: handled, but lost before the ack: %s", self.channel.name, error)
         except ChannelError as error:
@@ -424,7 +457,7 @@ class _Run:
         never_ran = [(delivery, False) for delivery in self.waiting.values()]
         for delivery, attempted in [*never_ran, *self.returning]:
             try:
-                await delivery.nack(attempted=attempted)
+                await self.consumer.nack(delivery, attempted=attempted)
             except ChannelError as error:
                 logger.warning("channel %s: not given back; it will come again: %s", self.channel.name, error)
 

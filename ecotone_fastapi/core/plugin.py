@@ -1,4 +1,4 @@
-"""What extends the kernel, and where: nine sockets, used by our own features and by the user's alike.
+"""What extends the kernel, and where: ten sockets, used by our own features and by the user's alike.
 
 >>> class Greeting:
 ...     def install(self, assembly):
@@ -22,6 +22,7 @@ from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.gateway import Around, Gateway, unknown_channel
 from ecotone_fastapi.core.injection import ParameterResolver
 from ecotone_fastapi.core.pipeline import Interceptor, Order, Stage
+from ecotone_fastapi.core.watching import Watcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,7 @@ class Assembly:
     runnables: dict[str, Runnable] = field(default_factory=dict)
     lifespans: list[Lifespan] = field(default_factory=list)
     plugins: list[Plugin] = field(default_factory=list)
+    watchers: list[Watcher] = field(default_factory=list)
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
         """Add a handler."""
@@ -222,6 +224,10 @@ class Assembly:
         if runnable.name in self.runnables:
             raise ConfigurationError(f"two runnables are named {runnable.name!r}", hint="rename one of them")
         self.runnables[runnable.name] = runnable
+
+    def add_watcher(self, watcher: Watcher) -> None:
+        """Let something watch the work on channels: what is sent, received and settled, in its batches."""
+        self.watchers.append(watcher)
 
     def add_lifespan(self, lifespan: Lifespan) -> None:
         """Open something before the channels and close it after them."""

@@ -130,7 +130,7 @@ class Failures:
                 return await proceed(call)
             except LeaseLostError:
                 logger.warning("channel %s: lost the lease of %s", channel, call.message.headers.get(HeaderName.id))
-                return await delivery.nack(attempted=False)
+                return await assembly.gateway.nack(channel, delivery, attempted=False)
             except Exception as error:
                 first_failed_at = _first_failed_at(call.message)
                 now = assembly.gateway.clock.now()
@@ -188,16 +188,16 @@ class _Judge:
                 # The traceback comes when the message is parked: three retries must not write it three times.
                 error = f"{type(failure.error).__name__}: {_text_of(failure.error)}".splitlines()[0]
                 logger.warning("%s for the %s. time (%s), again in %.1f s", what, failure.attempt, error, delay)
-                await delivery.nack(delay)
+                await self._gateway.nack(failure.channel, delivery, delay)
             case DeadLetter():
                 logger.error("%s for the %s. time, parked", what, failure.attempt, exc_info=failure.error)
                 await self.park(call, delivery, failure.error, failure.attempt)
             case Discard():
                 logger.info("%s for the %s. time, discarded", what, failure.attempt, exc_info=failure.error)
-                await delivery.ack()
+                await self._gateway.ack(failure.channel, delivery)
             case Stop():
                 # It is to be the first one again, and this run is no reason to try it less often.
-                await delivery.nack(attempted=False)
+                await self._gateway.nack(failure.channel, delivery, attempted=False)
                 raise ConsumerStoppedError(
                     f"{what} ({type(failure.error).__name__}: {_text_of(failure.error)})",
                     hint="the channel goes on when the message is handled or taken out",
@@ -227,12 +227,12 @@ class _Judge:
                     await scope.enter(self._unit.begin(scope))
                 await self._store.park(parked)
                 if self._unit is None or self._unit.covers(self._gateway.channels[call.channel]):
-                    await delivery.ack()
+                    await self._gateway.ack(call.channel, delivery)
         except Exception:
             logger.exception("channel %s: %s could not be parked; it stays", call.channel, parked.id)
-            await delivery.nack(_PARK_AGAIN)
+            await self._gateway.nack(call.channel, delivery, _PARK_AGAIN)
             return
-        await delivery.ack()
+        await self._gateway.ack(call.channel, delivery)
 
 
 # Seconds after which a message comes back that could not even be parked.

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
-from ecotone_fastapi.core.channel import Capabilities, Channel, Delivery
+from ecotone_fastapi.core.channel import Capabilities, Channel, Delivery, Destination, destination_of
 from ecotone_fastapi.core.clock import Clock, TellsTime
 from ecotone_fastapi.core.errors import ConfigurationError, MissingServiceError
 from ecotone_fastapi.core.message import Message
@@ -176,6 +176,11 @@ class ThroughOutbox:
     def capabilities(self) -> Capabilities:
         """What the channel can do, and delays: they are waited for in the outbox."""
         return replace(self.channel.capabilities, delay=True)
+
+    def destination(self, *, sending: bool) -> Destination:
+        """Return where messages are stored first, or where the channel receives them from."""
+        channel = self.outbox if sending else self.channel
+        return destination_of(channel, channel.name, sending=sending)
 
     async def open(self) -> None:
         """Open the channel."""

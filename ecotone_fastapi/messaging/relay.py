@@ -21,6 +21,7 @@ from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
 from ecotone_fastapi.core.plugin import Limits
 from ecotone_fastapi.core.supervision import Pauses, in_one_line
+from ecotone_fastapi.core.watching import Operation, Watching
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage, failed_attempts, parked_id
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 
@@ -188,7 +189,7 @@ class Relay:
             ChannelError: The channel cannot be reached; what was not sent has been given back.
         """
         try:
-            await _send(lane.target, self._unpack(deliveries, outcome), outcome)
+            await _send(self._gateway.watching, lane.target, self._unpack(deliveries, outcome), outcome)
         finally:
             self.handled += len(outcome.sent)
             with anyio.CancelScope(shield=True):
@@ -308,12 +309,14 @@ class Outcome:
     expired: list[Delivery] = field(default_factory=list)
 
 
-async def _send(target: Channel, parcels: Sequence[Parcel], outcome: Outcome) -> None:
+async def _send(watching: Watching, target: Channel, parcels: Sequence[Parcel], outcome: Outcome) -> None:
     """Send in one batch. When the whole batch fails for the sake of one message, find that one by halving."""
     if not parcels:
         return
     try:
-        await target.send([parcel.message for parcel in parcels])
+        messages = [parcel.message for parcel in parcels]
+        with watching.during(Operation.SEND, "send", target.name, messages, target):
+            await target.send(messages)
     except SendError as error:
         # Several messages may have one id, one for each handler of an event: then those that entered go twice.
         failed = {None, *error.failed}
@@ -333,8 +336,8 @@ async def _send(target: Channel, parcels: Sequence[Parcel], outcome: Outcome) ->
         outcome.sent += parcels
         return
     middle = len(parcels) // 2
-    await _send(target, parcels[:middle], outcome)
-    await _send(target, parcels[middle:], outcome)
+    await _send(watching, target, parcels[:middle], outcome)
+    await _send(watching, target, parcels[middle:], outcome)
 
 
 class _Run:

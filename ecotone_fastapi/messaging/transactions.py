@@ -100,7 +100,7 @@ class Transactions:
                 if unit is not None:
                     await call.scope.enter(unit.begin(call.scope))
                     if call.delivery is not None and unit.covers(gateway.channels[call.channel or ""]):
-                        await call.scope.enter(_acked(call.delivery))
+                        await call.scope.enter(_acked(gateway, call.channel or "", call.delivery))
             if nested and call.endpoint is not None and call.endpoint.kind is Kind.COMMAND:
                 return await all_or_nothing(call, proceed)
             return await proceed(call)
@@ -154,10 +154,10 @@ def _is_untransacted(endpoint: Endpoint) -> bool:
 
 
 @asynccontextmanager
-async def _acked(delivery: Delivery) -> AsyncIterator[None]:
+async def _acked(gateway: Gateway, channel: str, delivery: Delivery) -> AsyncIterator[None]:
     """Remove the message that is handled, in the transaction of its handler."""
     yield
-    await delivery.ack()
+    await gateway.ack(channel, delivery)
 
 
 class Outgoing:

@@ -1,6 +1,7 @@
 """How a projection handles events: in order, in one unit of work with its state and its checkpoint."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from ecotone_fastapi.core.gateway import Gateway, current_scope
 from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope
 from ecotone_fastapi.core.routing import Routing
+from ecotone_fastapi.core.watching import Operation
 from ecotone_fastapi.modelling.event_store import (
     START,
     EventFilter,
@@ -22,7 +24,7 @@ from ecotone_fastapi.modelling.event_store import (
     StoredEvent,
     category_of,
 )
-from ecotone_fastapi.modelling.event_types import revision_in
+from ecotone_fastapi.modelling.event_types import StoredHeaders, revision_in
 from ecotone_fastapi.modelling.projection_store import (
     EVER,
     Condition,
@@ -152,6 +154,16 @@ class Projector:
                 )
         return found
 
+    async def find(self, version: int) -> ProjectionRecord | None:
+        """Return a version; `None` when there is none."""
+        versions = await self.store.versions(self.name)
+        return next((one for one in versions if one.version == version), None)
+
+    async def is_gone(self, record: ProjectionRecord, *, token: bool = True) -> bool:
+        """Whether a version was deleted, retired, or, if its token counts, taken away, while it was worked on."""
+        now = await self.find(record.version)
+        return now is None or not self.is_mine(now) or (token and now.token != record.token)
+
     async def begin(self) -> None:
         """Add the first version of this revision, and run `init`; within a unit of work."""
         versions = await self.store.lock(self.name)
@@ -262,12 +274,18 @@ class Projector:
         scope.state[RUN] = run
         run.emitter = _Emitter(self, run)
         try:
-            await self._feed(run, events, scope, watch, messages)
+            with self._watched(events):
+                await self._feed(run, events, scope, watch, messages)
             run.over = True
             if events:
                 await self.hook(Hook.FLUSH, run)
         finally:
             scope.state[RUN] = outer
+
+    def _watched(self, events: Sequence[StoredEvent]) -> AbstractContextManager[object]:
+        watching = self.gateway.watching
+        stored = [Message(event.body, StoredHeaders(event)) for event in events] if watching else ()
+        return watching.during(Operation.PROCESS, "project", self.name, stored)
 
     async def _feed(
         self,

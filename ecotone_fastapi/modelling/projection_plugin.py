@@ -19,7 +19,8 @@ from ecotone_fastapi.modelling.event_store import EventStore, StoredEvent, check
 from ecotone_fastapi.modelling.event_types import EventTypes, may_be_event
 from ecotone_fastapi.modelling.keeping import aggregate_mark
 from ecotone_fastapi.modelling.projecting import Projector
-from ecotone_fastapi.modelling.projection_runner import ProjectionRunner, Settings
+from ecotone_fastapi.modelling.projection_leases import Settings
+from ecotone_fastapi.modelling.projection_runner import ProjectionRunner
 from ecotone_fastapi.modelling.projection_store import Condition, ProjectionStore
 from ecotone_fastapi.modelling.projections import (
     RUN,

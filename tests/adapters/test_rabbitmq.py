@@ -17,7 +17,8 @@ from yarl import URL
 
 from ecotone_fastapi import Backoff, Failures, ParkedMessage, asynchronous, command_handler
 from ecotone_fastapi.adapters.memory import MemoryDeadLetters
-from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
+from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel, subscription
+from ecotone_fastapi.adapters.rabbitmq.subscription import Subscription
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.channel import Channel, Delivery
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError, SendError
@@ -125,6 +126,29 @@ async def test_a_queue_with_other_arguments_is_refused_and_the_difference_is_nam
 async def test_a_queue_that_is_not_declared_has_to_be_there(server: Server) -> None:
     with pytest.raises(ConfigurationError, match=server.queue):
         await server.channel(declare=False).open()
+
+
+async def test_what_the_server_takes_for_delivered_but_never_arrives_comes_again_after_a_silence(
+    channel: RabbitMQChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is with a quorum queue that is deleted and made anew at once, while somebody consumes it."""
+    deliver, swallowed = Subscription._deliver, []
+
+    async def swallow_first(self: Subscription, delivered: Any) -> None:
+        if swallowed:
+            await deliver(self, delivered)
+        else:
+            swallowed.append(delivered)
+
+    monkeypatch.setattr(Subscription, "_deliver", swallow_first)
+    monkeypatch.setattr(subscription, "_WATCHED", 0.2)
+    await channel.send([letter(b"1")])
+
+    [delivery] = await receive(channel)
+
+    assert swallowed
+    assert delivery.message.payload == letter(b"1").payload
+    await delivery.ack()
 
 
 async def test_messages_take_the_way_by_an_exchange(server: Server) -> None:

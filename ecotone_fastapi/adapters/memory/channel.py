@@ -17,7 +17,7 @@ from itertools import count
 import anyio
 from anyio.lowlevel import checkpoint
 
-from ecotone_fastapi.core.channel import Capabilities, Delivery
+from ecotone_fastapi.core.channel import Capabilities, Delivery, Destination
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import LeaseLostError
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
@@ -61,6 +61,10 @@ class MemoryChannel:
     def use_clock(self, clock: Clock) -> None:
         """Go by this clock from now on."""
         self.queue.clock = clock
+
+    def destination(self, *, sending: bool) -> Destination:
+        """Return where its messages are: in this process, under its name."""
+        return Destination(system="ecotone_memory", name=self.name)
 
     async def open(self) -> None:
         """Do nothing: the queue is there."""

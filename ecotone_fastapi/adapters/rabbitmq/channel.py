@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
 from typing import Any, Literal
+from urllib.parse import SplitResult, urlsplit
 
 import anyio
 from aiormq.abc import DeliveredMessage
@@ -25,7 +26,7 @@ from ecotone_fastapi.adapters.rabbitmq.sealing import unsealed
 from ecotone_fastapi.adapters.rabbitmq.subscription import Arrival, Subscription
 from ecotone_fastapi.adapters.rabbitmq.topology import QueueType, Topology
 from ecotone_fastapi.adapters.rabbitmq.wire import Wire
-from ecotone_fastapi.core.channel import Capabilities, Delivery
+from ecotone_fastapi.core.channel import Capabilities, Delivery, Destination
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError, SendError
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
 from ecotone_fastapi.core.supervision import Pauses
@@ -37,6 +38,13 @@ DelayedSend = Callable[[Sequence[Message[bytes]]], Awaitable[None]]
 _NAME = re.compile(r"[a-zA-Z0-9_.:@#,/+ -]{1,255}")  # the driver takes no others
 _CLOSING = 2.0  # seconds
 _PAUSES = Pauses(first=0.1, longest=5.0)
+
+
+def _port_of(server: SplitResult) -> int | None:
+    try:
+        return server.port or (5671 if server.scheme == "amqps" else 5672)
+    except ValueError:  # it is no number, and nobody will connect to it
+        return None
 
 
 class RabbitMQChannel:
@@ -144,6 +152,21 @@ class RabbitMQChannel:
             send: Takes messages that have a `delay` header.
         """
         self._delay_through = send
+
+    def destination(self, *, sending: bool) -> Destination:
+        """Return what it sends to, or the queue that it receives from; only what is not empty, joined by colons."""
+        topology, server = self._topology, urlsplit(self.url)
+        parts = [topology.exchange, topology.routing_key]
+        if not sending:
+            parts = [topology.exchange, topology.routing_key if topology.routing_key != topology.queue else ""]
+            parts.append(topology.queue)
+        return Destination(
+            system="rabbitmq",
+            name=":".join(part for part in parts if part) or "amq.default",
+            address=server.hostname,
+            port=_port_of(server),
+            routing_key=topology.routing_key or None,
+        )
 
     # -------------------------------------------------------------------------------------------- opening and closing
 

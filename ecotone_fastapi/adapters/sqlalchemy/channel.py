@@ -24,7 +24,7 @@ from ecotone_fastapi.adapters.sqlalchemy.queue import ClaimedRow, Lease, NewRow,
 from ecotone_fastapi.adapters.sqlalchemy.tables import LONGEST_NAME
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions, Unit
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
-from ecotone_fastapi.core.channel import Capabilities, Delivery
+from ecotone_fastapi.core.channel import Capabilities, Delivery, Destination
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, LeaseLostError
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
@@ -102,6 +102,11 @@ class SqlChannel:
     def use_clock(self, clock: Clock) -> None:
         """Go by this clock from now on: by the time that it has travelled, for the rest is told by the server."""
         self._clock = clock
+
+    def destination(self, *, sending: bool) -> Destination:
+        """Return where its messages are: on the server of the database, under its name."""
+        url = self._transactions.engine.url
+        return Destination(system="ecotone_sql", name=self.name, address=url.host, port=url.port)
 
     async def open(self) -> None:
         """Make sure that the tables are there, and listen.

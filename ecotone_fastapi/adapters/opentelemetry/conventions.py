@@ -1,0 +1,56 @@
+"""The names of OpenTelemetry's semantic conventions that are used here, in one place and of one version.
+
+Most of those about messaging are not stable yet: when they change, this is the file to change.
+"""
+
+SEMCONV_VERSION = "1.44.0"
+"""The version of the semantic conventions."""
+SCHEMA_URL: str = f"https://opentelemetry.io/schemas/{SEMCONV_VERSION}"
+"""What tells tools which version the names are of."""
+
+SCOPE = "ecotone_fastapi"
+"""The name of the instrumentation scope."""
+
+# Attributes about messages, see docs/messaging/messaging-spans.md of the conventions
+SYSTEM = "messaging.system"
+OPERATION_NAME = "messaging.operation.name"
+OPERATION_TYPE = "messaging.operation.type"
+DESTINATION_NAME = "messaging.destination.name"
+CONSUMER_GROUP = "messaging.consumer.group.name"
+MESSAGE_ID = "messaging.message.id"
+CONVERSATION_ID = "messaging.message.conversation_id"
+BATCH_COUNT = "messaging.batch.message_count"
+ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
+
+# Attributes that are not only about messages
+ERROR_TYPE = "error.type"
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
+FUNCTION_NAME = "code.function.name"
+
+ERROR_OTHER = "_OTHER"
+"""The `error.type` of a failure that has no type."""
+
+# What OPERATION_TYPE can be
+CREATE = "create"
+SEND = "send"
+RECEIVE = "receive"
+PROCESS = "process"
+SETTLE = "settle"
+
+# Ours: what the conventions have no name for
+KIND = "ecotone.message.kind"
+"""`command`, `query` or `event`."""
+TYPE = "ecotone.message.type"
+"""The name of the message's type."""
+KEY = "ecotone.message.key"
+"""The key that a message was sent to."""
+ENDPOINT = "ecotone.endpoint"
+"""The id of the handler."""
+ATTEMPT = "ecotone.attempt"
+"""Which attempt it is to handle a message: 1 is the first one."""
+CHANNEL = "ecotone.channel"
+"""The name of the channel, as the application knows it."""
+
+EVENT_STORE = "ecotone_event_store"
+"""The SYSTEM of stored events, which come to a projection through no channel."""

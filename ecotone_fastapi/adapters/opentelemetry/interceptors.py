@@ -1,0 +1,224 @@
+"""The spans around single messages: on a bus, in a handler, on their way into a channel, and out of it."""
+
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any, Literal
+
+from opentelemetry import trace
+from opentelemetry.context import attach, create_key, detach, get_current, get_value, set_value
+from opentelemetry.trace import Span, SpanKind, Tracer, set_span_in_context
+
+from ecotone_fastapi.adapters.opentelemetry import conventions
+from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
+from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, identity, joined, note_failure
+from ecotone_fastapi.core import (
+    Assembly,
+    Call,
+    Channel,
+    Endpoint,
+    HeaderName,
+    Kind,
+    Proceed,
+    current_message,
+    destination_of,
+)
+from ecotone_fastapi.core.message import name_of
+from ecotone_fastapi.messaging.dead_letter import failed_attempts
+from ecotone_fastapi.messaging.outbox import ThroughOutbox
+from ecotone_fastapi.messaging.transactions import Outgoing
+
+ProcessParent = Literal["creation", "link"]
+"""Whether handling a message belongs to the trace that created it, or is only linked to it."""
+
+Described = tuple[str, dict[str, str | int]]
+"""The name of a span, and the attributes that are the same each time."""
+
+_VERBS = {Kind.COMMAND: "send", Kind.QUERY: "ask", Kind.EVENT: "publish"}
+_SENDING = create_key("ecotone-sending")
+
+
+def is_sending() -> bool:
+    """Whether the span of a message that is sent at once stands for the sending itself."""
+    return get_value(_SENDING) is not None
+
+
+class _Process:
+    """A message that is being processed."""
+
+    __slots__ = ("reached", "span")
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.reached = False
+
+
+# Set in the task of each message.
+_processing: ContextVar[_Process] = ContextVar("ecotone_processing")
+
+
+class Interceptors:
+    """What the plugin puts around messages, all of it as small as a hot path wants it.
+
+    Args:
+        assembly: The application.
+        tracer: Makes the spans.
+        propagation: Writes their context into messages.
+        process_parent: See `Tracing`.
+    """
+
+    def __init__(
+        self, assembly: Assembly, tracer: Tracer, propagation: Propagation, process_parent: ProcessParent
+    ) -> None:
+        self._gateway = assembly.gateway
+        self._channels = assembly.channels
+        self._tracer = tracer
+        self._propagation = propagation
+        self._joins_creation = process_parent == "creation"
+        self._handlers: dict[str, Described] = {}
+        self._channels_described: dict[tuple[str, str], Described] = {}
+
+    async def dispatch(self, call: Call, proceed: Proceed) -> Any:
+        """Open a span around a message on a bus, and all that happens until its unit of work is over."""
+        message, kind = call.message, call.kind
+        if kind is None or kind is Kind.INTERNAL:  # the framework's own: projections and the like
+            return await proceed(call)
+        payload_type: Any = type(message.payload)
+        name, attributes = _dispatched(kind, payload_type, call.key)
+        # Whoever has lost the context, or brings one from elsewhere, may have it in the message.
+        context = get_current()
+        if not trace.get_current_span(context).get_span_context().is_valid:
+            context = self._propagation.read(message.headers)
+        span = self._tracer.start_span(name, context, attributes={**attributes, **identity(message)})
+        token = attach(set_span_in_context(span, context))
+        try:
+            return await proceed(call)
+        except BaseException as error:
+            note_failure(span, error)
+            raise
+        finally:
+            detach(token)
+            span.end()
+
+    async def handle(self, call: Call, proceed: Proceed) -> Any:
+        """Open a span around the handler, and let what it sends and stores tell where it came from."""
+        endpoint, message = call.endpoint, call.message
+        assert endpoint is not None
+        known = self._handlers.get(endpoint.id)
+        if known is None:
+            known = self._handlers[endpoint.id] = _handled(endpoint)
+        span = self._tracer.start_span(known[0], attributes=known[1])
+        context = set_span_in_context(span)
+        carrier = self._propagation.carrier(context)
+        told = self._propagation.renewed(message, carrier)
+        cause = current_message()
+        if cause is not None:
+            self._gateway.standing_for(told if cause is message else self._propagation.renewed(cause, carrier))
+        token = attach(context)
+        try:
+            return await proceed(call.saying(told))
+        except BaseException as error:
+            note_failure(span, error, traceback=True)
+            raise
+        finally:
+            detach(token)
+            span.end()
+            if cause is not None:
+                self._gateway.standing_for(cause)
+
+    async def send(self, call: Call, proceed: Proceed) -> Any:
+        """Write into a message where it was created: in a span that is the sending if it leaves at once."""
+        assert call.channel is not None
+        channel = self._channels.get(call.channel)
+        waits = call.scope.state.get(Outgoing) is not None or isinstance(channel, ThroughOutbox)
+        operation = conventions.CREATE if waits else conventions.SEND
+        name, attributes = self._at(call.channel, operation)
+        span = self._tracer.start_span(
+            name, kind=SpanKind.PRODUCER, attributes={**attributes, **identity(call.message)}
+        )
+        context = set_span_in_context(span)
+        message = self._propagation.renewed(call.message, self._propagation.carrier(context))
+        token = attach(context if waits else set_value(_SENDING, True, context))
+        try:
+            return await proceed(call.saying(message))
+        except BaseException as error:
+            note_failure(span, error)
+            raise
+        finally:
+            detach(token)
+            span.end()
+
+    async def process(self, call: Call, proceed: Proceed) -> Any:
+        """Open a span around a message that was received, in the trace that has created it."""
+        assert call.channel is not None
+        message, delivery = call.message, call.delivery
+        creation = self._propagation.read(message.headers)
+        link = self._propagation.link_to(message)
+        context = creation if self._joins_creation and not ambient() else joined(creation, get_current())
+        name, attributes = self._at(call.channel, conventions.PROCESS)
+        attributes = {**attributes, **identity(message)}
+        endpoint = message.headers.get(HeaderName.endpoint)
+        if endpoint is not None:
+            attributes[conventions.CONSUMER_GROUP] = endpoint
+        if delivery is not None:
+            attributes[conventions.ATTEMPT] = failed_attempts(delivery) + 1
+        links = [] if link is None else [link]
+        span = self._tracer.start_span(name, context, SpanKind.CONSUMER, attributes, links)
+        processing = _Process(span)
+        known = _processing.set(processing)
+        token = attach(set_span_in_context(span, context))
+        try:
+            result = await proceed(call)
+            if not processing.reached:  # given up before it was tried: it may be killing its consumers
+                span.set_attribute(conventions.ERROR_TYPE, conventions.ERROR_OTHER)
+            return result
+        except BaseException as error:
+            note_failure(span, error)
+            raise
+        finally:
+            detach(token)
+            span.end()
+            _processing.reset(known)
+
+    async def note(self, call: Call, proceed: Proceed) -> Any:
+        """Note on the span of a received message why it has failed, before somebody decides what becomes of it."""
+        processing = _processing.get(None)
+        if processing is None:
+            return await proceed(call)
+        processing.reached = True
+        try:
+            return await proceed(call)
+        except Exception as error:
+            note_failure(processing.span, error)
+            raise
+
+    def _at(self, channel: str, operation: str) -> Described:
+        """Describe an operation at a channel; once, for an adapter has to ask itself where its messages are."""
+        known = self._channels_described.get((channel, operation))
+        if known is None:
+            found: Channel | None = self._channels.get(channel)
+            sending = operation != conventions.PROCESS
+            if sending and isinstance(found, ThroughOutbox):  # where it is going, not where it waits
+                found = found.channel
+            destination = destination_of(found, channel, sending=sending)
+            attributes = {**about(destination, operation, operation), conventions.CHANNEL: channel}
+            known = self._channels_described[channel, operation] = (f"{operation} {destination.name}", attributes)
+        return known
+
+
+@lru_cache(maxsize=1024)
+def _dispatched(kind: Kind, type_: type[Any], key: str | None) -> Described:
+    attributes: dict[str, str | int] = {conventions.KIND: kind.value, conventions.TYPE: name_of(type_)}
+    if key is not None:
+        attributes[conventions.KEY] = key
+    return f"{_VERBS[kind]} {key or type_.__name__}", attributes
+
+
+def is_of_users(endpoint: Endpoint) -> bool:
+    """Whether a handler is anybody's business: what the framework sends to itself is none."""
+    return endpoint.kind is not Kind.INTERNAL or not endpoint.function.__module__.startswith("ecotone_fastapi.")
+
+
+def _handled(endpoint: Endpoint) -> Described:
+    function = endpoint.function
+    name = f"{function.__module__}.{getattr(function, '__qualname__', endpoint.label)}"
+    return f"handle {endpoint.label}", {conventions.ENDPOINT: endpoint.id, conventions.FUNCTION_NAME: name}

@@ -1,0 +1,111 @@
+"""The context of a trace on its way: as plain texts in the headers of messages.
+
+By default these are `traceparent`, `tracestate` and `baggage` of the W3C. What somebody else has written there may be
+anything: it never fails a message, and what cannot be read begins a new trace.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Getter, TextMapPropagator
+from opentelemetry.trace import Link, SpanContext
+
+from ecotone_fastapi.adapters.opentelemetry import conventions
+from ecotone_fastapi.core import HeaderName, Message
+
+P = TypeVar("P")
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
+
+LONGEST = 8192
+"""Characters of a header that are read: as many as the W3C allows for baggage. A longer one is taken for broken."""
+MOST_LINKS = 128
+"""How many links a span has at most: as many as the SDK keeps by default."""
+
+
+class _Headers(Getter[Mapping[str, Any]]):
+    """Reads headers of messages, also those of a foreign channel that are bytes."""
+
+    def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
+        value = carrier.get(key)
+        if isinstance(value, bytes | bytearray | memoryview):
+            value = bytes(value).decode("ascii", "replace")
+        return [value] if isinstance(value, str) and len(value) <= LONGEST else None
+
+    def keys(self, carrier: Mapping[str, Any]) -> list[str]:
+        return list(carrier)
+
+
+_HEADERS = _Headers()
+
+
+class Propagation:
+    """Writes the context of a trace into messages, and reads it there.
+
+    Args:
+        propagator: How it is written; that of the process unless told otherwise, which follows `OTEL_PROPAGATORS`.
+
+    Attributes:
+        fields: The headers that it writes.
+
+    Example:
+        >>> broken = Message(b"", {"traceparent": "00-what?"})
+        >>> Propagation().creation_of(broken).is_valid
+        False
+    """
+
+    def __init__(self, propagator: TextMapPropagator | None = None) -> None:
+        self._propagator: TextMapPropagator = propagator or propagate.get_global_textmap()
+        self.fields: frozenset[str] = frozenset(self._propagator.fields)
+
+    def read(self, headers: Mapping[str, str]) -> Context:
+        """Return what headers say about a trace and its baggage, and nothing else."""
+        if not any(name in headers for name in self.fields):
+            return Context()
+        try:
+            return self._propagator.extract(headers, Context(), _HEADERS)
+        except Exception as error:  # whatever was written there, and whoever reads it: a message is worth more
+            logger.warning("the headers of message %s tell no trace: %r", headers.get(HeaderName.id), error)
+            return Context()
+
+    def creation_of(self, message: Message[Any]) -> SpanContext:
+        """Return the context in which a message was created; an invalid one when it does not say."""
+        return trace.get_current_span(self.read(message.headers)).get_span_context()
+
+    def carrier(self, context: Context | None = None) -> dict[str, str]:
+        """Return the headers that tell of a context; of the current one unless told otherwise."""
+        headers: dict[str, str] = {}
+        self._propagator.inject(headers, context)
+        return headers
+
+    def renewed(self, message: Message[P], carrier: Mapping[str, str]) -> Message[P]:
+        """Return a message that tells of another context, and no longer of the one that it has inherited."""
+        headers = message.headers
+        stale = [name for name in self.fields if name not in carrier and name in headers]
+        if stale:
+            message = message.without_headers(stale)
+        return message.with_headers(carrier)
+
+    def link_to(self, message: Message[Any]) -> Link | None:
+        """Return a link to where a message was created; `None` when it does not say."""
+        creation = self.creation_of(message)
+        return _linked(creation, message) if creation.is_valid else None
+
+    def links_to(self, messages: "list[Message[Any]]") -> list[Link]:
+        """Return links to where messages were created, each place once, and at most `MOST_LINKS`."""
+        links: dict[tuple[int, int], Link] = {}
+        for message in messages:
+            link = self.link_to(message)
+            if link is not None:
+                links.setdefault((link.context.trace_id, link.context.span_id), link)
+            if len(links) == MOST_LINKS:
+                break
+        return list(links.values())
+
+
+def _linked(creation: SpanContext, message: Message[Any]) -> Link:
+    id_ = message.headers.get(HeaderName.id)
+    return Link(creation, {conventions.MESSAGE_ID: id_} if id_ is not None else None)

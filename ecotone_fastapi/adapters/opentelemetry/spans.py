@@ -1,0 +1,93 @@
+"""What spans say: where something is done with which message, and why it has failed."""
+
+import logging
+from typing import Any
+
+from opentelemetry import baggage, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, Status, StatusCode
+
+from ecotone_fastapi.adapters.opentelemetry import conventions
+from ecotone_fastapi.core import Destination, HeaderName, Message
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
+
+_LONGEST_TEXT = 1000  # characters of an error; a span is not the place for a payload
+
+
+def about(destination: Destination, name: str, type_: str) -> dict[str, str | int]:
+    """Return the attributes of an operation at a destination.
+
+    Args:
+        destination: Where it is done.
+        name: What it is called here.
+        type_: What it is in the conventions.
+    """
+    attributes: dict[str, str | int] = {
+        conventions.SYSTEM: destination.system,
+        conventions.OPERATION_NAME: name,
+        conventions.OPERATION_TYPE: type_,
+        conventions.DESTINATION_NAME: destination.name,
+    }
+    if destination.address is not None:
+        attributes[conventions.SERVER_ADDRESS] = destination.address
+        if destination.port is not None:
+            attributes[conventions.SERVER_PORT] = destination.port
+    if destination.routing_key is not None:
+        attributes[conventions.ROUTING_KEY] = destination.routing_key
+    return attributes
+
+
+def identity(message: Message[Any]) -> dict[str, str | int]:
+    """Return the attributes that tell which message it is."""
+    told = (
+        (conventions.MESSAGE_ID, message.headers.get(HeaderName.id)),
+        (conventions.CONVERSATION_ID, message.headers.get(HeaderName.correlation_id)),
+    )
+    return {name: value for name, value in told if value is not None}
+
+
+def ambient() -> bool:
+    """Whether something is going on that a span can be part of: a request, for example, but no span that has ended.
+
+    A consumer that is started while the application starts has the span of that in its context for ever.
+    """
+    span = trace.get_current_span()
+    context = span.get_span_context()
+    return context.is_valid and (span.is_recording() or context.is_remote or not context.trace_flags.sampled)
+
+
+def joined(creation: Context, current: Context) -> Context:
+    """Return the current context with the baggage of a message."""
+    for name, value in baggage.get_all(creation).items():
+        current = baggage.set_baggage(name, value, current)
+    return current
+
+
+def type_of(error: BaseException) -> str:
+    """Return what the attribute `error.type` says of an exception."""
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def note_failure(span: Span, error: BaseException, *, traceback: bool = False) -> None:
+    """Note on a span that what it stands for has failed.
+
+    Args:
+        span: The span.
+        error: Why.
+        traceback: Whether its traceback is kept, too: where the error was raised, not on all spans that it passes.
+    """
+    if not span.is_recording():
+        return
+    try:
+        text = str(error)
+    except Exception as failure:
+        text = f"(its text cannot be told: {type(failure).__name__})"
+    span.set_attribute(conventions.ERROR_TYPE, type_of(error))
+    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {text}"[:_LONGEST_TEXT]))
+    if traceback:
+        try:
+            span.record_exception(error)
+        except Exception as failure:  # it asks the error for its text, too
+            logger.debug("%s is not recorded: %r", type_of(error), failure)

@@ -1,0 +1,90 @@
+"""`Tracing`: one trace from the HTTP request to the last asynchronous effect.
+
+    ecotone = Ecotone([OrderService], channels=[orders], plugins=[database, Tracing()])
+
+Only the API of OpenTelemetry is used here: which spans are kept, and who gets them, is for the provider to say.
+"""
+
+import logging
+from importlib.metadata import version
+
+from opentelemetry import trace
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.trace import NoOpTracer, ProxyTracer, TracerProvider
+
+from ecotone_fastapi.adapters.opentelemetry.conventions import SCHEMA_URL, SCOPE
+from ecotone_fastapi.adapters.opentelemetry.interceptors import Interceptors, ProcessParent, is_of_users
+from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
+from ecotone_fastapi.adapters.opentelemetry.watching import Watching
+from ecotone_fastapi.core import Assembly, Order, Stage
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
+
+
+class Tracing:
+    """The plugin that traces messages, in the semantic conventions of OpenTelemetry.
+
+    There is a span around each message on a bus until its unit of work is over (`send PlaceOrder`), around each run of
+    a handler (`handle OrderService.place_order`), where a message for a channel is made (`create orders`) and handed
+    over (`send orders`), around a received message with all that is decided about it (`process orders`), where it is
+    settled (`ack orders`), and around each batch of a projection (`project balances`).
+
+    The context of `create` travels in the headers of the message, as plain texts, through databases and brokers. It is
+    never replaced on the way: retries, dead letters and replays are found by it. Stored events have that of the handler
+    that has stored them. Batches are linked to what they are made of and belong to none of it.
+
+    The provider is looked for when the application starts. When there is none by then, nothing is plugged in.
+
+    Args:
+        provider: Makes the spans; that of the process unless told otherwise.
+        propagator: Writes headers; that of the process unless told otherwise.
+        process_parent: With `creation`, handling a message is part of the trace that has created it, unless something
+            else is going on where it is received; with `link` it is always a trace of its own, with a link.
+        receive: Whether there are spans of receiving, too: of what is received, not of waiting for it.
+
+    Example:
+        >>> from ecotone_fastapi import Ecotone
+        >>> ecotone = Ecotone([], plugins=[Tracing()])
+    """
+
+    def __init__(
+        self,
+        provider: TracerProvider | None = None,
+        *,
+        propagator: TextMapPropagator | None = None,
+        process_parent: ProcessParent = "creation",
+        receive: bool = False,
+    ) -> None:
+        self._provider = provider
+        self._propagator = propagator
+        self._process_parent: ProcessParent = process_parent
+        self._receive = receive
+
+    def __repr__(self) -> str:
+        return f"Tracing(process_parent={self._process_parent!r})"
+
+    def install(self, assembly: Assembly) -> None:
+        """Stand around messages at all four stages, and watch the work on channels; if anybody wants to know."""
+        tracer = trace.get_tracer(SCOPE, version("ecotone-fastapi"), self._provider, SCHEMA_URL)
+        if isinstance(tracer, NoOpTracer | ProxyTracer):
+            logger.info("nothing is traced: there is no provider of OpenTelemetry")
+            return
+        propagation = Propagation(self._propagator)
+        around = Interceptors(assembly, tracer, propagation, self._process_parent)
+        assembly.add_interceptor(around.dispatch, stage=Stage.DISPATCH, order=Order.TRACING)
+        # Just inside of what sends a message away: only where the handler really runs.
+        inside = Order.ASYNCHRONOUS + 1
+        assembly.add_interceptor(around.handle, stage=Stage.HANDLE, order=inside, when=is_of_users)
+        assembly.add_interceptor(around.send, stage=Stage.SEND, order=Order.TRACING)
+        assembly.add_interceptor(around.process, stage=Stage.RECEIVE, order=Order.TRACING)
+        # Just inside of those who judge a failure: they swallow it.
+        assembly.add_interceptor(around.note, stage=Stage.RECEIVE, order=Order.FAILURE + 2)
+        assembly.add_watcher(
+            Watching(
+                tracer,
+                propagation,
+                assembly.gateway.clock,
+                joins=self._process_parent == "creation",
+                receive=self._receive,
+            )
+        )

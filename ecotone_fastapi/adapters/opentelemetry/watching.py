@@ -1,0 +1,124 @@
+"""The spans around work on channels: what is sent, received and settled in batches, and what projections read."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import Link, SpanKind, Tracer
+
+from ecotone_fastapi.adapters.opentelemetry import conventions
+from ecotone_fastapi.adapters.opentelemetry.interceptors import is_sending
+from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
+from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, identity, note_failure
+from ecotone_fastapi.core import Clock, Destination, HeaderName, Message, Operation, Work, destination_of
+
+_TYPES = {
+    Operation.SEND: conventions.SEND,
+    Operation.RECEIVE: conventions.RECEIVE,
+    Operation.SETTLE: conventions.SETTLE,
+    Operation.PROCESS: conventions.PROCESS,
+}
+_FRESH = timedelta(minutes=1)  # a projection that is rebuilt does not reach into the traces of the past
+
+
+class Watching:
+    """What the plugin sees of work on channels. One operation is one span, however many messages it is about.
+
+    Args:
+        tracer: Makes the spans.
+        propagation: Reads where messages were created.
+        clock: What time it is.
+        joins: Whether what is done with a single message belongs to the trace that has created it.
+        receive: Whether there are spans of receiving.
+    """
+
+    def __init__(self, tracer: Tracer, propagation: Propagation, clock: Clock, *, joins: bool, receive: bool) -> None:
+        self._tracer = tracer
+        self._propagation = propagation
+        self._clock = clock
+        self._joins = joins
+        self._receive = receive
+
+    @contextmanager
+    def watch(self, work: Work) -> Iterator[None]:
+        """Open a span around the work; what is received has one when it is there."""
+        if work.operation is Operation.RECEIVE:
+            with self._receiving(work):
+                yield
+        elif work.operation is Operation.SEND and is_sending():
+            yield
+        else:
+            with self._spanning(work):
+                yield
+
+    @contextmanager
+    def _receiving(self, work: Work) -> Iterator[None]:
+        if not self._receive:
+            yield
+            return
+        began_at, failure = time.time_ns(), None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            if work.messages or failure is not None:
+                links = self._propagation.links_to(list(work.messages))
+                name, attributes = _described(work)
+                span = self._tracer.start_span(name, None, SpanKind.CLIENT, attributes, links, began_at)
+                if failure is not None:
+                    note_failure(span, failure)
+                span.end()
+
+    @contextmanager
+    def _spanning(self, work: Work) -> Iterator[None]:
+        name, attributes = _described(work)
+        links = self._propagation.links_to(list(work.messages))
+        kind = SpanKind.CONSUMER if work.operation is Operation.PROCESS else SpanKind.CLIENT
+        span = self._tracer.start_span(name, self._parent_of(work, links), kind, attributes, links)
+        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            try:
+                yield
+            except BaseException as error:
+                note_failure(span, error, traceback=work.operation is Operation.PROCESS)
+                raise
+
+    def _parent_of(self, work: Work, links: list[Link]) -> Context:
+        current = get_current()
+        # Relays send what they know nothing about; who handles or settles a message is part of its story.
+        if not self._joins or work.operation is Operation.SEND or len(links) != 1 or ambient():
+            return current
+        if work.operation is Operation.PROCESS and not self._is_fresh(work.messages[0]):
+            return current
+        if work.operation is Operation.SETTLE and len(work.messages) > 1:
+            return current
+        return self._propagation.read(work.messages[0].headers)
+
+    def _is_fresh(self, message: Message[Any]) -> bool:
+        try:
+            made_at = datetime.fromisoformat(message.headers.get(HeaderName.timestamp, ""))
+            return self._clock.now() - made_at < _FRESH
+        except (ValueError, TypeError):  # written by somebody else
+            return False
+
+
+def _described(work: Work) -> tuple[str, dict[str, str | int]]:
+    if work.operation is Operation.PROCESS:
+        destination = Destination(system=conventions.EVENT_STORE, name=work.place)
+    else:
+        destination = destination_of(work.channel, work.place, sending=work.operation is Operation.SEND)
+    attributes = about(destination, work.name, _TYPES[work.operation])
+    if work.channel is not None:
+        attributes[conventions.CHANNEL] = work.channel.name
+    if work.operation is Operation.PROCESS:
+        attributes[conventions.CONSUMER_GROUP] = work.place
+    if len(work.messages) == 1:
+        attributes.update(identity(work.messages[0]))
+    elif work.messages:
+        attributes[conventions.BATCH_COUNT] = len(work.messages)
+    return f"{work.name} {destination.name}", attributes

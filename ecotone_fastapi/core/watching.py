@@ -1,0 +1,107 @@
+"""What can be watched besides the four stages: the work on channels itself, which comes in batches.
+
+A message is sent, received and settled together with others, often outside of any handler: no interceptor sees that.
+
+>>> class Counting:
+...     @contextmanager
+...     def watch(self, work):
+...         yield
+...         print(work.operation, work.name, len(work.messages))
+>>> watched = Watching((Counting(),))
+>>> with watched.during(Operation.SEND, "send", "orders", [Message(b"1", {}), Message(b"2", {})]):
+...     pass
+send send 2
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.core.message import Message
+
+
+class Operation(StrEnum):
+    """What is done with messages."""
+
+    SEND = "send"
+    RECEIVE = "receive"
+    SETTLE = "settle"
+    PROCESS = "process"
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One operation on messages of one place.
+
+    Args:
+        operation: What is done.
+        name: What it is called there: `send`, `receive`, `ack`, `nack`, `project`.
+        place: The name of the channel, or of the projection.
+        messages: The messages; of those that are received, none until they are there.
+        channel: The channel, where there is one.
+    """
+
+    operation: Operation
+    name: str
+    place: str
+    messages: Sequence[Message[Any]]
+    channel: Channel | None = None
+
+
+class Watcher(Protocol):
+    """Is told about work on messages: for traces, metrics and the like."""
+
+    def watch(self, work: Work) -> AbstractContextManager[object]:
+        """Return what is entered before the work, in the task that does it, and left after it with its error, if any.
+
+        It is called for every operation and must be quick. What it raises fails the work, so it should raise nothing.
+        """
+        ...
+
+
+class Watching:
+    """All watchers of an application.
+
+    Args:
+        watchers: The watchers; the first one is outermost.
+    """
+
+    def __init__(self, watchers: Sequence[Watcher] = ()) -> None:
+        self._watchers: tuple[Watcher, ...] = tuple(watchers)
+
+    def __bool__(self) -> bool:
+        """Whether anybody watches: who has to prepare something for them can save the effort."""
+        return bool(self._watchers)
+
+    def during(
+        self,
+        operation: Operation,
+        name: str,
+        place: str,
+        messages: Sequence[Message[Any]],
+        channel: Channel | None = None,
+    ) -> AbstractContextManager[Work]:
+        """Let all watch while the block does the work.
+
+        Args:
+            operation: What is done.
+            name: What it is called there.
+            place: The name of the channel, or of the projection.
+            messages: The messages; what is received is set in the block.
+            channel: The channel, where there is one.
+        """
+        work = Work(operation, name, place, messages, channel)
+        if not self._watchers:
+            return nullcontext(work)
+        return _watched(self._watchers, work)
+
+
+@contextmanager
+def _watched(watchers: Sequence[Watcher], work: Work) -> Iterator[Work]:
+    with ExitStack() as stack:
+        for watcher in watchers:
+            stack.enter_context(watcher.watch(work))
+        yield work
