@@ -94,6 +94,18 @@ async function told(response) {
   return detail === undefined ? `${response.status} ${response.statusText}`.trim() : JSON.stringify(detail);
 }
 
+/** Returns all items of a list that comes in pages. */
+export async function getAll(path, signal) {
+  const items = [];
+  let after = null;
+  do {
+    const page = await get(path, { after }, signal);
+    items.push(...page.items);
+    after = page.next;
+  } while (after !== null);
+  return items;
+}
+
 export const get = (path, query, signal) => ask("GET", path, { query, signal });
 export const post = (path, body) => ask("POST", path, { body });
 export const remove = (path) => ask("DELETE", path);

@@ -1,6 +1,6 @@
 // The dead letter: which messages were given up, and what is done about many of them.
 
-import { get, post } from "./api.js";
+import { get, getAll, post } from "./api.js";
 import { attempt, confirm, notice } from "./dialogs.js";
 import { Keyed, button, el, say } from "./dom.js";
 import { filterAddress, filterForm, inWords } from "./dead_letter_filter.js";
@@ -68,8 +68,7 @@ class List {
 
   async suggest() {
     try {
-      const handlers = await get("handlers", {}, this.request.signal);
-      const ids = (handlers.items ?? handlers).map((one) => one.id);
+      const ids = (await getAll("handlers", this.request.signal)).map((one) => one.id);
       this.filter.suggest(ids, (this.live.overview?.channels ?? []).map((one) => one.name));
     } catch {
       return; // suggestions are a comfort; what is wrong is told where the list is loaded

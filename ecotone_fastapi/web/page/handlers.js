@@ -1,6 +1,6 @@
 // All handlers.
 
-import { get } from "./api.js";
+import { getAll } from "./api.js";
 import { el, say } from "./dom.js";
 import { several, shortName } from "./format.js";
 import { cell, rowHead, table } from "./tables.js";
@@ -29,9 +29,9 @@ export function open(place) {
   };
   search.addEventListener("input", show);
   search.form.addEventListener("submit", (event) => event.preventDefault());
-  get("handlers", {}, request.signal).then(
+  getAll("handlers", request.signal).then(
     (found) => {
-      rows = (found.items ?? found).map(makeRow);
+      rows = found.map(makeRow);
       made.body.append(...rows.map((row) => row.node));
       show();
     },
@@ -41,7 +41,7 @@ export function open(place) {
 }
 
 function makeRow(one) {
-  const channels = (one.channels ?? []).join(" → ");
+  const channels = one.channels.join(" → ");
   const node = el(
     "tr",
     {},

@@ -3,9 +3,10 @@
 import { address, door, get } from "./api.js";
 
 // How often news come, when the address of the page says so: page?seconds=10. The server has its own idea otherwise.
-const INTERVAL = new URLSearchParams(location.search).get("seconds");
+const WISH = Number(new URLSearchParams(location.search).get("seconds"));
+const INTERVAL = WISH > 0 ? Math.min(10, Math.max(0.2, WISH)) : null;
 // Milliseconds without news after which the connection counts as lost; unless told otherwise, news come every 2 s.
-const SILENCE = 8000 + 2000 * (Number(INTERVAL) || 0);
+const SILENCE = 8000 + 2000 * (INTERVAL ?? 0);
 const AGAIN = [300, 1000, 2000, 4000, 8000]; // milliseconds before each attempt to connect anew
 
 /**

@@ -177,7 +177,9 @@ class Shop:
 
     # What happens in it
 
-    async def charge(self, *orders: str, amount: int = 5, note: str = "", headers: dict[str, Any] | None = None) -> None:
+    async def charge(
+        self, *orders: str, amount: int = 5, note: str = "", headers: dict[str, Any] | None = None
+    ) -> None:
         """Charge cards, and wait until that has gone as well as it can."""
         before = await self.parked()
         for order in orders:

@@ -119,7 +119,9 @@ async def test_script_tags_in_payloads_headers_and_errors_are_only_shown(shop: S
     assert await page.locator("#view script, #view img").count() == 0
 
 
-async def test_a_script_that_comes_into_the_page_could_neither_run_nor_tell_anybody(shop: Shop, browser: Browser) -> None:
+async def test_a_script_that_comes_into_the_page_could_neither_run_nor_tell_anybody(
+    shop: Shop, browser: Browser
+) -> None:
     # The policy is the second wall: here the first one is torn down on purpose.
     page = await browser.new_page()
     await page.goto(shop.address)

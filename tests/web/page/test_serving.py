@@ -96,7 +96,16 @@ def test_the_page_is_no_part_of_the_schema() -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_makes_no_markup_and_runs_no_text(name: str) -> None:
     text = parts()[name].content.decode()
-    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "srcdoc", ".style."):
+    for way in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        "srcdoc",
+        ".style.",
+    ):
         assert way not in text, way
 
 
@@ -111,7 +120,11 @@ def test_nothing_is_loaded_from_elsewhere(name: str) -> None:
 def test_a_script_imports_what_is_there(name: str) -> None:
     text = parts()[name].content.decode()
     for names, module in re.findall(r"^import \{ ([^}]+) \} from \"\./([\w.]+)\";$", text, re.MULTILINE):
-        exported = set(re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", parts()[module].content.decode(), re.MULTILINE))
+        exported = set(
+            re.findall(
+                r"^export (?:async )?(?:function|class|const) (\w+)", parts()[module].content.decode(), re.MULTILINE
+            )
+        )
         assert set(names.split(", ")) <= exported
     used = re.sub(r"^import .*$", "", text, flags=re.MULTILINE)
     for names in re.findall(r"^import \{ ([^}]+) \}", text, re.MULTILINE):

@@ -32,10 +32,12 @@ CONTRAST = """() => {
     const told = [];
     for (const node of document.querySelectorAll("body *")) {
         const own = [...node.childNodes].some(one => one.nodeType === Node.TEXT_NODE && one.textContent.trim());
-        if (!own || !node.checkVisibility() || node.closest(":disabled, option, .skip, .unseen, caption, noscript, svg")) continue;
+        const elsewhere = ":disabled, option, .skip, .unseen, caption, noscript, svg";
+        if (!own || !node.checkVisibility() || node.closest(elsewhere)) continue;
         const [one, other] = [luminance(getComputedStyle(node).color), luminance(ground(node))].sort((a, b) => b - a);
         const contrast = (one + 0.05) / (other + 0.05);
-        if (contrast < 4.5) told.push(`${node.tagName}.${node.className} ${node.textContent.slice(0, 30)}: ${contrast.toFixed(2)}`);
+        const name = `${node.tagName}.${node.className} ${node.textContent.slice(0, 30)}`;
+        if (contrast < 4.5) told.push(`${name}: ${contrast.toFixed(2)}`);
     }
     return told;
 }"""
