@@ -6,11 +6,20 @@ const TOO_OLD = 60; // seconds that a message may wait, or a projection be behin
 
 /**
  * @param {Object} now The overview.
+ * @param {Object<string, string>} servers How the servers are: "ok", or why not.
  * @returns {Array<{key: string, tone: string, text: string, section: string}>}
  */
-export function concerns(now) {
-  const found = [...ofRunnables(now), ...ofChannels(now), ...ofOutbox(now), ...ofMessages(now), ...ofProjections(now)];
+export function concerns(now, servers) {
+  const found = [...ofServers(servers), ...ofRunnables(now), ...ofChannels(now), ...ofOutbox(now), ...ofMessages(now), ...ofProjections(now)];
   return [...found.filter((one) => one.tone === "bad"), ...found.filter((one) => one.tone !== "bad")];
+}
+
+function* ofServers(servers) {
+  for (const [name, answer] of Object.entries(servers)) {
+    if (answer !== "ok") {
+      yield concern("bad", "channels", `The server ${name} does not answer: ${answer}`);
+    }
+  }
 }
 
 function* ofRunnables(now) {

@@ -25,7 +25,8 @@ class List {
     this.total = null;
     this.next = null;
     this.seen = null; // how many dead letters there were in all when this list was compared with that last
-    this.request = new AbortController();
+    this.life = new AbortController(); // of the list
+    this.request = new AbortController(); // of what it asks for at the moment
     this.filter = filterForm(query, () => this.refilter());
     this.counter = el("p", { class: "faint", id: "dead-letter-count" });
     this.stale = el("p", { class: "stale", hidden: true, role: "status" }, el("span"), button("Show it as it is now", () => this.load()));
@@ -63,12 +64,13 @@ class List {
   }
 
   close() {
+    this.life.abort();
     this.request.abort();
   }
 
   async suggest() {
     try {
-      const ids = (await getAll("handlers", this.request.signal)).map((one) => one.id);
+      const ids = (await getAll("handlers", this.life.signal)).map((one) => one.id);
       this.filter.suggest(ids, (this.live.overview?.channels ?? []).map((one) => one.name));
     } catch {
       return; // suggestions are a comfort; what is wrong is told where the list is loaded

@@ -1,5 +1,6 @@
 // The overview: what needs attention, and how much of everything there is.
 
+import { get } from "./api.js";
 import { channelTable } from "./channels.js";
 import { concerns } from "./concerns.js";
 import { Keyed, el, say, set } from "./dom.js";
@@ -71,8 +72,10 @@ function counted(count, more, tone) {
   return count.problem === null ? [number(count.count), more, count.count > 0 ? tone : null] : ["?", count.problem, "bad"];
 }
 
+const BETWEEN = 10000; // milliseconds after which the servers are asked again
+
 /** Shows the overview. */
-export function open(place) {
+export function open(place, { live }) {
   const list = el("ul", { class: "concerns", "aria-label": "What needs attention" });
   const keyed = new Keyed(list, (one) => one.key, makeConcern);
   const tiles = TILES.map(makeTile);
@@ -84,10 +87,31 @@ export function open(place) {
     el("h2", {}, "Channels"),
     channels.node,
   );
+  const request = new AbortController();
+  let servers = {};
+  const ask = async () => {
+    try {
+      servers = (await get("health", {}, request.signal)).servers;
+    } catch {
+      return; // what is wrong with the connection is told above
+    }
+    if (live.overview !== null) {
+      showConcerns(live.overview);
+    }
+  };
+  const showConcerns = (now) => {
+    const found = concerns(now, servers);
+    keyed.show(found.length > 0 ? found : [{ key: "", tone: "good", text: "Nothing needs attention.", section: null }]);
+  };
+  const timer = setInterval(ask, BETWEEN);
+  ask();
   return {
+    close: () => {
+      clearInterval(timer);
+      request.abort();
+    },
     update: (now) => {
-      const found = concerns(now);
-      keyed.show(found.length > 0 ? found : [{ key: "", tone: "good", text: "Nothing needs attention.", section: null }]);
+      showConcerns(now);
       for (const tile of tiles) {
         tile.update(now);
       }

@@ -48,6 +48,7 @@ async def test_the_list_is_filtered_by_handler_error_channel_and_text(shop: Shop
     await list_of(shop, page)
     counter = page.locator("#dead-letter-count")
     await expect(counter).to_have_text("3 messages")
+    await expect(page.locator("#known-handlers option[value=charge-card]")).to_have_count(1)
 
     for field, value, found in [
         ("Handler", "charge-card", 2),
