@@ -83,7 +83,7 @@ async function act(pressed, work, done) {
 
 function facts(found) {
   const link = (name, value, text = value) =>
-    value === null ? "unknown" : [el("span", {}, text), " ", el("a", { href: filterAddress({ [name]: value }) }, "all of these")];
+    value === null ? "unknown" : [el("span", {}, text), " ", el("a", { href: filterAddress({ [name]: value }), "aria-label": `All dead letters with the ${name} ${text}` }, "all of these")];
   const told = [
     ["Message", found.type ?? found.headers.type ?? NOTHING],
     ["Message id", found.message_id ?? found.headers.id ?? NOTHING],

@@ -47,7 +47,7 @@ function makeRow(one) {
     {},
     rowHead(el("a", { href: `#/handlers/${encodeURIComponent(one.id)}` }, one.label), one.id === one.label ? null : el("span", { class: "second mono" }, one.id)),
     cell("Handles", {}, one.kind),
-    cell("Message", { class: "wide" }, el("span", { title: one.route }, shortName(one.route)), el("span", { class: "second mono" }, one.route)),
+    cell("Message", { class: "wide" }, shortName(one.route), one.route !== shortName(one.route) && el("span", { class: "second mono" }, one.route)),
     cell("Channels", {}, channels || "in line"),
   );
   return { node, text: `${one.id} ${one.label} ${one.kind} ${one.route ?? ""} ${channels}`.toLowerCase() };
