@@ -74,6 +74,11 @@ export function notice(text, { bad = false } = {}) {
     el("span", {}, text),
     button("Close", closed, { class: "quiet" }),
   );
+  for (const before of place.children) {
+    if (before.firstElementChild.textContent === text) {
+      before.remove(); // said once more, not twice
+    }
+  }
   place.append(one);
   while (place.childElementCount > 4) {
     place.firstElementChild.remove();
