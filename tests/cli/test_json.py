@@ -95,6 +95,8 @@ APP = "shop:ecotone"
         ("status", APP),
         ("explain", APP, "Order.place"),
         ("diagram", APP),
+        ("asyncapi", APP),
+        ("asyncapi", APP, "--output", "asyncapi.json"),
         ("doctor", APP),
         ("migrate", APP),
         ("migrate", APP, "--check"),
