@@ -60,16 +60,46 @@ class Topology:
         except ChannelError as error:
             raise self._explained(error) from error
 
+    async def is_there(self, broker: Broker, wire: Wire) -> bool:
+        """Tell whether the queue is there, and as it should be; change nothing.
+
+        Raises:
+            ConfigurationError: It is there and not as it should be, or its exchange is not there.
+            ChannelError: The server cannot be reached.
+        """
+        try:
+            if self.exchange:
+                async with broker.talk(wire) as amqp:
+                    asking = amqp.exchange_declare(self.exchange, passive=True)
+                    await broker.ask(wire, asking, f"looking for exchange {self.exchange!r}")
+            try:
+                async with broker.talk(wire) as amqp:
+                    looking = amqp.queue_declare(self.queue, passive=True)
+                    await broker.ask(wire, looking, f"looking for queue {self.queue!r}")
+            except ChannelError as error:
+                if self.declare and isinstance(error.__cause__, ChannelNotFoundEntity):
+                    return False
+                raise
+            if self.declare:  # of one that is there, this compares the arguments
+                async with broker.talk(wire) as amqp:
+                    await broker.ask(wire, self._declare(amqp), f"comparing queue {self.queue!r}")
+        except ChannelError as error:
+            raise self._explained(error) from error
+        return True
+
     async def _prepare(self, amqp: AbstractChannel) -> None:
         if not self.declare:
             await amqp.queue_declare(self.queue, passive=True)
             return
+        await self._declare(amqp)
+        if self.exchange:
+            await amqp.queue_bind(self.queue, self.exchange, self.routing_key)
+
+    async def _declare(self, amqp: AbstractChannel) -> None:
         arguments: dict[str, Any] = {"x-queue-type": self.type}
         if self.type == "quorum":
             arguments["x-delivery-limit"] = NEVER_DROPPED
         await amqp.queue_declare(self.queue, durable=True, arguments={**arguments, **self.arguments})
-        if self.exchange:
-            await amqp.queue_bind(self.queue, self.exchange, self.routing_key)
 
     def _explained(self, error: ChannelError) -> ConfigurationError | ChannelError:
         """Tell what is wrong with the wiring from a server that is away."""
