@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ecotone_fastapi.cli.asyncapi import asyncapi
 from ecotone_fastapi.cli.deadletter import deadletter
 from ecotone_fastapi.cli.diagram import diagram
 from ecotone_fastapi.cli.doctor import doctor
@@ -74,6 +75,7 @@ commands.command("run")(run)
 commands.command("list")(list_)
 commands.command("explain")(explain)
 commands.command("diagram")(diagram)
+commands.command("asyncapi")(asyncapi)
 commands.command("doctor")(doctor)
 commands.command("migrate")(migrate)
 commands.command("pause")(pause)

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from ecotone_fastapi.web.operations.asyncapi import add_asyncapi
 from ecotone_fastapi.web.operations.channels import add_channels
 from ecotone_fastapi.web.operations.dead_letters import add_dead_letters
 from ecotone_fastapi.web.operations.edits import add_edits
@@ -14,6 +15,7 @@ from ecotone_fastapi.web.operations.opening import Operated, opened_to
 from ecotone_fastapi.web.operations.overviews import add_overview
 from ecotone_fastapi.web.operations.projections import add_projections
 from ecotone_fastapi.web.operations.scheduled import add_scheduled
+from ecotone_fastapi.web.page import add_page
 
 
 def operations_router(ecotone: Operated, dependencies: Sequence[Any] | None) -> APIRouter:
@@ -34,6 +36,8 @@ def operations_router(ecotone: Operated, dependencies: Sequence[Any] | None) -> 
         add_scheduled,
         add_projections,
         add_handlers,
+        add_asyncapi,
     ):
         add(router, ecotone)
+    add_page(router)
     return router
