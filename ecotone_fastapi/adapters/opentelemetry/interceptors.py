@@ -9,8 +9,8 @@ from opentelemetry.context import attach, create_key, detach, get_current, get_v
 from opentelemetry.trace import Span, SpanKind, Tracer, set_span_in_context
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
-from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
-from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, identity, joined, note_failure
+from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation, link_to
+from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identity, joined, note_failure
 from ecotone_fastapi.core import (
     Assembly,
     Call,
@@ -87,7 +87,7 @@ class Interceptors:
         # Whoever has lost the context, or brings one from elsewhere, may have it in the message.
         context = get_current()
         if not trace.get_current_span(context).get_span_context().is_valid:
-            context = self._propagation.read(message.headers)
+            context = self._propagation.read(message.headers, context)
         span = self._tracer.start_span(name, context, attributes={**attributes, **identity(message)})
         token = attach(set_span_in_context(span, context))
         try:
@@ -151,9 +151,14 @@ class Interceptors:
         """Open a span around a message that was received, in the trace that has created it."""
         assert call.channel is not None
         message, delivery = call.message, call.delivery
-        creation = self._propagation.read(message.headers)
-        link = self._propagation.link_to(message)
-        context = creation if self._joins_creation and not ambient() else joined(creation, get_current())
+        current = get_current()
+        creation = self._propagation.read(message.headers, detached(current))
+        created = trace.get_current_span(creation).get_span_context()
+        links = [link_to(created, message)] if created.is_valid else []
+        if ambient():
+            context = joined(creation, current)
+        else:
+            context = creation if self._joins_creation else set_span_in_context(trace.INVALID_SPAN, creation)
         name, attributes = self._at(call.channel, conventions.PROCESS)
         attributes = {**attributes, **identity(message)}
         endpoint = message.headers.get(HeaderName.endpoint)
@@ -161,7 +166,6 @@ class Interceptors:
             attributes[conventions.CONSUMER_GROUP] = endpoint
         if delivery is not None:
             attributes[conventions.ATTEMPT] = failed_attempts(delivery) + 1
-        links = [] if link is None else [link]
         span = self._tracer.start_span(name, context, SpanKind.CONSUMER, attributes, links)
         processing = _Process(span)
         known = _processing.set(processing)

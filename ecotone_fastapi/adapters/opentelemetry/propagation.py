@@ -61,15 +61,21 @@ class Propagation:
         self._propagator: TextMapPropagator = propagator or propagate.get_global_textmap()
         self.fields: frozenset[str] = frozenset(self._propagator.fields)
 
-    def read(self, headers: Mapping[str, str]) -> Context:
-        """Return what headers say about a trace and its baggage, and nothing else."""
+    def read(self, headers: Mapping[str, str], onto: Context | None = None) -> Context:
+        """Return a context with what headers say about a trace and its baggage.
+
+        Args:
+            headers: Of a message.
+            onto: The context that is returned otherwise; an empty one unless told.
+        """
+        context = Context() if onto is None else onto
         if not any(name in headers for name in self.fields):
-            return Context()
+            return context
         try:
-            return self._propagator.extract(headers, Context(), _HEADERS)
+            return self._propagator.extract(headers, context, _HEADERS)
         except Exception as error:  # whatever was written there, and whoever reads it: a message is worth more
             logger.warning("the headers of message %s tell no trace: %r", headers.get(HeaderName.id), error)
-            return Context()
+            return context
 
     def creation_of(self, message: Message[Any]) -> SpanContext:
         """Return the context in which a message was created; an invalid one when it does not say."""
@@ -89,23 +95,19 @@ class Propagation:
             message = message.without_headers(stale)
         return message.with_headers(carrier)
 
-    def link_to(self, message: Message[Any]) -> Link | None:
-        """Return a link to where a message was created; `None` when it does not say."""
-        creation = self.creation_of(message)
-        return _linked(creation, message) if creation.is_valid else None
-
     def links_to(self, messages: "list[Message[Any]]") -> list[Link]:
         """Return links to where messages were created, each place once, and at most `MOST_LINKS`."""
         links: dict[tuple[int, int], Link] = {}
         for message in messages:
-            link = self.link_to(message)
-            if link is not None:
-                links.setdefault((link.context.trace_id, link.context.span_id), link)
+            creation = self.creation_of(message)
+            if creation.is_valid:
+                links.setdefault((creation.trace_id, creation.span_id), link_to(creation, message))
             if len(links) == MOST_LINKS:
                 break
         return list(links.values())
 
 
-def _linked(creation: SpanContext, message: Message[Any]) -> Link:
+def link_to(creation: SpanContext, message: Message[Any]) -> Link:
+    """Return a link to where a message was created."""
     id_ = message.headers.get(HeaderName.id)
     return Link(creation, {conventions.MESSAGE_ID: id_} if id_ is not None else None)

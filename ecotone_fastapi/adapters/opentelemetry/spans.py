@@ -64,6 +64,11 @@ def joined(creation: Context, current: Context) -> Context:
     return current
 
 
+def detached(current: Context) -> Context:
+    """Return the current context without its span and its baggage: a message brings its own."""
+    return baggage.clear(trace.set_span_in_context(trace.INVALID_SPAN, current))
+
+
 def type_of(error: BaseException) -> str:
     """Return what the attribute `error.type` says of an exception."""
     cls = type(error)
