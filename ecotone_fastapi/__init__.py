@@ -20,6 +20,7 @@ from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, Consume
 from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, DeadLetterOffice, DeadLetters, ParkedMessage
 from ecotone_fastapi.messaging.deduplication import Deduplication, deduplicated
 from ecotone_fastapi.messaging.failures import Failures, on_failure
+from ecotone_fastapi.messaging.logs import MessageFields, message_fields
 from ecotone_fastapi.messaging.outbox import Outbox
 from ecotone_fastapi.messaging.policies import Backoff, DeadLetter, Discard, ErrorPolicy, Failure, Retry, Stop
 from ecotone_fastapi.messaging.protection import CircuitBreaker, Consumers
@@ -52,6 +53,7 @@ from ecotone_fastapi.modelling.upcasting import revision, upcaster
 from ecotone_fastapi.web import (
     CommandBus,
     CommandBusDep,
+    CorrelationMiddleware,
     DeadLettersDep,
     EventBus,
     EventBusDep,
@@ -77,6 +79,7 @@ __all__ = [
     "ConsumerSettings",
     "Consumers",
     "ConversionError",
+    "CorrelationMiddleware",
     "DeadLetter",
     "DeadLetterFilter",
     "DeadLetterOffice",
@@ -101,6 +104,7 @@ __all__ = [
     "HeaderName",
     "InstantRetries",
     "Message",
+    "MessageFields",
     "MessageHeader",
     "Outbox",
     "ParkedMessage",
@@ -138,6 +142,7 @@ __all__ = [
     "expiring",
     "identified",
     "internal_handler",
+    "message_fields",
     "message_name",
     "on_failure",
     "prioritized",

@@ -30,7 +30,7 @@ from ecotone_fastapi.core.gateway import Gateway, Overrides
 from ecotone_fastapi.core.injection import Injector
 from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin, Runnable
 from ecotone_fastapi.core.routing import Routing
-from ecotone_fastapi.core.supervision import Supervisor
+from ecotone_fastapi.core.supervision import RunnableHealth, Supervisor
 from ecotone_fastapi.messaging.asynchronous import Asynchronous, AsynchronousHandlers, runs_in_consumer
 from ecotone_fastapi.messaging.dead_letter import DeadLetterOffice, DeadLetters, DeadLetterStore
 from ecotone_fastapi.messaging.deduplication import Deduplication, DeduplicationStore
@@ -51,6 +51,7 @@ from ecotone_fastapi.modelling.projections import projection_mark
 from ecotone_fastapi.modelling.rebuilding import Projections
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import Background, SnapshotStore
+from ecotone_fastapi.operations.overview import Overview
 from ecotone_fastapi.web.buses import (
     CommandBus,
     EventBus,
@@ -59,10 +60,17 @@ from ecotone_fastapi.web.buses import (
     get_event_bus,
     get_query_bus,
 )
+from ecotone_fastapi.web.correlation import (
+    CORRELATION_HEADER,
+    CorrelationMiddleware,
+    answer_unexpected,
+    check_header,
+)
 from ecotone_fastapi.web.edge import KEY, EcotoneMiddleware
 from ecotone_fastapi.web.errors import add_error_handlers
 from ecotone_fastapi.web.health import Health, health_router
 from ecotone_fastapi.web.markers import FastAPIMarkers
+from ecotone_fastapi.web.operations import checked, operations_router
 
 
 class InBackground:
@@ -137,6 +145,9 @@ class Ecotone:
         grace: Seconds that handlers under way get to finish at shutdown.
         clock: What time it is.
         overrides: Dependencies that are replaced, like `app.dependency_overrides`, which is used, too.
+        operations: The dependencies of FastAPI that stand before everything that can be operated under
+            `router` + `/operations`: `[Depends(require_admin)]`. They answer 401 or 403 to those who may not. Without
+            any, nobody may.
 
     Example:
         >>> from ecotone_fastapi import query_handler
@@ -161,6 +172,7 @@ class Ecotone:
         grace: float = 30.0,
         clock: Clock | None = None,
         overrides: Overrides | None = None,
+        operations: Iterable[object] | None = None,
     ) -> None:
         _check_given(handlers, channels, plugins)
         self._handlers: tuple[object, ...] = tuple(handlers)
@@ -177,6 +189,7 @@ class Ecotone:
         self._consumers: bool | Sequence[str] = consumers
         self._grace: float = grace
         self._overrides: Overrides = overrides or {}
+        self._operations: tuple[object, ...] | None = checked(operations)
         self._gateway: Gateway = Gateway(Conversion(converters), self._clock)
         self._supervisor: Supervisor | None = None
         self._preparing: threading.RLock = threading.RLock()
@@ -216,6 +229,7 @@ class Ecotone:
         assembly.endpoints = [known.get(one.id, one) for one in found.endpoints]
         for type_, provider in self._services.items():
             assembly.add_service(type_, provider)
+        assembly.add_service(Overview, Overview(assembly, self._health_of_runnables))
         problems = [*_asynchronous_projections(found.endpoints), *_objects_of_aggregates(found.instances)]
         for channel in self._channels:
             try:
@@ -329,12 +343,19 @@ class Ecotone:
         """Lets consumers pause and resume: `await ecotone.consumers.pause("notifications")`."""
         return next(one for one in self.assembly.plugins if isinstance(one, Consumers))
 
+    @property
+    def overview(self) -> Overview:
+        """How everything is: `(await ecotone.overview.report()).dead_letters.count`."""
+        return cast("Overview", self.assembly.services[Overview])
+
     # In FastAPI
 
     @property
     def router(self) -> APIRouter:
-        """The router with the health endpoints, to be included under a prefix of your choice."""
-        return health_router(self.health)
+        """The router with health and operations, to be included under a prefix of your choice."""
+        router = health_router(self.health)
+        router.include_router(operations_router(self, self._operations), prefix="/operations")
+        return router
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -359,8 +380,15 @@ class Ecotone:
             self._app = None
             delattr(app.state, KEY)
 
-    def install(self, app: FastAPI, *, prefix: str | None = "/ecotone", error_handlers: bool = True) -> None:
-        """Do all of it for an application: middleware, lifespan, health router and error handlers.
+    def install(
+        self,
+        app: FastAPI,
+        *,
+        prefix: str | None = "/ecotone",
+        error_handlers: bool = True,
+        correlation_header: str | None = CORRELATION_HEADER,
+    ) -> None:
+        """Do all of it for an application: middleware, lifespan, router and error handlers.
 
         Its own lifespan is kept, and stands around this one. Must be called before the first request. Applications
         that are mounted into this one use the same buses, unless they have an Ecotone of their own; start that one in
@@ -370,6 +398,8 @@ class Ecotone:
             app: The application.
             prefix: Where the router is included; `None` leaves it out.
             error_handlers: Whether errors of messages are answered with their HTTP status.
+            correlation_header: The header by which the correlation id comes in and goes out, see
+                `CorrelationMiddleware`; `None` leaves it out.
 
         Raises:
             ConfigurationError: The application has an Ecotone, this one has an application, or it is too late.
@@ -382,8 +412,12 @@ class Ecotone:
             True
         """
         self._check_free(app)
+        if correlation_header is not None:
+            check_header(correlation_header)
         try:
             app.add_middleware(EcotoneMiddleware, ecotone=self)
+            if correlation_header is not None:
+                app.add_middleware(CorrelationMiddleware, header=correlation_header)
         except RuntimeError as error:
             raise ConfigurationError(
                 "install(app) comes too late: the application has been started",
@@ -401,6 +435,8 @@ class Ecotone:
             app.include_router(self.router, prefix=prefix)
         if error_handlers:
             add_error_handlers(app)
+            if correlation_header is not None and not {500, Exception} & app.exception_handlers.keys():
+                app.add_exception_handler(Exception, answer_unexpected)
 
     def _serve(self, app: FastAPI) -> None:
         self._check_free(app)
@@ -423,6 +459,9 @@ class Ecotone:
         if supervisor is None:
             return Health(running=False)
         return Health(supervisor.running, supervisor.health(), await supervisor.check())
+
+    def _health_of_runnables(self) -> Sequence[RunnableHealth]:
+        return self._supervisor.health() if self._supervisor is not None else ()
 
     # Running
 

@@ -15,7 +15,14 @@ from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
 from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Endpoint, Inline, Kind, mark
-from ecotone_fastapi.core.gateway import Gateway, current_message, current_scope
+from ecotone_fastapi.core.gateway import (
+    Gateway,
+    conversation,
+    current_call,
+    current_correlation_id,
+    current_message,
+    current_scope,
+)
 from ecotone_fastapi.core.injection import (
     Constant,
     Dependency,
@@ -79,6 +86,9 @@ __all__ = [
     "Wanted",
     "Watcher",
     "Work",
+    "conversation",
+    "current_call",
+    "current_correlation_id",
     "current_message",
     "current_scope",
     "destination_of",

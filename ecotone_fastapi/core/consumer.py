@@ -68,6 +68,7 @@ class Consumer:
 
     Attributes:
         handled: How many messages it has handled well, in all its runs so far.
+        failed: How many deliveries did not go well, in all its runs so far; each attempt at a message counts.
         together: The channel, if it settles several deliveries at once.
     """
 
@@ -84,6 +85,7 @@ class Consumer:
         self.concurrency = concurrency
         self.batch: int = max(batch, concurrency)
         self.handled = 0
+        self.failed: int = 0
         # To ask whether something has the shape of a protocol takes longer than to handle a message.
         self.together: SettlesTogether | None = channel if isinstance(channel, SettlesTogether) else None
         self._gateway = gateway
@@ -376,7 +378,10 @@ class _Run:
             if await self.consumer.handle(delivery):
                 self.handled += 1
                 self.consumer.handled += 1
+            else:
+                self.consumer.failed += 1
         except Exception as error:
+            self.consumer.failed += 1
             if isinstance(error, ConsumerStoppedError):
                 self.stopped = error
                 self.hold_back()

@@ -5,8 +5,8 @@ consumer received. Whatever is dispatched while it is handled joins it, one mess
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,13 +43,26 @@ Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
 class _Frame:
     """The message that the running task handles. Nested messages of one frame wait for each other."""
 
-    __slots__ = ("gateway", "message", "scope", "turn")
+    __slots__ = ("call", "gateway", "message", "scope", "turn")
 
-    def __init__(self, gateway: "Gateway", message: Message[Any], scope: Scope) -> None:
+    call: Call  # set as soon as there is one, which is not worth an assignment before
+
+    def __init__(self, gateway: "Gateway | None", message: Message[Any], scope: Scope) -> None:
         self.gateway = gateway
         self.message = message
         self.scope = scope
         self.turn: anyio.Lock | None = None
+
+
+class _Conversation(_Frame):
+    """What messages belong to that are sent while none is handled. It is no frame of any gateway."""
+
+    __slots__ = ("correlation_id",)
+
+    def __init__(self, correlation_id: str) -> None:
+        super().__init__(None, Message(None, {}), Scope())
+        self.scope.joinable, self.scope.closed = False, True
+        self.correlation_id = correlation_id
 
 
 _SUCCEEDED = object()  # under which a unit of work notes that the target of its message was reached and came back
@@ -67,7 +80,48 @@ def current_scope() -> Scope | None:
 def current_message() -> Message[Any] | None:
     """Return the message that the running task handles; `None` outside."""
     frame = _handled.get()
-    return None if frame is None else frame.message
+    return None if frame is None or isinstance(frame, _Conversation) else frame.message
+
+
+def current_call() -> Call | None:
+    """Return the call by which the running task came to its handler, or to what stands around it; `None` outside.
+
+    It tells the handler, the channel and the delivery. Which message is handled tells `current_message`.
+    """
+    return getattr(_handled.get(), "call", None)
+
+
+def current_correlation_id() -> str | None:
+    """Return the correlation id that a message sent now would have; `None` when it would begin a conversation."""
+    frame = _handled.get()
+    if frame is None or isinstance(frame, _Conversation):
+        return None if frame is None else frame.correlation_id
+    headers = frame.message.headers
+    return headers.get(HeaderName.correlation_id) or headers.get(HeaderName.id)
+
+
+@contextmanager
+def conversation(correlation_id: str) -> Iterator[None]:
+    """Let what is sent in this block begin no conversation of its own, but belong to this one.
+
+    A message that is sent while another one is handled belongs to the conversation of that one all the same.
+
+    Args:
+        correlation_id: The correlation id of the messages, unless their sender gives another one.
+
+    Example:
+        >>> with conversation("import-7"):
+        ...     print(current_correlation_id())
+        import-7
+    """
+    if current_message() is not None:
+        yield
+        return
+    token = _handled.set(_Conversation(correlation_id))
+    try:
+        yield
+    finally:
+        _handled.reset(token)
 
 
 @dataclass(frozen=True)
@@ -182,6 +236,14 @@ class _Handler:
         return self._wanted
 
 
+def _noted(call: Call) -> Call:
+    """Return the call; from now on it is the one that the running task is in."""
+    frame = _handled.get()
+    if frame is not None:
+        frame.call = call
+    return call
+
+
 def _is_plain(type_: Any) -> bool:
     """Whether values of a type can be told by `isinstance` alone."""
     if isinstance(type_, UnionType) or get_origin(type_) is Union:
@@ -290,7 +352,12 @@ class Gateway:
         if texts:
             check_given(texts)
         frame = _handled.get()
-        cause = None if frame is None else frame.message
+        if frame is None:
+            cause = None
+        elif isinstance(frame, _Conversation):
+            cause, texts = None, {HeaderName.correlation_id: frame.correlation_id, **(texts or {})}
+        else:
+            cause = frame.message
         return Message(payload, FreshHeaders(cause, texts, now))
 
     async def dispatch(
@@ -326,9 +393,10 @@ class Gateway:
         token = _handled.set(frame)
         try:
             if self._dispatch is not None:
-                return await self._dispatch(Call(message, None, None, scope, None, None, kind, to))
+                frame.call = Call(message, None, None, scope, None, None, kind, to)
+                return await self._dispatch(frame.call)
             try:
-                result = await self._route(kind, message, to, scope)
+                result = await self._route(kind, message, to, scope, frame)
             except BaseException as error:
                 await scope.close(error)
                 raise
@@ -373,7 +441,8 @@ class Gateway:
         Raises:
             UnknownEndpointError: There is no such handler.
         """
-        return self._handler(endpoint_id).handle_within
+        handle = self._handler(endpoint_id).handle_within
+        return lambda call: handle(_noted(call))
 
     async def _dispatch_joining(self, outer: _Frame, kind: Kind, message: Message[Any], to: str | None) -> Any:
         scope = outer.scope
@@ -385,11 +454,13 @@ class Gateway:
                 outer.turn.acquire_nowait()
             except anyio.WouldBlock:
                 await outer.turn.acquire()
-            token = _handled.set(_Frame(self, message, scope))
+            frame = _Frame(self, message, scope)
+            token = _handled.set(frame)
             try:
                 if self._dispatch_nested is not None:
-                    return await self._dispatch_nested(Call(message, None, None, scope, None, None, kind, to))
-                return await self._route(kind, message, to, scope)
+                    frame.call = Call(message, None, None, scope, None, None, kind, to)
+                    return await self._dispatch_nested(frame.call)
+                return await self._route(kind, message, to, scope, frame)
             except EcotoneError as error:
                 error.nested = True
                 raise
@@ -398,9 +469,11 @@ class Gateway:
                 outer.turn.release()
 
     async def _dispatch_root(self, call: Call) -> Any:
+        frame = _handled.get()
         assert call.kind is not None
+        assert frame is not None
         try:
-            result = await self._route(call.kind, call.message, call.key, call.scope)
+            result = await self._route(call.kind, call.message, call.key, call.scope, frame)
         except BaseException as error:
             await call.scope.close(error)
             raise
@@ -410,20 +483,24 @@ class Gateway:
         return result
 
     def _dispatch_joined(self, call: Call) -> Awaitable[Any]:
+        frame = _handled.get()
         assert call.kind is not None
-        return self._route(call.kind, call.message, call.key, call.scope)
+        assert frame is not None
+        return self._route(call.kind, call.message, call.key, call.scope, frame)
 
-    def _route(self, kind: Kind, message: Message[Any], to: str | None, scope: Scope) -> Awaitable[Any]:
+    def _route(self, kind: Kind, message: Message[Any], to: str | None, scope: Scope, frame: _Frame) -> Awaitable[Any]:
         endpoints = self._routing.find(kind, message.payload, to)
         if kind is _EVENT:
-            return self._fan_out(endpoints, message, scope)
+            return self._fan_out(endpoints, message, scope, frame)
         handler = self._handlers[endpoints[0].id]
-        return handler.handle(Call(handler.accept(message), handler.endpoint, None, scope))
+        call = frame.call = Call(handler.accept(message), handler.endpoint, None, scope)
+        return handler.handle(call)
 
-    async def _fan_out(self, endpoints: Sequence[Endpoint], message: Message[Any], scope: Scope) -> None:
+    async def _fan_out(self, endpoints: Sequence[Endpoint], message: Message[Any], scope: Scope, frame: _Frame) -> None:
         for endpoint in endpoints:
             handler = self._handlers[endpoint.id]
-            await handler.handle(Call(handler.accept(message), endpoint, None, scope))
+            call = frame.call = Call(handler.accept(message), endpoint, None, scope)
+            await handler.handle(call)
 
     async def deliver(self, call: Call) -> Any:
         """Run the one handler that a received message names, in a unit of work of its own.
@@ -442,7 +519,7 @@ class Gateway:
             )
         handler = self._handler(endpoint_id)
         try:
-            result = await handler.handle_received(call.reaching(handler.endpoint))
+            result = await handler.handle_received(_noted(call.reaching(handler.endpoint)))
         except BaseException as error:
             await call.scope.close(error)
             raise
@@ -533,11 +610,13 @@ class Gateway:
         """
         message = delivery.message
         scope = Scope()
+        call = Call(message, None, channel, scope, delivery)
         frame = _Frame(self, message, scope)
+        frame.call = call
         token = _handled.set(frame)
         reached = self._receive if target is None else self._receiving(target)
         try:
-            await reached(Call(message, None, channel, scope, delivery))
+            await reached(call)
             succeeded = frame.scope.state.get(_SUCCEEDED, False)
         except BaseException as error:
             if not delivery.settled:

@@ -37,7 +37,7 @@ class HeaderName:
     type = "type"
     """Name of the payload's type, see `message_name`."""
     correlation_id = "correlation_id"
-    """Id of the message that started it all."""
+    """Id of the message that started it all, or what its sender calls the conversation."""
     causation_id = "causation_id"
     """Id of the message that was handled when this one was sent; absent on the first one."""
     timestamp = "timestamp"

@@ -181,6 +181,18 @@ class ScheduledMessages(Protocol):
         """
         ...
 
+    async def count(self, key: str | None = None, *, channel: str | None = None) -> int:
+        """Return how many messages wait.
+
+        Args:
+            key: Only under this key.
+            channel: Only those that will come to this channel.
+
+        Raises:
+            ChannelError: A database cannot be reached.
+        """
+        ...
+
     async def cancel(self, key: str) -> int:
         """Remove what waits under a key; return how many messages that were.
 
@@ -409,6 +421,10 @@ class _Together:
         for store in self._stores:
             found = [*found, *await store.list(key, channel=channel, limit=limit + offset)]
         return sorted(found, key=lambda one: one.due_at)[offset : offset + limit]
+
+    async def count(self, key: str | None = None, *, channel: str | None = None) -> int:
+        """Return how many messages wait."""
+        return sum([await store.count(key, channel=channel) for store in self._stores])
 
     async def cancel(self, key: str) -> int:
         """Remove what waits under a key; return how many messages that were."""

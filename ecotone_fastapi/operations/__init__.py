@@ -1,1 +1,1 @@
-"""What an operator sees of an application, gathered once for the command line, the HTTP API and the page."""
+"""What an operator sees of an application, gathered once: for the command line, the HTTP API, the page and metrics."""

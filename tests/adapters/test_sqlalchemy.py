@@ -17,7 +17,7 @@ import pytest
 from fastapi import Depends
 from pydantic import BaseModel
 from sqlalchemy import URL, Connection, event, make_url, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
@@ -1011,7 +1011,8 @@ async def test_the_victim_of_a_deadlock_tries_again(database: SqlAlchemy) -> Non
                 async with asyncio.timeout(10):
                     while not await observer.scalar(text(waiting)):
                         await observer.rollback()
-            await connection.execute(lock, {"id": first.lease.id})
+            with suppress(DBAPIError):  # on a busy machine it is given up itself
+                await connection.execute(lock, {"id": first.lease.id})
             await connection.rollback()
             await acking
 

@@ -95,6 +95,32 @@ async def test_a_consumer_counts_what_it_has_handled_in_all_its_runs() -> None:
     assert consumer.handled == 3
 
 
+async def test_a_consumer_counts_each_attempt_that_failed_in_all_its_runs() -> None:
+    channel = await channel_with("a", "b")
+    consumer = consumer_of(channel, Handled(fails={"a": 2, "b": 1}))
+
+    await consumer.run(EMPTY)
+    await channel.send([letter("c")])
+    await consumer.run(EMPTY)
+
+    assert (consumer.handled, consumer.failed) == (3, 3)
+
+
+async def test_a_message_that_an_interceptor_keeps_from_its_target_did_not_go_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    consumer = consumer_of(await channel_with("a"), Handled())
+
+    async def keep(delivery: Delivery) -> bool:
+        await delivery.ack()
+        return False
+
+    monkeypatch.setattr(consumer, "handle", keep)
+    await consumer.run(EMPTY)
+
+    assert (consumer.handled, consumer.failed) == (0, 1)
+
+
 async def test_a_message_is_handled_in_a_context_of_its_own() -> None:
     channel = await channel_with("a", "b")
     seen: list[str | None] = []

@@ -21,7 +21,13 @@ from ecotone_fastapi.core.errors import (
     UnknownChannelError,
     UnknownEndpointError,
 )
-from ecotone_fastapi.core.gateway import current_message, current_scope
+from ecotone_fastapi.core.gateway import (
+    conversation,
+    current_call,
+    current_correlation_id,
+    current_message,
+    current_scope,
+)
 from ecotone_fastapi.core.injection import MessageHeader
 from ecotone_fastapi.core.message import Message, message_name
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope, Stage
@@ -802,3 +808,89 @@ async def test_every_handler_that_cannot_be_called_is_told_at_once() -> None:
 
     assert "Broken.one" in str(raised.value)
     assert "Broken.two" in str(raised.value)
+
+
+# ---------------------------------------------------------------------------------------------- calls, conversations
+
+
+async def test_whoever_is_called_can_tell_its_handler_and_its_channel() -> None:
+    seen: dict[str, tuple[str | None, str | None]] = {}
+
+    def note(name: str) -> None:
+        call = current_call()
+        assert call is not None
+        seen[name] = (None if call.endpoint is None else call.endpoint.id, call.channel)
+
+    class Around:
+        def install(self, assembly: Assembly) -> None:
+            async def receiving(call: Call, proceed: Proceed) -> Any:
+                note("receiving")
+                return await proceed(call)
+
+            async def dispatching(call: Call, proceed: Proceed) -> Any:
+                note(f"dispatching {call.key}")
+                return await proceed(call)
+
+            assembly.add_interceptor(receiving, stage=Stage.RECEIVE)
+            assembly.add_interceptor(dispatching, stage=Stage.DISPATCH)
+
+    @asynchronous("orders")
+    @command_handler("later", id="later")
+    async def later(order: str, queries: QueryBus) -> None:
+        await queries.ask("1", to="nested")
+        note("later")
+
+    @query_handler("nested", id="nested")
+    async def nested(order: str) -> None:
+        note("nested")
+
+    async with flow_test([later, nested], channels=[MemoryChannel("orders")], plugins=[Around()]) as flow:
+        await flow.send("1", to="later")
+        await flow.run("orders")
+
+    assert seen == {
+        "dispatching later": (None, None),
+        "receiving": (None, "orders"),
+        "dispatching nested": (None, None),
+        "nested": ("nested", None),
+        "later": ("later", "orders"),
+    }
+    assert current_call() is None
+
+
+async def test_a_call_that_is_delivered_outside_of_any_message_is_nobodys_current_one() -> None:
+    seen: list[Call | None] = []
+
+    @command_handler("now", id="now")
+    async def now(order: str) -> None:
+        seen.append(current_call())
+
+    async with flow_test([now]) as flow:
+        headers = {"endpoint": "now", "content_type": "application/json"}
+        await flow.ecotone.prepare().deliver(Call(Message(b'"1"', headers), None, "orders", Scope()))
+
+    assert seen == [None]
+
+
+async def test_the_first_message_of_a_conversation_is_not_its_beginning() -> None:
+    headers = Headers()
+
+    async with flow_test([headers]) as flow:
+        with conversation("import-7"):
+            assert current_correlation_id() == "import-7"
+            await flow.send(PlaceOrder("1"), headers={"id": "my-id"})
+            await flow.ask(GetStatus("1"), headers={"correlation_id": "mine"})
+
+    first, asked = headers.seen["command"], headers.seen["query"]
+    assert (first["id"], first["correlation_id"], "causation_id" in first) == ("my-id", "import-7", False)
+    assert headers.seen["event"]["correlation_id"] == "import-7"
+    assert asked["correlation_id"] == "mine"
+    assert current_correlation_id() is None
+
+
+async def test_the_correlation_id_of_a_message_that_has_none_is_its_id() -> None:
+    async with flow_test([Headers()]) as flow:
+        gateway = flow.ecotone.prepare()
+        for headers, expected in (({"id": "m-1"}, "m-1"), ({"id": "m-1", "correlation_id": "c-1"}, "c-1"), ({}, None)):
+            async with gateway.unit_of_work(Message(b"", headers)):
+                assert current_correlation_id() == expected

@@ -149,6 +149,22 @@ async def keys(flow: Flow) -> list[str]:
 
 
 @EVERY
+async def test_what_waits_under_a_key_is_counted(started: Start) -> None:
+    async with started(Worker()) as flow:
+        for key in ("a", "a", "b"):
+            await flow.send("x", to="work", headers=under(key, HOUR))
+        await flow.send("x", to="work", headers={"delay": HOUR})
+
+        assert await service(flow).count() == 3
+        assert await service(flow).count("a") == 2
+        assert await service(flow).count("nobody") == 0
+        assert await service(flow).count(channel="work") == 3
+        assert await service(flow).count("b", channel="elsewhere") == 0
+        await service(flow).cancel("a")
+        assert await service(flow).count() == 1
+
+
+@EVERY
 async def test_only_the_delayed_handler_of_an_event_waits(started: Start) -> None:
     log = Log()
 

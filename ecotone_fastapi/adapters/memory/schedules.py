@@ -44,13 +44,13 @@ class MemorySchedules:
         self, key: str | None = None, *, channel: str | None = None, limit: int = 100, offset: int = 0
     ) -> Sequence[ScheduledMessage]:
         """Return what waits, the next one first."""
-        found = [
-            (entry.ready_at, entry.number, where.name, entry)
-            for where, entry in self._waiting()
-            if key in (None, _key_of(entry)) and channel in (None, where.name)
-        ]
+        found = [(entry.ready_at, entry.number, where.name, entry) for where, entry in self._found(key, channel)]
         found.sort(key=lambda one: one[:2])
         return [_scheduled(name, entry) for *_, name, entry in found[offset : offset + limit]]
+
+    async def count(self, key: str | None = None, *, channel: str | None = None) -> int:
+        """Return how many messages wait."""
+        return sum(1 for _ in self._found(key, channel))
 
     async def cancel(self, key: str) -> int:
         """Remove what waits under a key; return how many messages that were."""
@@ -99,6 +99,11 @@ class MemorySchedules:
                     _apply(change.queue, entry, change.due_at)
                 else:
                     change.queue.release(entry)
+
+    def _found(self, key: str | None, channel: str | None) -> Iterator[tuple[MemoryChannel, MemoryEntry]]:
+        for where, entry in self._waiting():
+            if key in (None, _key_of(entry)) and channel in (None, where.name):
+                yield where, entry
 
     def _waiting(self) -> Iterator[tuple[MemoryChannel, MemoryEntry]]:
         """Give what has a key, is not lent, and is not in the hands of another unit of work."""

@@ -3,7 +3,7 @@
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -46,15 +46,15 @@ class SqlSchedules:
         )
         found = "strpos" if dialect.name == "postgresql" else "instr"
         of_key, to_channel = "schedule_key = :key", f"(channel = :channel OR {found}(headers, :forwarded) > 0)"
-        self._lists = {
-            (by_key, by_channel): text(
-                f"SELECT channel, due_at, attempts, headers, body FROM {table} WHERE {waits}"
-                f"{f' AND {of_key}' if by_key else ''}{f' AND {to_channel}' if by_channel else ''}"
-                " ORDER BY due_at, id LIMIT :limit OFFSET :skip"
-            )
+        about = {
+            (by_key, by_channel): f"FROM {table} WHERE {waits}"
+            f"{f' AND {of_key}' if by_key else ''}{f' AND {to_channel}' if by_channel else ''}"
             for by_key in (True, False)
             for by_channel in (True, False)
         }
+        columns, page = "channel, due_at, attempts, headers, body", "ORDER BY due_at, id LIMIT :limit OFFSET :skip"
+        self._lists = {which: text(f"SELECT {columns} {found} {page}") for which, found in about.items()}
+        self._counts = {which: text(f"SELECT count(*) {found}") for which, found in about.items()}
         self._cancel = text(f"DELETE FROM {table} WHERE {of_key} AND {waits}")
         after, at = dialect.after(":delay"), _at(dialect.name, now)
         self._put_off_by = text(_moved(table, dialect.name, after) + f" WHERE {of_key} AND {waits}")
@@ -68,20 +68,18 @@ class SqlSchedules:
         Raises:
             ChannelError: The database cannot be reached.
         """
-        parameters = {"offset": self._offset, "limit": limit, "skip": offset}
-        if key is not None:
-            parameters["key"] = stored_key(key)
-        if channel is not None:
-            # As it stands in the JSON of the headers; within another value the quotes would be escaped.
-            name, value = json.dumps(HeaderName.forward_to), json.dumps(channel)
-            parameters |= {"channel": channel, "forwarded": f"{name}: {value}"}
         statement = self._lists[key is not None, channel is not None]
+        page = {"limit": limit, "skip": offset}
+        return [self._scheduled(row) for row in await self._rows(statement, key, channel, page)]
 
-        async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:
-            return (await connection.execute(statement, parameters)).all()
+    async def count(self, key: str | None = None, *, channel: str | None = None) -> int:
+        """Return how many messages wait.
 
-        await self._prepare()
-        return [self._scheduled(row) for row in await self._transactions.read(select, "looking for what waits")]
+        Raises:
+            ChannelError: The database cannot be reached.
+        """
+        [row] = await self._rows(self._counts[key is not None, channel is not None], key, channel, {})
+        return int(row[0])
 
     async def cancel(self, key: str) -> int:
         """Remove what waits under a key, with the unit of work of the calling task's scope, if any.
@@ -103,6 +101,23 @@ class SqlSchedules:
         if isinstance(to, datetime):
             return await self._change(self._put_off_until, key, {"moment": dialect.moment(to)}, doing)
         return await self._change(self._put_off_by, key, {"delay": dialect.delay(seconds)}, doing)
+
+    async def _rows(
+        self, statement: Any, key: str | None, channel: str | None, page: Mapping[str, int]
+    ) -> Sequence[Row[Any]]:
+        parameters = {"offset": self._offset, **page}
+        if key is not None:
+            parameters["key"] = stored_key(key)
+        if channel is not None:
+            # As it stands in the JSON of the headers; within another value the quotes would be escaped.
+            name, value = json.dumps(HeaderName.forward_to), json.dumps(channel)
+            parameters |= {"channel": channel, "forwarded": f"{name}: {value}"}
+
+        async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:
+            return (await connection.execute(statement, parameters)).all()
+
+        await self._prepare()
+        return await self._transactions.read(select, "looking for what waits")
 
     async def _change(self, statement: Any, key: str, parameters: dict[str, Any], doing: str) -> int:
         async def change(connection: AsyncConnection) -> int:

@@ -1,0 +1,92 @@
+"""Channels: how they are, what waits on them, and their consumers, which can pause and go on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol, runtime_checkable
+
+from fastapi import APIRouter, Depends, HTTPException, Query
+
+from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.operations.report import ChannelReport
+from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
+from ecotone_fastapi.web.operations.messages import ShownMessage, shown
+from ecotone_fastapi.web.operations.opening import Operated
+from ecotone_fastapi.web.operations.overviews import SHARED
+
+
+@runtime_checkable
+class ShowsMessages(Protocol):
+    """A channel whose messages can be looked at without consuming them."""
+
+    async def peek(self, limit: int = 100) -> Sequence[Message[bytes]]:
+        """Return the next messages, without lending them."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingMessages:
+    """What waits on a channel.
+
+    Args:
+        items: The next messages, delayed ones included; those that are lent to a consumer are not among them.
+        more: Whether there are more than were asked for.
+    """
+
+    items: list[ShownMessage]
+    more: bool
+
+
+class PauseAsked(Asked):
+    """Why a consumer is to pause."""
+
+    reason: str = ""
+
+
+def add_channels(router: APIRouter, ecotone: Operated) -> None:
+    """Add the routes about channels."""
+
+    @router.get("/channels")
+    async def channels() -> list[ChannelReport]:
+        """Tell how all channels are, and their consumers in this process."""
+        return list((await ecotone.overview.report(max_age=SHARED)).channels)
+
+    @router.get("/channels/{name:path}/messages")
+    async def messages(name: str, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> WaitingMessages:
+        """Show the next messages of a channel, without taking them from anybody."""
+        channel = ecotone.assembly.channels.get(name)
+        if channel is None:
+            raise _unknown(name, ecotone)
+        if not isinstance(channel, ShowsMessages):
+            raise HTTPException(409, f"{type(channel).__name__} {name!r} shows its messages to nobody but its consumer")
+        found = await channel.peek(limit + 1)
+        return WaitingMessages(items=[shown(one) for one in found[:limit]], more=len(found) > limit)
+
+    @router.post("/channels/{name:path}/pause", openapi_extra=described(PauseAsked))
+    async def pause(name: str, asked: Annotated[PauseAsked, Depends(body_of(PauseAsked))]) -> ChannelReport:
+        """Let the consumers of a channel pause: with a database, in all processes, until they are resumed."""
+        await _report(name, ecotone)
+        await ecotone.consumers.pause(name, reason=asked.reason)
+        return await _report(name, ecotone)
+
+    @router.post("/channels/{name:path}/resume")
+    async def resume(name: str) -> ChannelReport:
+        """Let the consumers of a channel go on that were paused."""
+        await _report(name, ecotone)
+        await ecotone.consumers.resume(name)
+        return await _report(name, ecotone)
+
+    @router.get("/channels/{name:path}")
+    async def channel(name: str) -> ChannelReport:
+        """Tell how one channel is; that of an outbox, too."""
+        return await _report(name, ecotone)
+
+
+async def _report(name: str, ecotone: Operated) -> ChannelReport:
+    found = await ecotone.overview.channel(name)
+    if found is None:
+        raise _unknown(name, ecotone)
+    return found
+
+
+def _unknown(name: str, ecotone: Operated) -> HTTPException:
+    return HTTPException(404, f"There is no channel {name!r}; known are: {', '.join(ecotone.assembly.channels)}")

@@ -1,0 +1,25 @@
+"""Everything that can be operated, on one router behind one door."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+
+from ecotone_fastapi.web.operations.channels import add_channels
+from ecotone_fastapi.web.operations.dead_letters import add_dead_letters
+from ecotone_fastapi.web.operations.opening import Operated, opened_to
+from ecotone_fastapi.web.operations.overviews import add_overview
+
+
+def operations_router(ecotone: Operated, dependencies: Sequence[Any] | None) -> APIRouter:
+    """Return the router with all operations.
+
+    Args:
+        ecotone: What is operated.
+        dependencies: What lets those pass who may; without it, nobody.
+    """
+    router = opened_to(dependencies)
+    # Each adds its routes to this very router: only so its dependencies stand before every one of them.
+    for add in (add_overview, add_channels, add_dead_letters):
+        add(router, ecotone)
+    return router

@@ -1,0 +1,266 @@
+"""What is told of an application, and of what cannot be asked."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Any
+
+import anyio
+import pytest
+from sqlalchemy import event
+
+from ecotone_fastapi import (
+    DeadLetter,
+    Ecotone,
+    EventStore,
+    Failures,
+    ProjectionState,
+    asynchronous,
+    command_handler,
+    delayed,
+    event_handler,
+    projection,
+)
+from ecotone_fastapi.adapters.memory import MemoryChannel
+from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.core.errors import ChannelError
+from ecotone_fastapi.core.plugin import Limits
+from ecotone_fastapi.core.supervision import Condition
+from ecotone_fastapi.operations import asking
+from ecotone_fastapi.operations.overview import Overview
+from ecotone_fastapi.operations.report import ChannelReport, Count, Report
+from ecotone_fastapi.testing import TravellingClock
+from tests.servers import RemoteChannel, Server, until
+
+
+@asynchronous("orders")
+@command_handler("fail", id="fail")
+async def fail(order: str) -> None:
+    raise ValueError(order)
+
+
+@asynchronous("orders")
+@command_handler("ship", id="ship")
+async def ship(order: str) -> None: ...
+
+
+@delayed(60.0, key="one")
+@asynchronous("orders")
+@command_handler("wait", id="wait")
+async def wait(order: str) -> None: ...
+
+
+class Silent(MemoryChannel):
+    """A channel whose server does not tell what it is asked."""
+
+    def __init__(self, name: str, answer: Any) -> None:
+        super().__init__(name)
+        self.answer = answer
+
+    async def depth(self) -> int:
+        return int(await self.answer())
+
+
+async def is_down() -> int:
+    raise ChannelError("the broker is down")
+
+
+async def has_a_bug() -> int:
+    raise ZeroDivisionError("a bug")
+
+
+def channel_of(report: Report, name: str) -> ChannelReport:
+    return next(one for one in report.channels if one.name == name)
+
+
+async def test_what_cannot_be_asked_says_why_and_hides_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    channels = [MemoryChannel("orders"), Silent("down", is_down), Silent("odd", has_a_bug)]
+    async with Ecotone([ship], channels=channels).running(consumers=False) as ecotone:
+        await ecotone.command_bus.send("1", to="ship")
+
+        report = await ecotone.overview.report()
+
+        assert channel_of(report, "orders").depth == 1
+        assert (channel_of(report, "down").depth, channel_of(report, "down").problem) == (
+            None,
+            "ChannelError: the broker is down",
+        )
+        assert channel_of(report, "odd").problem == "ZeroDivisionError: a bug"
+        assert report.dead_letters == Count(count=0)
+        # A server that is down is no news to the log; a bug is.
+        assert [record.message for record in caplog.records] == ["the depth of odd cannot tell how it is"]
+
+
+async def test_a_server_that_does_not_answer_holds_up_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "_ANSWERING", 0.05)
+    channels = [MemoryChannel("orders"), Silent("stuck", anyio.sleep_forever)]
+    async with Ecotone([ship], channels=channels).running(consumers=False) as ecotone:
+        report = await ecotone.overview.report()
+
+        assert channel_of(report, "orders").problem is None
+        assert (channel_of(report, "stuck").problem or "").startswith("no answer within")
+
+
+async def test_a_channel_that_tells_nothing_is_told_as_one() -> None:
+    async with Ecotone([], channels=[RemoteChannel("remote", Server())]).running() as ecotone:
+        [channel] = (await ecotone.overview.report()).channels
+
+        assert (channel.depth, channel.oldest_age, channel.untold) == (None, None, ("depth", "oldest_age"))
+        assert (channel.type, channel.problem, channel.consumer) == ("RemoteChannel", None, None)
+
+
+async def test_a_consumer_is_told_with_its_condition_and_what_it_waits_for() -> None:
+    server = Server()
+    server.stop()
+    handlers = [asynchronous("remote")(command_handler("later", id="later")(_handle))]
+    async with Ecotone(handlers, channels=[RemoteChannel("remote", server)]).running() as ecotone:
+        await until(lambda: ecotone.overview.runnables()[0].failures)
+        [waiting] = ecotone.overview.runnables()
+        assert (waiting.condition, waiting.reason) == (
+            Condition.WAITING,
+            "ChannelError: the server of channel 'remote' is down",
+        )
+
+        server.start()
+        await until(lambda: ecotone.overview.runnables()[0].condition is Condition.RUNNING)
+        assert ecotone.overview.runnables()[0].reason is None
+
+        await ecotone.consumers.pause("remote", reason="a move")
+        [paused] = ecotone.overview.runnables()
+        assert (paused.condition, paused.paused, paused.reason) == (Condition.PAUSED, True, "a move")
+        assert (paused.pauses[0].reason, paused.pauses[0].until) == ("a move", None)
+
+
+async def _handle(command: str) -> None: ...
+
+
+async def test_a_consumer_that_this_process_does_not_run_has_no_condition() -> None:
+    async with Ecotone([ship], channels=[MemoryChannel("orders")]).running(consumers=False) as ecotone:
+        [consumer] = ecotone.overview.runnables()
+
+        assert (consumer.condition, consumer.handled, consumer.failed) == (None, 0, 0)
+
+
+async def test_handled_and_failed_are_counted_attempt_by_attempt() -> None:
+    plugins = [Failures(DeadLetter())]
+    async with Ecotone([fail, ship], channels=[MemoryChannel("orders")], plugins=plugins).running(
+        consumers=False
+    ) as ecotone:
+        for to in ("fail", "ship", "fail", "ship", "ship"):
+            await ecotone.command_bus.send("1", to=to)
+        await ecotone.run("orders", Limits(until_empty=True))
+
+        [consumer] = ecotone.overview.runnables()
+
+        assert (consumer.handled, consumer.failed) == (3, 2)
+        assert (await ecotone.overview.report()).dead_letters.count == 2
+
+
+async def test_what_waits_under_a_key_is_counted() -> None:
+    async with Ecotone([wait], channels=[MemoryChannel("orders")]).running(consumers=False) as ecotone:
+        await ecotone.command_bus.send("1", to="wait")
+
+        assert (await ecotone.overview.report()).scheduled == Count(count=1)
+
+
+async def test_many_who_look_at_the_same_time_cost_as_much_as_one() -> None:
+    asked = 0
+
+    async def count() -> int:
+        nonlocal asked
+        asked += 1
+        await anyio.lowlevel.checkpoint()
+        return 7
+
+    async with Ecotone([], channels=[Silent("orders", count)]).running() as ecotone:
+        found: list[Report] = []
+
+        async def look() -> None:
+            found.append(await ecotone.overview.report(max_age=60.0))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(look)
+
+        assert asked == 1
+        assert len({id(one) for one in found}) == 1
+        assert (await ecotone.overview.report()) is not found[0]
+        assert asked == 2
+
+
+async def test_a_handler_may_look_within_its_transaction(sqlite_url: str) -> None:
+    @command_handler("look")
+    async def look(order: str, overview: Overview) -> Any:
+        return await overview.report()
+
+    database = SqlAlchemy(sqlite_url, create_schema=True)
+    async with Ecotone([look, ship], channels=[database.channel("orders")], plugins=[database]).running(
+        consumers=False
+    ) as ecotone:
+        await ecotone.command_bus.send("1", to="ship")
+
+        report = await ecotone.command_bus.send("1", to="look")
+
+        assert channel_of(report, "orders").depth == 1
+        assert channel_of(report, "orders").problem is None
+
+
+async def test_a_look_costs_few_statements(sqlite_url: str) -> None:
+    database = SqlAlchemy(sqlite_url, create_schema=True)
+    channels = [database.channel("orders"), database.channel("mails")]
+    async with Ecotone([ship], channels=channels, plugins=[database]).running(consumers=False) as ecotone:
+        await ecotone.overview.report()
+        statements: list[str] = []
+        event.listen(database.engine.sync_engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+
+        await ecotone.overview.report()
+
+        assert len([one for one in statements if one.lstrip().upper().startswith("SELECT")]) <= 6
+
+
+async def test_what_was_given_as_the_overview_is_the_overview() -> None:
+    class Own(Overview):
+        pass
+
+    ecotone = Ecotone([])
+    own = Own(ecotone.assembly, list)
+
+    assert Ecotone([], services={Overview: own}).overview is own
+
+
+@dataclass
+class Opened:
+    """Something has begun."""
+
+
+@projection("openings", categories=["wallet"], mode="polling")
+class Openings:
+    """How many there were."""
+
+    @event_handler
+    async def opened(self, event: Opened, count: Annotated[int, ProjectionState(0)]) -> int:
+        return count + 1
+
+
+async def test_a_projection_is_told_with_its_lag() -> None:
+    clock = TravellingClock()
+    async with Ecotone([Openings], clock=clock).running(consumers=False) as ecotone:
+        [before] = (await ecotone.overview.report()).projections
+        assert (before.name, before.mode, before.condition, before.version) == ("openings", "polling", None, None)
+
+        await ecotone.projections.init("openings")
+        await _append(ecotone, Opened())
+        clock.advance(timedelta(seconds=30))
+
+        [behind] = (await ecotone.overview.report()).projections
+        assert (behind.condition, behind.version, behind.versions[0].behind) == ("live", 1, 1)
+        assert 30 <= (behind.lag or 0) < 40
+
+        await ecotone.run("openings", Limits(until_empty=True))
+
+        [after] = (await ecotone.overview.report()).projections
+        assert (after.lag, after.versions[0].behind, after.problem) == (0.0, 0, None)
+
+
+async def _append(ecotone: Ecotone, happened: object) -> None:
+    store: Any = ecotone.assembly.services[EventStore]
+    await store.append("wallet-1", [happened])

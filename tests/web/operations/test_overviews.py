@@ -1,0 +1,66 @@
+"""How an application is, over HTTP."""
+
+from datetime import timedelta
+
+import pytest
+
+from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from tests.web.operations.shops import operated
+
+
+async def test_the_overview_tells_what_waits_what_was_handled_and_what_failed() -> None:
+    async with operated() as operations:
+        await operations.fails("a", "b")
+        operations.shop.is_down = False
+        for text in ("c", "d", "e"):
+            await operations.ecotone.command_bus.send(text, to="mail")
+        await operations.ecotone.command_bus.send("a", to="remind")
+        operations.clock.advance(timedelta(seconds=9))
+
+        report = await operations.get("/overview")
+
+        mails, others = report["channels"]
+        assert (mails["name"], mails["type"], mails["depth"]) == ("mails", "MemoryChannel", 4)
+        assert 9 <= mails["oldest_age"] < 20
+        assert (mails["consumer"]["handled"], mails["consumer"]["failed"]) == (0, 2)
+        assert (others["depth"], others["oldest_age"], others["problem"]) == (0, None, None)
+        assert report["dead_letters"] == {"count": 2, "problem": None}
+        assert report["scheduled"] == {"count": 1, "problem": None}
+        assert (report["outbox"], report["projections"]) == ([], [])
+        assert [one["name"] for one in report["runnables"]] == ["mails", "bytes"]
+
+
+async def test_the_rate_is_measured_by_the_clock() -> None:
+    async with operated() as operations:
+        operations.shop.is_down = False
+        await operations.get("/overview")
+        for text in map(str, range(20)):
+            await operations.ecotone.command_bus.send(text, to="mail")
+        await operations.work("mails")
+        operations.clock.advance(timedelta(seconds=10))
+
+        [consumer, _] = (await operations.ecotone.overview.report()).runnables
+
+        assert consumer.handled == 20
+        assert consumer.rate == pytest.approx(2.0, rel=0.2)
+        assert consumer.rate_seconds == pytest.approx(10.0, rel=0.2)
+
+
+async def test_the_overview_counts_what_is_in_a_database(database_url: str) -> None:
+    database = SqlAlchemy(database_url, create_schema=True)
+    async with operated(database.channel, database) as operations:
+        await operations.fails("a")
+        await operations.ecotone.command_bus.send("b", to="mail")
+        await operations.ecotone.command_bus.send("b", to="remind")
+        operations.clock.advance(timedelta(seconds=30))
+
+        report = await operations.get("/overview")
+
+        assert [(one["name"], one["type"], one["depth"]) for one in report["channels"]] == [
+            ("mails", "SqlChannel", 2),
+            ("bytes", "SqlChannel", 0),
+        ]
+        assert 30 <= report["channels"][0]["oldest_age"] < 60
+        assert (report["dead_letters"]["count"], report["scheduled"]["count"]) == (1, 1)
+        assert [one["problem"] for one in report["channels"]] == [None, None]
+        assert await operations.get("/outbox") == []
