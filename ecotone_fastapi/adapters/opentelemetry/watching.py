@@ -13,7 +13,7 @@ from opentelemetry.trace import Link, SpanKind, Tracer
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.interceptors import is_sending
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
-from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identity, note_failure
+from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, note_failure
 from ecotone_fastapi.core import Clock, Destination, HeaderName, Message, Operation, Work, destination_of
 
 _TYPES = {
@@ -120,7 +120,7 @@ def _described(work: Work) -> tuple[str, dict[str, str | int]]:
     if work.operation is Operation.PROCESS:
         attributes[conventions.CONSUMER_GROUP] = work.place
     if len(work.messages) == 1:
-        attributes.update(identity(work.messages[0]))
+        attributes = identified(attributes, work.messages[0])
     elif work.messages:
         attributes[conventions.BATCH_COUNT] = len(work.messages)
     return f"{work.name} {destination.name}", attributes
