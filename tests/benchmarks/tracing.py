@@ -71,7 +71,7 @@ async def tracing(console: Console) -> bool:
         for name, given in plugins.items():
             ecotone = Ecotone([Shipping], plugins=given)
             candidates[name] = sending(await stack.enter_async_context(ecotone.running(consumers=False)))
-        took = await take_turns(candidates, times=500, rounds=41)
+        took = await take_turns(candidates, times=300, rounds=101)
     for provider in (unsampled, simple, batched):
         await asyncio.to_thread(provider.shutdown)
     # Others are at work on the machine, too: what a candidate takes is what it takes when it is let alone.

@@ -69,7 +69,7 @@ class Propagation:
             onto: The context that is returned otherwise; an empty one unless told.
         """
         context = Context() if onto is None else onto
-        if not any(name in headers for name in self.fields):
+        if self.fields.isdisjoint(headers):
             return context
         try:
             return self._propagator.extract(headers, context, _HEADERS)
