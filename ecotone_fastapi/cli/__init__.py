@@ -1,4 +1,4 @@
-"""The command line: `ecotone run | list | explain | diagram | migrate | deadletter | …`.
+"""The command line: `ecotone run | list | explain | doctor | diagram | migrate | deadletter | …`.
 
 $ ecotone run shop.main:ecotone notifications
 """

@@ -15,6 +15,7 @@ import typer
 from fastapi import FastAPI
 
 from ecotone_fastapi.app import Ecotone
+from ecotone_fastapi.cli.output import only_json
 from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
 from ecotone_fastapi.web.edge import KEY
 
@@ -52,7 +53,17 @@ FactoryOption = Annotated[
 ]
 """Whether the application has to be made."""
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+def _for_machines(context: typer.Context, wanted: bool) -> bool:
+    if wanted:
+        # Of the whole command, so that errors are told in the same way.
+        context.find_root().with_resource(only_json())
+    return wanted
+
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", callback=_for_machines, help="Print one JSON document for machines, errors included.")
+]
 """Whether the answer is for machines."""
 
 
@@ -136,10 +147,24 @@ def load(address: Address, *, quiet: bool = False) -> Ecotone:
     Raises:
         ConfigurationError: It is not there, cannot be imported, or is wired wrongly.
     """
+    ecotone = found_at(address, quiet=quiet)
     with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
-        ecotone = _ecotone_at(address)
         ecotone.prepare()
     return ecotone
+
+
+def found_at(address: Address, *, quiet: bool = False) -> Ecotone:
+    """Import the application, and do not put it together yet.
+
+    Args:
+        address: Where it is.
+        quiet: Whether what it prints meanwhile goes to the standard error, since the standard output is for a machine.
+
+    Raises:
+        ConfigurationError: It is not there, or cannot be imported.
+    """
+    with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+        return _ecotone_at(address)
 
 
 def _ecotone_at(address: Address) -> Ecotone:

@@ -6,12 +6,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ecotone_fastapi.cli.asyncapi import asyncapi
 from ecotone_fastapi.cli.deadletter import deadletter
 from ecotone_fastapi.cli.diagram import diagram
+from ecotone_fastapi.cli.doctor import doctor
 from ecotone_fastapi.cli.explain import explain
 from ecotone_fastapi.cli.list import list_
 from ecotone_fastapi.cli.migrate import migrate
-from ecotone_fastapi.cli.output import say, show_error
+from ecotone_fastapi.cli.output import error_told, is_for_machines, say, say_json, show_error
 from ecotone_fastapi.cli.pause import pause, resume
 from ecotone_fastapi.cli.projection import projection
 from ecotone_fastapi.cli.run import run
@@ -27,8 +29,18 @@ class ReportingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except EcotoneError as error:
+            code = 2 if isinstance(error, ConfigurationError) else 1
             show_error(error)
-            raise typer.Exit(2 if isinstance(error, ConfigurationError) else 1) from None
+            if is_for_machines():
+                say_json(error_told(error, code))
+            raise typer.Exit(code) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            # Whoever calls this wants one document, whatever happens; people get the traceback.
+            if is_for_machines():
+                say_json(error_told(error, getattr(error, "exit_code", 1)))
+            raise
 
 
 commands: typer.Typer = typer.Typer(
@@ -63,6 +75,8 @@ commands.command("run")(run)
 commands.command("list")(list_)
 commands.command("explain")(explain)
 commands.command("diagram")(diagram)
+commands.command("asyncapi")(asyncapi)
+commands.command("doctor")(doctor)
 commands.command("migrate")(migrate)
 commands.command("pause")(pause)
 commands.command("resume")(resume)

@@ -19,7 +19,7 @@ from ecotone_fastapi.adapters.memory import MemoryDeadLetters
 from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, load
 from ecotone_fastapi.cli.durations import duration
-from ecotone_fastapi.cli.output import console, remark, say, say_json, show_error
+from ecotone_fastapi.cli.output import console, harmless, remark, say, say_json, show_error
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.messaging.dead_letter import EVERYTHING, DeadLetterFilter, DeadLetterStore, ParkedMessage
@@ -190,7 +190,7 @@ def show(
     say(Text(_shown(parked)))
     if parked.traceback:
         say()
-        say(Text(_harmless(parked.traceback.rstrip())))
+        say(Text(harmless(parked.traceback.rstrip())))
 
 
 @deadletter.command("replay")
@@ -398,17 +398,12 @@ def _shown(parked: ParkedMessage) -> str:
         text = raw.decode()
     except UnicodeDecodeError:
         text = "\x00"
-    if text == _harmless(text):
+    if text == harmless(text):
         return text or "(no payload)"
     return "\n".join(
         f"{start:08x}  {line.hex(' '):<47}  {''.join(chr(one) if 32 <= one < 127 else '.' for one in line)}"
         for start, line in ((start, raw[start : start + 16]) for start in range(0, len(raw), 16))
     )
-
-
-def _harmless(text: str) -> str:
-    """A text without what terminals take for commands: whoever sends a message can write anything into it."""
-    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
 
 
 def _is_json(parked: ParkedMessage) -> bool:
@@ -430,11 +425,11 @@ def _table(found: Sequence[ParkedMessage]) -> Table:
     table.add_column("REPLAYS", justify="right")
     for parked in found:
         table.add_row(
-            _harmless(parked.id),
+            harmless(parked.id),
             f"{parked.parked_at.astimezone():%Y-%m-%d %H:%M:%S}",
-            _harmless(parked.channel),
-            _harmless(parked.endpoint or "-"),
-            _harmless(_in_one_line(parked)),
+            harmless(parked.channel),
+            harmless(parked.endpoint or "-"),
+            harmless(_in_one_line(parked)),
             str(parked.attempts),
             str(parked.replays),
         )
@@ -452,5 +447,5 @@ def _facts(facts: Mapping[str, str]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(_harmless(name), _harmless(value))
+        table.add_row(harmless(name), harmless(value))
     return table

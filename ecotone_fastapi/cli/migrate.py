@@ -26,11 +26,13 @@ def migrate(
 
     May be run by several processes at once, and again at any time.
     """
-    if sql and (check or json):
-        raise ConfigurationError("--sql goes neither with --check nor with --json")
+    if sql and check:
+        raise ConfigurationError("--sql does not go with --check")
     ecotone = load(address_of(app, factory=factory), quiet=json or sql)
     targets = {one.name: one for one in ecotone.assembly.plugins if isinstance(one, Migratable)}
-    if sql:
+    if sql and json:
+        say_json({"sql": {name: target.migration_sql() for name, target in targets.items()}})
+    elif sql:
         for name, target in targets.items():
             say(f"-- {name}\n{target.migration_sql()}")
     else:

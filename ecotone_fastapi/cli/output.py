@@ -2,6 +2,11 @@
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -16,9 +21,30 @@ def say(answer: RenderableType = "") -> None:
     _print(console(), answer)
 
 
+@contextmanager
+def only_json() -> Iterator[None]:
+    """Leave the standard output to the one JSON document: whatever else is printed goes to the standard error."""
+    before = _answers.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _answers.reset(before)
+
+
+# Where the document goes; nothing while other things are printed, too.
+_answers: ContextVar[TextIO | None] = ContextVar("ecotone_answers", default=None)
+
+
 def say_json(answer: object) -> None:
     """Print the answer for machines: one JSON document, without colours."""
-    print(json.dumps(answer, indent=2, ensure_ascii=False, default=str), flush=True)  # noqa: T201
+    text = json.dumps(answer, indent=2, ensure_ascii=False, default=str)
+    print(text, file=_answers.get() or sys.stdout, flush=True)
+
+
+def is_for_machines() -> bool:
+    """Whether the answer is one JSON document, and nothing else."""
+    return _answers.get() is not None
 
 
 def remark(text: RenderableType) -> None:
@@ -30,6 +56,32 @@ def show_error(error: EcotoneError) -> None:
     """Print an error without its traceback: what is wrong, what was tried, what to do."""
     name = "Error" if type(error) is ConfigurationError else type(error).__name__
     remark(Text.assemble((f"{name}: ", "bold red"), str(error)))
+
+
+def error_told(error: Exception, code: int) -> dict[str, Any]:
+    """Return an error for machines.
+
+    Args:
+        error: What was raised.
+        code: The exit code of the process.
+    """
+    return {"error": _told(error), "code": code}
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    if not isinstance(error, EcotoneError):
+        return {"type": type(error).__name__, "what": str(error), "tried": "", "hint": ""}
+    told: dict[str, Any] = {
+        "type": type(error).__name__, "what": error.what, "tried": error.tried, "hint": error.hint
+    }  # fmt: skip
+    if isinstance(error, ConfigurationError) and error.problems:
+        told["problems"] = [_told(one) for one in error.problems]
+    return told
+
+
+def harmless(text: str) -> str:
+    """Return a text without what terminals take for commands: whoever sends a message can write anything into it."""
+    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
 
 
 def console(*, stderr: bool = False) -> Console:

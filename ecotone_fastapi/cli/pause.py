@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from ecotone_fastapi.app import Ecotone
-from ecotone_fastapi.cli.application import AppOption, FactoryOption, address_and_rest, load
-from ecotone_fastapi.cli.output import say
+from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, load
+from ecotone_fastapi.cli.output import say, say_json
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.operations.wording import unknown
@@ -29,38 +29,49 @@ def pause(
     reason: Annotated[str, typer.Option(help="Why; shown by health checks and `ecotone list`.")] = "",
     app: AppOption = None,
     factory: FactoryOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Let the consumers of channels pause, in all processes, until they are resumed.
 
     They finish what is under way, and give back what they have not begun. Running processes learn of it within seconds.
     """
-    ecotone, names = _found(arguments, app, factory=factory)
+    ecotone, names = _found(arguments, app, factory=factory, quiet=json)
 
     async def pause_all() -> None:
         for name in names:
             await ecotone.consumers.pause(name, reason=reason)
 
     asyncio.run(pause_all())
-    for name in names:
-        say(f"{name}: paused")
+    _show("paused", names, json=json)
 
 
-def resume(arguments: Arguments = None, *, app: AppOption = None, factory: FactoryOption = False) -> None:
+def resume(
+    arguments: Arguments = None, *, app: AppOption = None, factory: FactoryOption = False, json: JsonOption = False
+) -> None:
     """Let the consumers of channels go on that were paused."""
-    ecotone, names = _found(arguments, app, factory=factory)
+    ecotone, names = _found(arguments, app, factory=factory, quiet=json)
 
     async def resume_all() -> None:
         for name in names:
             await ecotone.consumers.resume(name)
 
     asyncio.run(resume_all())
+    _show("resumed", names, json=json)
+
+
+def _show(done: str, names: Sequence[str], *, json: bool) -> None:
+    if json:
+        say_json({done: list(names)})
+        return
     for name in names:
-        say(f"{name}: resumed")
+        say(f"{name}: {done}")
 
 
-def _found(arguments: list[str] | None, app: str | None, *, factory: bool) -> tuple[Ecotone, Sequence[str]]:
+def _found(
+    arguments: list[str] | None, app: str | None, *, factory: bool, quiet: bool
+) -> tuple[Ecotone, Sequence[str]]:
     address, names = address_and_rest(arguments or [], app, factory=factory)
-    ecotone = load(address)
+    ecotone = load(address, quiet=quiet)
     consumers = sorted(name for name, one in ecotone.assembly.runnables.items() if isinstance(one, Consumer))
     if not names:
         raise ConfigurationError("no channel is named", hint=f"name some of {', '.join(consumers) or 'them'}")

@@ -196,11 +196,16 @@ def switch_(
 
 
 @projection.command("cancel")
-def cancel(arguments: AppAndNames = None, *, app: AppOption = None, factory: FactoryOption = False) -> None:
+def cancel(
+    arguments: AppAndNames = None, *, app: AppOption = None, factory: FactoryOption = False, json: JsonOption = False
+) -> None:
     """Break off a rebuild: a version beside the live one is deleted, partitions stay as they are."""
-    ecotone, name = _one("cancel", arguments, app, factory=factory)
+    ecotone, name = _one("cancel", arguments, app, factory=factory, quiet=json)
     _ask(ecotone, lambda projections: projections.cancel(name))
-    say(f"{name}: the rebuild was cancelled")
+    if json:
+        say_json({"name": name, "cancelled": True})
+    else:
+        say(f"{name}: the rebuild was cancelled")
 
 
 @projection.command("retry")
@@ -210,11 +215,15 @@ def retry(
     app: AppOption = None,
     factory: FactoryOption = False,
     partition: Annotated[str | None, typer.Option("--partition", metavar="STREAM", help="Only this one.")] = None,
+    json: JsonOption = False,
 ) -> None:
     """Try again now what stands still, without waiting for its time."""
-    ecotone, name = _one("retry", arguments, app, factory=factory)
+    ecotone, name = _one("retry", arguments, app, factory=factory, quiet=json)
     _ask(ecotone, lambda projections: projections.retry(name, partition))
-    say(f"{name}: is tried again")
+    if json:
+        say_json({"name": name, "partition": partition, "retried": True})
+    else:
+        say(f"{name}: is tried again")
 
 
 @projection.command("delete")
@@ -225,14 +234,20 @@ def delete(
     factory: FactoryOption = False,
     version: VersionOption = None,
     yes: YesOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Delete a projection with all its versions, or an old version, and run its delete hook."""
-    ecotone, name = _one("delete", arguments, app, factory=factory)
+    ecotone, name = _one("delete", arguments, app, factory=factory, quiet=json)
     what = f"the projection {name}" if version is None else f"version {version} of the projection {name}"
-    if not yes and not typer.confirm(f"Delete {what}, with its checkpoints and what its delete hook deletes?"):
+    if not yes and not typer.confirm(
+        f"Delete {what}, with its checkpoints and what its delete hook deletes?", err=json
+    ):
         raise typer.Exit(1)
     _ask(ecotone, lambda projections: projections.delete(name, version))
-    say(f"{name}: deleted" + (f" version {version}" if version is not None else ""))
+    if json:
+        say_json({"name": name, "version": version, "deleted": True})
+    else:
+        say(f"{name}: deleted" + (f" version {version}" if version is not None else ""))
 
 
 # ------------------------------------------------------------------------------------------------------------ in detail
@@ -263,7 +278,7 @@ def _chosen(
 
 
 def _one(
-    command: str, arguments: list[str] | None, app: str | None, *, factory: bool, quiet: bool = False
+    command: str, arguments: list[str] | None, app: str | None, *, factory: bool, quiet: bool
 ) -> tuple[Ecotone, str]:
     ecotone, names = _chosen(command, arguments, app, factory=factory, quiet=quiet)
     if len(names) != 1:
@@ -306,6 +321,8 @@ def _build(
             built = _ask(ecotone, work)
         except KeyboardInterrupt:
             remark("left as it is: those who run the projection go on with it, `ecotone projection backfill` does, too")
+            if json:
+                say_json({"interrupted": True})
             raise typer.Exit(130) from None
     if json:
         say_json(built)

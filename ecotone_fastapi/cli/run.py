@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.app import Ecotone
-from ecotone_fastapi.cli.application import AppOption, FactoryOption, address_and_rest, load
+from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, load
 from ecotone_fastapi.cli.output import console, say_json
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.errors import ConfigurationError
@@ -86,7 +86,7 @@ def run(
     log_level: Annotated[
         LogLevel, typer.Option(case_sensitive=False, envvar="ECOTONE_LOG_LEVEL", help="What is logged.")
     ] = LogLevel.INFO,
-    json: Annotated[bool, typer.Option("--json", help="In the end, print for machines what was handled.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Run consumers in this process until it is told to stop, or until each has reached a limit.
 
@@ -94,7 +94,7 @@ def run(
     finished, the rest is given back. A second signal cancels what is under way, a third one kills.
     """
     address, names = address_and_rest(arguments or [], app, factory=factory)
-    ecotone = load(address)
+    ecotone = load(address, quiet=json)
     _log_to_stderr(log_level)
     _check(ecotone, names)
     limits = Limits(messages=messages, seconds=seconds, memory=memory, until_empty=until_empty, grace=grace)

@@ -15,6 +15,7 @@ from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
 from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Endpoint, Inline, Kind, mark
+from ecotone_fastapi.core.examination import Examinable, Finding, Level
 from ecotone_fastapi.core.gateway import (
     Gateway,
     conversation,
@@ -54,6 +55,8 @@ __all__ = [
     "Destination",
     "Endpoint",
     "EventBus",
+    "Examinable",
+    "Finding",
     "FromMessage",
     "FromScope",
     "Gateway",
@@ -65,6 +68,7 @@ __all__ = [
     "Inspectable",
     "Interceptor",
     "Kind",
+    "Level",
     "Limits",
     "Message",
     "Migratable",

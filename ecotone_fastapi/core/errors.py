@@ -16,6 +16,7 @@ EcotoneError
 │   └── HeaderError                     a header is missing or does not fit
 ├── ChannelError (ConnectionError)      the broker refused or vanished; always worth a retry
 │   ├── SendError                       some messages of a batch were not accepted
+│   ├── OutcomeUnknownError             the server did not confirm what it was sent
 │   └── LeaseLostError                  the delivery belongs to another consumer by now
 ├── HandlerCancelledError               a handler in a consumer awaited something that was cancelled
 ├── ConsumerStoppedError                a consumer does not go on behind a message that failed
@@ -178,8 +179,30 @@ class SendError(ChannelError):
         self.failed: tuple[str, ...] = tuple(failed)
 
 
+class OutcomeUnknownError(ChannelError):
+    """Messages were handed to a server that has told nothing about them: they may have arrived, or not.
+
+    Args:
+        what: What happened, and on which server.
+        messages: How many messages that are.
+    """
+
+    def __init__(self, what: str, *, messages: int, tried: str = "", hint: str = "") -> None:
+        super().__init__(what, tried=tried, hint=hint)
+        self.messages = messages
+
+
 class LeaseLostError(ChannelError):
-    """A delivery was settled too late: its lease ended and somebody else has the message now."""
+    """Deliveries were settled too late: their lease ended, and somebody else has the messages now.
+
+    Args:
+        what: What was lost, and where.
+        leases: How many leases that are.
+    """
+
+    def __init__(self, what: str, *, leases: int = 1, tried: str = "", hint: str = "") -> None:
+        super().__init__(what, tried=tried, hint=hint)
+        self.leases = leases
 
 
 class HandlerCancelledError(EcotoneError):

@@ -591,7 +591,7 @@ class Gateway:
         if delivery.settled:
             return
         where = self.channels.get(channel)
-        with self.watching.during(Operation.SETTLE, "nack", channel, [delivery.message], where):
+        with self.watching.during(Operation.SETTLE, "nack", channel, [delivery.message], where, attempted=attempted):
             await delivery.nack(delay, attempted=attempted)
 
     async def receive(self, channel: str, delivery: Delivery, target: Proceed | None = None) -> bool:

@@ -30,6 +30,8 @@ class Operation(StrEnum):
     RECEIVE = "receive"
     SETTLE = "settle"
     PROCESS = "process"
+    RETRY = "retry"
+    """A unit of work has failed by bad luck and is run again: this is the pause before that."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,10 +40,11 @@ class Work:
 
     Args:
         operation: What is done.
-        name: What it is called there: `send`, `receive`, `ack`, `nack`, `project`.
-        place: The name of the channel, or of the projection.
+        name: What it is called there: `send`, `receive`, `ack`, `nack`, `project`, `again`.
+        place: The name of the channel, or of the projection; empty where there is none.
         messages: The messages; of those that are received, none until they are there.
         channel: The channel, where there is one.
+        attempted: Of a message that is given back: whether it was run and failed, so that it is tried again.
     """
 
     operation: Operation
@@ -49,6 +52,7 @@ class Work:
     place: str
     messages: Sequence[Message[Any]]
     channel: Channel | None = None
+    attempted: bool = False
 
 
 class Watcher(Protocol):
@@ -83,6 +87,8 @@ class Watching:
         place: str,
         messages: Sequence[Message[Any]],
         channel: Channel | None = None,
+        *,
+        attempted: bool = False,
     ) -> AbstractContextManager[Work]:
         """Let all watch while the block does the work.
 
@@ -92,8 +98,9 @@ class Watching:
             place: The name of the channel, or of the projection.
             messages: The messages; what is received is set in the block.
             channel: The channel, where there is one.
+            attempted: Of a message that is given back: whether it was run and failed.
         """
-        work = Work(operation, name, place, messages, channel)
+        work = Work(operation, name, place, messages, channel, attempted)
         if not self._watchers:
             return nullcontext(work)
         return _watched(self._watchers, work)

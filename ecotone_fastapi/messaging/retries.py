@@ -23,6 +23,7 @@ from ecotone_fastapi.core.errors import ConcurrencyError, ConfigurationError, Le
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Scope, Stage
 from ecotone_fastapi.core.plugin import Assembly
+from ecotone_fastapi.core.watching import Operation
 from ecotone_fastapi.messaging.transactions import Untransacted
 
 F = TypeVar("F")
@@ -161,7 +162,9 @@ class InstantRetries:
                         raise
                     name, id_ = type(error).__name__, call.message.headers.get(HeaderName.id)
                     logger.info("message %s failed with %s in its %d. run, again at once", id_, name, runs)
-                await anyio.sleep(random.uniform(0, _PAUSE) * 2 ** min(runs - 1, 6))  # noqa: S311  no secret
+                where = gateway.channels.get(call.channel or "")
+                with gateway.watching.during(Operation.RETRY, "again", call.channel or "", [call.message], where):
+                    await anyio.sleep(random.uniform(0, _PAUSE) * 2 ** min(runs - 1, 6))  # noqa: S311  no secret
                 call = gateway.anew(call)
                 runs += 1
 

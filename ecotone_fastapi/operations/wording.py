@@ -66,3 +66,20 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ConfigurationError:
     return ConfigurationError(
         f"there is no {what} {name!r}" + (f"; known are:{listed}" if listed else "; there is none")
     )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as people list them: each once, and not all of very many.
+
+    Example:
+        >>> listed(["orders", "mails", "orders", "bills"])
+        'orders, mails and bills'
+    """
+    distinct = list(dict.fromkeys(names))
+    shown, more = distinct[:_LISTED], len(distinct) - _LISTED
+    if more > 0:
+        return f"{', '.join(shown)} and {more} more"
+    return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
+
+
+_LISTED = 5

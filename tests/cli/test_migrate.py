@@ -118,7 +118,14 @@ def test_json_is_for_machines(shop: Project) -> None:
 
 def test_options_that_contradict_each_other_are_refused(shop: Project) -> None:
     assert shop.ecotone("migrate", "shop:ecotone", "--sql", "--check").exit_code == 2
-    assert shop.ecotone("migrate", "shop:ecotone", "--sql", "--json").exit_code == 2
+
+
+def test_sql_is_told_as_json_by_the_name_of_its_database(shop: Project) -> None:
+    told = json.loads(shop.ecotone("migrate", "shop:ecotone", "--sql", "--json").stdout)
+
+    assert list(told["sql"]) == ["orders"]
+    assert "CREATE TABLE ecotone_message" in told["sql"]["orders"]
+    assert tables(shop) == set()
 
 
 def test_a_database_that_does_not_answer_is_an_error_without_a_traceback(shop: Project) -> None:

@@ -42,6 +42,7 @@ AGREED = {
     f"{PACKAGE}.core": """
         Plugin Assembly Interceptor Call Scope Proceed Stage Order mark Inline Endpoint Kind
         Channel Delivery Capabilities Inspectable SettlesTogether Runnable Limits HealthCheck Migratable
+        Examinable Finding Level
         Converter Clock SystemClock TellsTime Consumer Hold Gateway current_message current_scope
         current_call current_correlation_id conversation
         ParameterResolver Parameter Wanted Supplier Constant Dependency FromMessage FromScope HeaderValue

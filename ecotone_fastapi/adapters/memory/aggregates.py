@@ -27,6 +27,8 @@ class MemoryAggregates:
     a copy of one belongs to no session, gets no identifier, and is no test of its mapping.
     """
 
+    durable: bool = False
+
     def __init__(self) -> None:
         self._kept: dict[_Key, _Copy] = {}
         self._changes: dict[Scope, dict[_Key, _Copy]] = {}

@@ -109,7 +109,9 @@ class MemoryChannel:
             except LeaseLostError:
                 lost.append(delivery.message.headers.get(HeaderName.id, "without id"))
         if lost:
-            raise LeaseLostError(f"channel {self.name!r} has lent to somebody else: {', '.join(lost)}")
+            raise LeaseLostError(
+                f"channel {self.name!r} has lent to somebody else: {', '.join(lost)}", leases=len(lost)
+            )
 
     async def depth(self) -> int:
         """Count the messages that wait or are lent, delayed ones included."""

@@ -9,6 +9,8 @@ from ecotone_fastapi.messaging.dead_letter import EVERYTHING, DeadLetterFilter, 
 class MemoryDeadLetters:
     """A dead letter in this process."""
 
+    durable: bool = False
+
     def __init__(self) -> None:
         self._parked: dict[str, ParkedMessage] = {}
 

@@ -45,6 +45,8 @@ class MemoryEvents:
         clock: Tells when an event is appended.
     """
 
+    durable: bool = False
+
     def __init__(self, clock: Clock = SystemClock()) -> None:
         self._clock = clock
         self._streams: dict[str, _Stream] = {}

@@ -40,6 +40,8 @@ class MemoryProjections:
         clock: Tells when leases end, and when what stands still is tried again.
     """
 
+    durable: bool = False
+
     def __init__(self, clock: Clock = SystemClock()) -> None:
         self._clock = clock
         self._versions: dict[_Key, ProjectionRecord] = {}

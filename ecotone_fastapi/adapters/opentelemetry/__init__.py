@@ -1,6 +1,7 @@
-"""OpenTelemetry: traces from the request to the last asynchronous effect, in the conventions that its tools know."""
+"""OpenTelemetry: traces from the request to the last effect, metrics of what is done and waits, and traces in logs."""
 
 from ecotone_fastapi.adapters.opentelemetry.logs import trace_fields
+from ecotone_fastapi.adapters.opentelemetry.metrics import Metrics
 from ecotone_fastapi.adapters.opentelemetry.tracing import Tracing
 
-__all__ = ["Tracing", "trace_fields"]
+__all__ = ["Metrics", "Tracing", "trace_fields"]

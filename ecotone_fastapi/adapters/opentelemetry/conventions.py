@@ -54,3 +54,26 @@ CHANNEL = "ecotone.channel"
 
 EVENT_STORE = "ecotone_event_store"
 """The SYSTEM of stored events, which come to a projection through no channel."""
+
+# Instruments, see docs/messaging/messaging-metrics.md of the conventions
+OPERATION_DURATION = "messaging.client.operation.duration"
+PROCESS_DURATION = "messaging.process.duration"
+SENT_MESSAGES = "messaging.client.sent.messages"
+CONSUMED_MESSAGES = "messaging.client.consumed.messages"
+
+DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Upper bounds of both durations, in seconds."""
+
+# Attributes of our own instruments
+RETRY_KIND = "ecotone.retry.kind"
+"""`instant` or `delayed`."""
+CONSUMER_NAME = "ecotone.consumer.name"
+"""The name of what runs beside the application."""
+CONSUMER_STATE = "ecotone.consumer.state"
+"""`running`, `paused`, `waiting` …"""
+PROJECTION_NAME = "ecotone.projection.name"
+"""The name of a projection."""
+OBSERVATION_PART = "ecotone.observation.part"
+"""What kind of thing could not be asked: `channel`, `outbox`, `dead_letters`, `scheduled`, `projection`."""
+OBSERVATION_NAME = "ecotone.observation.name"
+"""Which one of them."""

@@ -49,7 +49,7 @@ class Watching:
         if work.operation is Operation.RECEIVE:
             with self._receiving(work):
                 yield
-        elif work.operation is Operation.SEND and is_sending():
+        elif (work.operation is Operation.SEND and is_sending()) or work.operation is Operation.RETRY:
             yield
         else:
             with self._spanning(work):

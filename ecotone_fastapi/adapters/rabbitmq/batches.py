@@ -7,7 +7,7 @@ from typing import Protocol
 
 from aiormq.exceptions import PublishError
 
-from ecotone_fastapi.core.errors import ChannelError, SendError
+from ecotone_fastapi.core.errors import ChannelError, OutcomeUnknownError, SendError
 from ecotone_fastapi.core.message import HeaderName, Message
 
 _NAMED = 10  # messages that the text of an error lists
@@ -127,14 +127,17 @@ class Batch:
         answered = total - self._waiting
         unknown = self.written - answered
         if not self.written:
-            fate = "nothing was sent"
+            self.done.set_exception(ChannelError(f"{reason}; nothing was sent"))
+            return
+        fate = f"{unknown} of {total} messages were sent without a confirm and may have arrived"
+        if answered:
+            fate += f", {answered - len(self._refused)} arrived, {len(self._refused)} were refused"
+        if self.written < total:
+            fate += f", {total - self.written} were not sent"
+        if unknown:
+            self.done.set_exception(OutcomeUnknownError(f"{reason}; {fate}", messages=unknown))
         else:
-            fate = f"{unknown} of {total} messages were sent without a confirm and may have arrived"
-            if answered:
-                fate += f", {answered - len(self._refused)} arrived, {len(self._refused)} were refused"
-            if self.written < total:
-                fate += f", {total - self.written} were not sent"
-        self.done.set_exception(ChannelError(f"{reason}; {fate}"))
+            self.done.set_exception(ChannelError(f"{reason}; {fate}"))
 
 
 def returned(error: PublishError) -> str:

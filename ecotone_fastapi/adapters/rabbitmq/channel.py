@@ -21,6 +21,7 @@ from aiormq.abc import DeliveredMessage
 from ecotone_fastapi.adapters.rabbitmq.batches import Outgoing
 from ecotone_fastapi.adapters.rabbitmq.broker import Broker
 from ecotone_fastapi.adapters.rabbitmq.delays import LONGEST_DELAY, Ladder
+from ecotone_fastapi.adapters.rabbitmq.examination import findings_about
 from ecotone_fastapi.adapters.rabbitmq.headers import DELIVERIES, EXPIRES, read, rewritten, whole_number, written
 from ecotone_fastapi.adapters.rabbitmq.sealing import unsealed
 from ecotone_fastapi.adapters.rabbitmq.subscription import Arrival, Subscription
@@ -28,6 +29,7 @@ from ecotone_fastapi.adapters.rabbitmq.topology import QueueType, Topology
 from ecotone_fastapi.adapters.rabbitmq.wire import Wire
 from ecotone_fastapi.core.channel import Capabilities, Delivery, Destination
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError, SendError
+from ecotone_fastapi.core.examination import Finding
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
 from ecotone_fastapi.core.supervision import Pauses
 
@@ -168,6 +170,10 @@ class RabbitMQChannel:
             routing_key=topology.routing_key or None,
         )
 
+    def asyncapi(self) -> dict[str, Any]:
+        """Return how messages for the channel are addressed, as AsyncAPI has it: by the queue, or by the exchange."""
+        return self._topology.documented(self.url)
+
     # -------------------------------------------------------------------------------------------- opening and closing
 
     async def open(self) -> None:
@@ -219,6 +225,20 @@ class RabbitMQChannel:
         await self.depth()
         if not self._opened().publisher.connected:
             raise ChannelError(f"channel {self.name!r} cannot publish at the moment")
+
+    async def examine(self) -> Sequence[Finding]:
+        """Find out whether the server suits, and whether the queue is there; change nothing. It need not be open.
+
+        Raises:
+            ChannelError: The server cannot be reached.
+        """
+        broker = self._broker or Broker.join(self.url, self._timeout)
+        try:
+            return [one async for one in findings_about(broker, self._topology, self.name, self.url)]
+        finally:
+            if broker is not self._broker:
+                with anyio.CancelScope(shield=True):
+                    await broker.leave()
 
     def _opened(self) -> Broker:
         if self._broker is None:
@@ -448,6 +468,7 @@ class RabbitMQChannel:
         if lost:
             raise LeaseLostError(
                 f"channel {self.name!r}: acked too late: {', '.join(lost)}",
+                leases=len(lost),
                 tried="the connection on which they were lent, which is gone; they come again",
                 hint="handlers that must not repeat themselves are @deduplicated",
             )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import (
@@ -47,6 +48,17 @@ class Topology:
         """Whether the queue serves one consumer, and others only when that has gone."""
         return bool(self.arguments.get("x-single-active-consumer"))
 
+    def documented(self, url: str) -> dict[str, Any]:
+        """Return address and AMQP binding of the channel, as AsyncAPI has them; of the URL, the virtual host alone."""
+        vhost = unquote(urlsplit(url).path[1:]) or "/"
+        queue = {"name": self.queue, **({"durable": True} if self.declare else {}), "exclusive": False, "vhost": vhost}
+        if not self.exchange:
+            binding: dict[str, Any] = {"is": "queue", "queue": queue}
+        else:
+            binding = {"is": "routingKey", "exchange": {"name": self.exchange, "vhost": vhost}, "x-queue": queue}
+        address = self.routing_key if self.exchange else self.queue
+        return {"address": address, "bindings": {"amqp": {**binding, "bindingVersion": "0.3.0"}}}
+
     async def prepare(self, broker: Broker, wire: Wire) -> None:
         """See to it that everything is there.
 
@@ -60,16 +72,46 @@ class Topology:
         except ChannelError as error:
             raise self._explained(error) from error
 
+    async def is_there(self, broker: Broker, wire: Wire) -> bool:
+        """Tell whether the queue is there, and as it should be; change nothing.
+
+        Raises:
+            ConfigurationError: It is there and not as it should be, or its exchange is not there.
+            ChannelError: The server cannot be reached.
+        """
+        try:
+            if self.exchange:
+                async with broker.talk(wire) as amqp:
+                    asking = amqp.exchange_declare(self.exchange, passive=True)
+                    await broker.ask(wire, asking, f"looking for exchange {self.exchange!r}")
+            try:
+                async with broker.talk(wire) as amqp:
+                    looking = amqp.queue_declare(self.queue, passive=True)
+                    await broker.ask(wire, looking, f"looking for queue {self.queue!r}")
+            except ChannelError as error:
+                if self.declare and isinstance(error.__cause__, ChannelNotFoundEntity):
+                    return False
+                raise
+            if self.declare:  # of one that is there, this compares the arguments
+                async with broker.talk(wire) as amqp:
+                    await broker.ask(wire, self._declare(amqp), f"comparing queue {self.queue!r}")
+        except ChannelError as error:
+            raise self._explained(error) from error
+        return True
+
     async def _prepare(self, amqp: AbstractChannel) -> None:
         if not self.declare:
             await amqp.queue_declare(self.queue, passive=True)
             return
+        await self._declare(amqp)
+        if self.exchange:
+            await amqp.queue_bind(self.queue, self.exchange, self.routing_key)
+
+    async def _declare(self, amqp: AbstractChannel) -> None:
         arguments: dict[str, Any] = {"x-queue-type": self.type}
         if self.type == "quorum":
             arguments["x-delivery-limit"] = NEVER_DROPPED
         await amqp.queue_declare(self.queue, durable=True, arguments={**arguments, **self.arguments})
-        if self.exchange:
-            await amqp.queue_bind(self.queue, self.exchange, self.routing_key)
 
     def _explained(self, error: ChannelError) -> ConfigurationError | ChannelError:
         """Tell what is wrong with the wiring from a server that is away."""

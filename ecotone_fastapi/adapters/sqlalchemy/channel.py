@@ -313,6 +313,7 @@ class SqlChannel:
         names = ", ".join(delivery.message.headers.get(HeaderName.id, "without id") for delivery in lost)
         return LeaseLostError(
             f"channel {self.name!r}: acked too late: {names}",
+            leases=len(lost),
             tried=f"a lease of {self._lease} seconds, which has ended, or the channel was closed or purged",
             hint="give the channel a longer lease, or find out what keeps the event loop from renewing it",
         )

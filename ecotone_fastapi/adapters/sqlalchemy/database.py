@@ -21,6 +21,7 @@ from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
 from ecotone_fastapi.adapters.sqlalchemy.entities import SqlEntities
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventTables
 from ecotone_fastapi.adapters.sqlalchemy.events import SqlEvents
+from ecotone_fastapi.adapters.sqlalchemy.examination import Examined, examined
 from ecotone_fastapi.adapters.sqlalchemy.inbox import SqlInbox
 from ecotone_fastapi.adapters.sqlalchemy.methods import implemented
 from ecotone_fastapi.adapters.sqlalchemy.order import in_order_for
@@ -33,6 +34,7 @@ from ecotone_fastapi.adapters.sqlalchemy.transactions import HeardSession, Trans
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
+from ecotone_fastapi.core.examination import Finding
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.injection import cache_key
 from ecotone_fastapi.core.pipeline import Scope
@@ -364,6 +366,25 @@ class SqlAlchemy:
             await connection.execute(text("SELECT 1"))
 
         await self._transactions.read(ask, "checking the database")
+
+    @property
+    def creates_schema(self) -> bool:
+        """Whether tables that are missing are created at start."""
+        return self._create_schema
+
+    async def examine(self) -> Sequence[Finding]:
+        """Find out whether the server suits: its version, its clock, and what it may lose.
+
+        Raises:
+            ChannelError: The database cannot be reached.
+        """
+
+        async def ask(connection: AsyncConnection) -> Examined:
+            return await examined(connection, self._clock, made_here=self._made_here)
+
+        async with self._letting_go():
+            answer = await self._transactions.read(ask, "examining the server")
+        return list(answer.findings(self._transactions.address))
 
     @asynccontextmanager
     async def _letting_go(self) -> AsyncIterator[None]:

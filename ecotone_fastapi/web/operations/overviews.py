@@ -1,9 +1,28 @@
 """How the application is, at one look."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 from fastapi import APIRouter
 
-from ecotone_fastapi.operations.report import LaneReport, Report
+from ecotone_fastapi.operations.report import LaneReport, Report, RunnableReport
 from ecotone_fastapi.web.operations.opening import Operated
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthReport:
+    """How every loop and every server is.
+
+    Args:
+        status: How all of it is together.
+        runnables: Every consumer and whatever else this application can run, with how it is in this process.
+        servers: For every database and broker that can be asked, `ok` or its error.
+    """
+
+    status: Literal["ready", "not ready", "not running"]
+    runnables: tuple[RunnableReport, ...]
+    servers: dict[str, str]
+
 
 SHARED = 0.5
 """Seconds for which a report is good enough for others who ask, too."""
@@ -21,3 +40,13 @@ def add_overview(router: APIRouter, ecotone: Operated) -> None:
     async def outbox() -> list[LaneReport]:
         """Tell what is on its way to the channels of brokers."""
         return list((await ecotone.overview.report(max_age=SHARED)).outbox)
+
+    @router.get("/health")
+    async def health() -> HealthReport:
+        """Tell how every consumer loop is in this process, and whether the servers answer."""
+        found = await ecotone.health()
+        return HealthReport(
+            status="ready" if found.ready else "not ready" if found.running else "not running",
+            runnables=ecotone.overview.runnables(),
+            servers={name: error or "ok" for name, error in found.servers.items()},
+        )

@@ -5,10 +5,14 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from ecotone_fastapi.web.operations.asyncapi import add_asyncapi
 from ecotone_fastapi.web.operations.channels import add_channels
 from ecotone_fastapi.web.operations.dead_letters import add_dead_letters
+from ecotone_fastapi.web.operations.handlers import add_handlers
+from ecotone_fastapi.web.operations.live import add_live
 from ecotone_fastapi.web.operations.opening import Operated, opened_to
 from ecotone_fastapi.web.operations.overviews import add_overview
+from ecotone_fastapi.web.page import add_page
 
 
 def operations_router(ecotone: Operated, dependencies: Sequence[Any] | None) -> APIRouter:
@@ -20,6 +24,7 @@ def operations_router(ecotone: Operated, dependencies: Sequence[Any] | None) -> 
     """
     router = opened_to(dependencies)
     # Each adds its routes to this very router: only so its dependencies stand before every one of them.
-    for add in (add_overview, add_channels, add_dead_letters):
+    for add in (add_overview, add_live, add_channels, add_dead_letters, add_handlers, add_asyncapi):
         add(router, ecotone)
+    add_page(router)
     return router

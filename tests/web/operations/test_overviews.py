@@ -64,3 +64,20 @@ async def test_the_overview_counts_what_is_in_a_database(database_url: str) -> N
         assert (report["dead_letters"]["count"], report["scheduled"]["count"]) == (1, 1)
         assert [one["problem"] for one in report["channels"]] == [None, None]
         assert await operations.get("/outbox") == []
+
+
+async def test_health_is_told_loop_by_loop_and_server_by_server(sqlite_url: str) -> None:
+    database = SqlAlchemy(sqlite_url, create_schema=True)
+    async with operated(database.channel, database) as operations:
+        health = await operations.get("/health")
+
+        assert health["status"] == "ready"
+        assert [(one["name"], one["condition"]) for one in health["runnables"]] == [("mails", None), ("bytes", None)]
+        assert health["servers"] == {"sqlite": "ok"}
+
+
+async def test_health_tells_that_the_application_does_not_run() -> None:
+    async with operated() as operations:
+        pass
+
+    assert (await operations.get("/health"))["status"] == "not running"

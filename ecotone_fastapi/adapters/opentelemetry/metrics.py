@@ -1,0 +1,87 @@
+"""Metrics: the four of the messaging conventions, and what an operator of ours wants to know besides.
+
+    ecotone = Ecotone([OrderService], channels=[...], plugins=[database, Metrics()])
+
+Needs a MeterProvider of the OpenTelemetry SDK, given or set. Without one it measures for nobody.
+"""
+
+import math
+from importlib.metadata import version
+
+from opentelemetry.metrics import MeterProvider, get_meter
+
+from ecotone_fastapi.adapters.opentelemetry.conventions import SCHEMA_URL, SCOPE
+from ecotone_fastapi.adapters.opentelemetry.instruments import Instruments
+from ecotone_fastapi.adapters.opentelemetry.measuring import Measuring
+from ecotone_fastapi.adapters.opentelemetry.observing import Observing
+from ecotone_fastapi.core.errors import ConfigurationError
+from ecotone_fastapi.core.pipeline import Order, Stage
+from ecotone_fastapi.core.plugin import Assembly
+
+
+class Metrics:
+    """The plugin that measures: what is sent, received, settled and handled, and how everything is.
+
+    Durations and counts are recorded when they happen. Depths, ages, lags and states are looked at every `interval`
+    seconds in a task beside the application; whoever collects is shown what was seen last and asks no server. What was
+    seen too long ago is not shown, and what could not be asked is told by `ecotone.observation.failed`.
+
+    Every process of an application shows the same depths and lags, because they are those of servers: take the maximum
+    over processes, not the sum. One object belongs to one application.
+
+    Args:
+        meter_provider: Where the instruments are made; without it, the one that OpenTelemetry was set up with.
+        interval: Seconds between two looks.
+
+    Raises:
+        ConfigurationError: The interval is no time.
+
+    Example:
+        >>> from opentelemetry.sdk.metrics import MeterProvider
+        >>> async with Ecotone([], plugins=[Metrics(MeterProvider(), interval=5.0)]).running() as ecotone:
+        ...     print((await ecotone.health()).ready)
+        True
+    """
+
+    def __init__(self, meter_provider: MeterProvider | None = None, *, interval: float = 15.0) -> None:
+        if not 0 < interval < math.inf:
+            raise ConfigurationError(
+                f"Metrics(interval={interval!r}) would never look", hint="give it some seconds: interval=15.0"
+            )
+        self._meter_provider = meter_provider
+        self._interval = interval
+        self._observing: Observing | None = None
+
+    def __repr__(self) -> str:
+        return f"Metrics(interval={self._interval})"
+
+    def install(self, assembly: Assembly) -> None:
+        """Watch the work on channels, stand around handlers in consumers, and look at everything else.
+
+        Raises:
+            ConfigurationError: It measures another application already.
+        """
+        if self._observing is not None:
+            raise ConfigurationError(
+                "one Metrics was given to two applications, which would be taken for one",
+                hint="give each its own: plugins=[Metrics(provider)]",
+            )
+        meter = get_meter(SCOPE, version("ecotone-fastapi"), self._meter_provider, SCHEMA_URL)
+        measuring = Measuring(Instruments(meter), assembly.gateway)
+        assembly.add_watcher(measuring)
+        assembly.add_interceptor(measuring.count_redelivery, stage=Stage.RECEIVE, order=Order.TRACING)
+        assembly.add_interceptor(measuring.measure, stage=Stage.RECEIVE, order=Order.RETRY + 1)
+        self._observing = Observing(meter, assembly, self._interval)
+        assembly.add_lifespan(self._observing.going_on)
+
+    async def refresh(self) -> None:
+        """Look now, and not only when the next interval is over: for programs that end soon, and for tests.
+
+        Raises:
+            ConfigurationError: No application was put together with it yet.
+        """
+        if self._observing is None:
+            raise ConfigurationError(
+                "these Metrics look at no application", hint="Ecotone([...], plugins=[metrics]), and start it"
+            )
+        await self._observing.look()
