@@ -51,6 +51,7 @@ from ecotone_fastapi.modelling.projections import projection_mark
 from ecotone_fastapi.modelling.rebuilding import Projections
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import Background, SnapshotStore
+from ecotone_fastapi.operations.asyncapi import asyncapi_document
 from ecotone_fastapi.operations.overview import Overview
 from ecotone_fastapi.web.buses import (
     CommandBus,
@@ -347,6 +348,27 @@ class Ecotone:
     def overview(self) -> Overview:
         """How everything is: `(await ecotone.overview.report()).dead_letters.count`."""
         return cast("Overview", self.assembly.services[Overview])
+
+    def asyncapi(self, *, title: str | None = None, version: str | None = None) -> dict[str, Any]:
+        """Return the AsyncAPI 3 document of all channels and of the messages that go through them.
+
+        Args:
+            title: The name of the application; unless told, that of the FastAPI application that it serves.
+            version: Its version; unless told, that of the FastAPI application.
+
+        Raises:
+            ConfigurationError: Something is wrong with the wiring.
+
+        Example:
+            >>> Ecotone([]).asyncapi(title="Shop", version="1.0.0")["info"]["version"]
+            '1.0.0'
+        """
+        app = self._app
+        return asyncapi_document(
+            self.assembly,
+            title=title or (app.title if app is not None else "Ecotone"),
+            version=version or (app.version if app is not None else "0.1.0"),
+        )
 
     # In FastAPI
 

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import os
 import socket
+import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ SERVERS = {
         Server("mariadb", "mysql+asyncmy://root@127.0.0.1:3306/test"),
         Server("rabbitmq", "amqp://guest:guest@127.0.0.1:5672/"),
         Server("redis", "redis://127.0.0.1:6379/0"),
+        # No server, but as much of the machine as one: what is asked for is its path.
+        Server("chromium", "/usr/bin/chromium"),
     )
 }
 
@@ -61,10 +64,13 @@ def refusal(name: str) -> str | None:
                 asyncio.run(_open_and_close(server.url))
             case "redis":
                 _ping(server.url)
+            case "chromium":
+                subprocess.run([server.url, "--version"], check=True, capture_output=True, timeout=PATIENCE * 4)
             case _:
                 execute(server.url, "SELECT 1")
     except Exception as error:
-        return f"no answer at {make_url(server.url).render_as_string()}: {type(error).__name__}"
+        place = make_url(server.url).render_as_string() if "://" in server.url else server.url
+        return f"no answer at {place}: {type(error).__name__}"
     return None
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ecotone_fastapi.cli.asyncapi import asyncapi
 from ecotone_fastapi.cli.deadletter import deadletter
 from ecotone_fastapi.cli.diagram import diagram
 from ecotone_fastapi.cli.doctor import doctor
@@ -17,6 +18,7 @@ from ecotone_fastapi.cli.pause import pause, resume
 from ecotone_fastapi.cli.projection import projection
 from ecotone_fastapi.cli.run import run
 from ecotone_fastapi.cli.scheduled import scheduled
+from ecotone_fastapi.cli.status import status
 from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
 
 
@@ -67,13 +69,15 @@ def _ecotone(
         bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True, help="Say which.")
     ] = False,
 ) -> None:
-    """Run, list, explain and migrate an Ecotone application."""
+    """Run, watch, explain, examine and migrate an Ecotone application."""
 
 
 commands.command("run")(run)
 commands.command("list")(list_)
+commands.command("status")(status)
 commands.command("explain")(explain)
 commands.command("diagram")(diagram)
+commands.command("asyncapi")(asyncapi)
 commands.command("doctor")(doctor)
 commands.command("migrate")(migrate)
 commands.command("pause")(pause)

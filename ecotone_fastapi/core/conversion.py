@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Annotated, Any, Protocol, Union, get_args, get_origin
 
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import PydanticSerializationError, core_schema, to_json, to_jsonable_python
 
 from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, EcotoneError, HeaderError
@@ -25,6 +25,9 @@ from ecotone_fastapi.core.round_trip import Loss, losses_of, may_hold_floats
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
+
+Schemas = dict[str, JsonSchemaValue]
+"""JSON Schemas by name."""
 
 
 class Converter(Protocol):
@@ -334,6 +337,33 @@ class Conversion:
             return None
         adapter = self._pydantic.adapter(type_)
         return adapter.json_schema(mode="serialization", by_alias=True, schema_generator=_WrittenSchema)
+
+    def schemas(self, types: Mapping[str, Any], *, ref_template: str) -> tuple[Schemas, Schemas]:
+        """Return the JSON Schemas of what is written of values of several types, and those that they refer to.
+
+        Each class has one schema, whoever refers to it, under a name that no other class has.
+
+        Args:
+            types: Types that no converter of the user is responsible for, by any name.
+            ref_template: How schemas are referred to, with `{model}` for the name.
+
+        Returns:
+            The schemas by the names that were given, and what they refer to by name.
+
+        Raises:
+            ConfigurationError: pydantic has no schema for one of them.
+        """
+        inputs: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = [
+            (name, "serialization", self._pydantic.adapter(type_)) for name, type_ in types.items()
+        ]
+        found, shared = TypeAdapter.json_schemas(
+            inputs, by_alias=True, ref_template=ref_template, schema_generator=_WrittenSchema
+        )
+        return {name: schema for (name, _), schema in found.items()}, shared.get("$defs", {})
+
+    def media_type(self, type_: Any) -> str:
+        """Return the media type of what is written of values of a type; of bytes, unless their sender tells another."""
+        return BINARY if type_ is bytes else self._for(type_).content_type
 
     def problems_of_round_trip(self, type_: Any) -> Sequence[Loss]:
         """Return what values of the type lose on a channel; a type is looked through once.

@@ -170,6 +170,10 @@ class RabbitMQChannel:
             routing_key=topology.routing_key or None,
         )
 
+    def asyncapi(self) -> dict[str, Any]:
+        """Return how messages for the channel are addressed, as AsyncAPI has it: by the queue, or by the exchange."""
+        return self._topology.documented(self.url)
+
     # -------------------------------------------------------------------------------------------- opening and closing
 
     async def open(self) -> None:

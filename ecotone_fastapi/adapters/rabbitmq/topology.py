@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import (
@@ -46,6 +47,17 @@ class Topology:
     def single(self) -> bool:
         """Whether the queue serves one consumer, and others only when that has gone."""
         return bool(self.arguments.get("x-single-active-consumer"))
+
+    def documented(self, url: str) -> dict[str, Any]:
+        """Return address and AMQP binding of the channel, as AsyncAPI has them; of the URL, the virtual host alone."""
+        vhost = unquote(urlsplit(url).path[1:]) or "/"
+        queue = {"name": self.queue, **({"durable": True} if self.declare else {}), "exclusive": False, "vhost": vhost}
+        if not self.exchange:
+            binding: dict[str, Any] = {"is": "queue", "queue": queue}
+        else:
+            binding = {"is": "routingKey", "exchange": {"name": self.exchange, "vhost": vhost}, "x-queue": queue}
+        address = self.routing_key if self.exchange else self.queue
+        return {"address": address, "bindings": {"amqp": {**binding, "bindingVersion": "0.3.0"}}}
 
     async def prepare(self, broker: Broker, wire: Wire) -> None:
         """See to it that everything is there.

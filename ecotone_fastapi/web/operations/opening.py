@@ -56,6 +56,10 @@ class Operated(Protocol):
         """Lets its consumers pause."""
         ...
 
+    def asyncapi(self) -> dict[str, Any]:
+        """Return the AsyncAPI document of its channels."""
+        ...
+
     async def health(self) -> Health:
         """Report on every consumer and server."""
         ...

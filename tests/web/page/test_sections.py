@@ -1,0 +1,98 @@
+"""The other sections in a real browser: overview, channels, scheduled messages, projections, handlers, message flow."""
+
+import re
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.web.page.shop import RemindCustomer, Shop
+
+pytestmark = pytest.mark.chromium
+
+
+async def go_to(page: Page, section: str) -> None:
+    await page.get_by_role("navigation").get_by_role("link", name=re.compile(f"^{section}")).click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text(section)
+
+
+def tile(page: Page, name: str) -> object:
+    return page.locator(".tile").filter(has=page.get_by_text(name, exact=True))
+
+
+def row(page: Page, text: str) -> object:
+    return page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=text))
+
+
+async def test_the_overview_shows_how_much_there_is_and_what_needs_attention(shop: Shop, page: Page) -> None:
+    await expect(page.get_by_text("Nothing needs attention.")).to_be_visible()
+    await expect(page.locator("#connection-text")).to_have_text("Live")
+
+    await shop.charge("order-1", "order-2")
+    await shop.ecotone.command_bus.send(RemindCustomer("order-1"))
+    await shop.ecotone.consumers.pause("mails", reason="the mail server moves")
+
+    await expect(tile(page, "Dead letters")).to_contain_text("2")
+    await expect(tile(page, "Scheduled")).to_contain_text("1")
+    await expect(tile(page, "Consumers")).to_contain_text("1 paused")
+    concerns = page.get_by_role("list", name="What needs attention")
+    await expect(concerns).to_contain_text("mails is paused: the mail server moves")
+    await expect(concerns).to_contain_text("2 messages in the dead letter")
+    await concerns.get_by_role("link", name="2 messages in the dead letter").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Dead letters")
+
+
+async def test_a_consumer_is_paused_with_a_reason_and_resumed(shop: Shop, page: Page) -> None:
+    await go_to(page, "Channels")
+
+    await page.get_by_role("button", name="Pause mails").click()
+    await page.get_by_label("Why, for those who come after you").fill("the mail server moves")
+    await page.get_by_role("dialog").get_by_role("button", name="Pause").click()
+
+    await expect(row(page, "mails")).to_contain_text("the mail server moves")
+    await expect(row(page, "mails")).to_contain_text("paused")
+    await page.get_by_role("button", name="Resume mails").click()
+    await expect(row(page, "mails")).to_contain_text("running")
+
+
+async def test_a_handler_is_found_and_the_way_to_it_is_shown(page: Page) -> None:
+    await go_to(page, "Handlers")
+    await page.get_by_label("Find").fill("chargecard")
+    await expect(page.get_by_text("1 handler", exact=True)).to_be_visible()
+
+    await page.get_by_role("link", name="Payments.charge", exact=True).click()
+
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Payments.charge")
+    stations = page.locator(".stations > li")
+    await expect(stations.filter(has_text=re.compile("^Channel payments"))).to_have_count(1)
+    await expect(page.get_by_role("row").filter(has_text="Failures.stand_around")).to_contain_text("policy decides")
+
+
+async def test_the_flow_of_messages_is_drawn_and_told(shop: Shop, page: Page) -> None:
+    await go_to(page, "Message flow")
+
+    nodes = page.locator(".drawing [data-kind]")
+    await expect(nodes.filter(has_text="ChargeCard")).to_have_count(1)
+    await expect(page.locator(".drawing path.edge")).not_to_have_count(0)
+    places = await nodes.evaluate_all("all => all.map(one => one.getAttribute('transform'))")
+    assert len(set(places)) == len(places), "no node lies upon another one"
+    await page.get_by_text("As a table", exact=True).click()
+    await expect(page.get_by_role("row", name=re.compile("ChargeCard.*command.*routes.*payments"))).to_be_visible()
+    await page.get_by_role("link", name="handler Payments.charge", exact=True).click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Payments.charge")
+
+
+async def test_the_drawing_leads_on_where_messages_go_round_in_circles(page: Page) -> None:
+    ways = await page.evaluate(
+        """async () => {
+            const { layout } = await import("./page/flow_layout.js");
+            const nodes = ["a", "b", "c", "alone"].map(id => ({ id }));
+            const edges = [["a", "b"], ["b", "c"], ["c", "a"], ["a", "c"], ["b", "b"]]
+                .map(([source, target]) => ({ source, target }));
+            const drawn = layout(nodes, edges, { width: 100, height: 40, across: 50, down: 20 });
+            return { places: Object.fromEntries(drawn.places), ways: drawn.ways.map(one => one?.length ?? 0) };
+        }"""
+    )
+
+    assert [ways["places"][one]["x"] for one in "abc"] == [0, 150, 300]
+    assert ways["places"]["alone"]["y"] >= 60
+    assert ways["ways"] == [2, 2, 4, 4, 0]
