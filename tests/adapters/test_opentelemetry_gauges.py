@@ -310,6 +310,36 @@ async def test_messages_that_rabbitmq_did_not_confirm_are_counted(sqlite_url: st
     assert attempted.attributes["error.type"] == "ecotone_fastapi.core.errors.OutcomeUnknownError"
 
 
+@pytest.mark.rabbitmq
+async def test_a_connection_that_is_lost_while_a_message_is_handled_costs_a_lease_and_brings_the_message_again(
+    sqlite_url: str,
+) -> None:
+    class CutOff:
+        @asynchronous("shipping")
+        @command_handler(id="ship")
+        async def ship(self, command: Ship) -> None:
+            subscription = channel._subscription
+            network.cut()
+            await until(lambda: subscription is not None and subscription.lost is not None)
+
+    measured = Measured()
+    plugins = [SqlAlchemy(sqlite_url, create_schema=True), measured.plugin]
+    async with (
+        tcp_proxy(5672) as network,
+        rabbit(network) as channel,
+        Ecotone([CutOff], channels=[channel], plugins=plugins).running() as ecotone,
+    ):
+        await ecotone.command_bus.send(Ship(1))
+        await until(lambda: measured.value("ecotone.redeliveries"))
+
+    [lost] = measured.points("ecotone.leases.lost")
+    assert (lost.value, lost.attributes["messaging.system"]) == (1, "rabbitmq")
+    [again] = measured.points("ecotone.redeliveries")
+    assert (again.value, again.attributes["messaging.system"]) == (1, "rabbitmq")
+    assert measured.value("messaging.client.consumed.messages") == 2
+    assert measured.points("ecotone.retries") == []
+
+
 # ------------------------------------------------------------------------------------------------ states of consumers
 
 
