@@ -3,9 +3,9 @@
 import io
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -33,7 +33,7 @@ from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.opentelemetry import Metrics
 from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.core import Limits
+from ecotone_fastapi.core import Limits, Message
 from ecotone_fastapi.testing.faults import TcpProxy, tcp_proxy
 from ecotone_fastapi.testing.flow import TravellingClock
 from tests.adapters.measured import Measured
@@ -192,6 +192,33 @@ async def test_a_lease_that_is_lost_to_another_consumer_is_counted_although_the_
     failed, succeeded = measured.points("messaging.process.duration")
     assert failed.attributes["error.type"] == "ecotone_fastapi.core.errors.LeaseLostError"
     assert "error.type" not in succeeded.attributes
+
+
+@BOTH
+async def test_a_message_that_the_relay_could_not_remove_in_time_is_counted(url: str) -> None:
+    class Slow(MemoryChannel):
+        delivery = "outbox"
+        sent = 0
+
+        async def send(self, messages: Sequence[Message[bytes]]) -> None:
+            await super().send(messages)
+            self.sent += 1
+            if self.sent == 1:  # another relay takes over meanwhile
+                async with engine.begin() as connection:
+                    await connection.execute(text("UPDATE ecotone_message SET lease_token = :other"), {"other": other})
+
+    measured, engine = Measured(), create_async_engine(url)
+    other: object = uuid4() if "postgresql" in url else uuid4().bytes
+    channel = Slow("shipping")
+    channel.capabilities = replace(channel.capabilities, durable=True)
+    plugins = [SqlAlchemy(url, create_schema=True), measured.plugin]
+    async with Ecotone([Shipping], channels=[channel], plugins=plugins).running(consumers=False) as ecotone:
+        await ecotone.command_bus.send(Ship(1))
+        await ecotone.run("outbox", ALL)
+    await engine.dispose()
+
+    [lost] = measured.points("ecotone.leases.lost")
+    assert (lost.value, lost.attributes["messaging.destination.name"]) == (1, "outbox/shipping")
 
 
 @pytest.mark.postgresql
