@@ -227,6 +227,27 @@ async def test_one_is_deleted(shop: Shop, page: Page) -> None:
     assert await shop.parked() == 0
 
 
+async def test_a_dead_letter_is_edited_and_replayed(shop: Shop, page: Page) -> None:
+    await shop.charge("order-1", headers={"tenant": "acme", "old": "yes"})
+    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
+    await page.get_by_role("button", name="Edit and replay").click()
+    payload = page.get_by_label("Payload", exact=True).and_(page.get_by_role("textbox"))
+
+    await payload.fill((await payload.input_value()).replace('"amount": 5', '"amount": 0'))
+    await page.get_by_label("Value of tenant").fill("umbrella")
+    await page.get_by_role("button", name="Remove the header old").click()
+    await page.get_by_role("button", name="Add a header").click()
+    await page.get_by_label("Name of the header").last.fill("mended_by")
+    await page.get_by_label("Value of the header").last.fill("ada")
+    await page.get_by_role("button", name="Replay as edited").click()
+
+    await expect(page.locator(".notice")).to_contain_text("replayed as edited")
+    await shop.until(shop.charged, 1)
+    [headers] = shop.bank.headers
+    assert shop.bank.charged == [ChargeCard("order-1", 0)]
+    assert (headers["tenant"], headers["mended_by"], "old" in headers) == ("umbrella", "ada", False)
+
+
 async def test_what_is_no_json_any_more_is_not_sent(shop: Shop, page: Page) -> None:
     await shop.charge("order-1")
     await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
@@ -238,6 +259,19 @@ async def test_what_is_no_json_any_more_is_not_sent(shop: Shop, page: Page) -> N
 
     await expect(page.locator(".fault")).to_contain_text("This is no JSON")
     await expect(payload).to_be_focused()
+    assert await shop.parked() == 1
+
+
+async def test_what_the_api_refuses_is_told_and_nothing_is_lost(shop: Shop, page: Page) -> None:
+    await shop.charge("order-1")
+    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
+    await page.get_by_role("button", name="Edit and replay").click()
+
+    await page.get_by_label("Value of endpoint").fill("gone")
+    await page.get_by_role("button", name="Replay as edited").click()
+
+    await expect(page.locator(".notice.bad")).to_contain_text("gone")
+    await expect(page.get_by_label("Value of endpoint")).to_have_value("gone")
     assert await shop.parked() == 1
 
 

@@ -5,7 +5,8 @@ import re
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.web.page.shop import RemindCustomer, Shop
+from ecotone_fastapi import ScheduledMessages
+from tests.web.page.shop import MoneyWasMoved, RemindCustomer, Shop
 
 pytestmark = pytest.mark.chromium
 
@@ -52,6 +53,55 @@ async def test_a_consumer_is_paused_with_a_reason_and_resumed(shop: Shop, page: 
     await expect(row(page, "mails")).to_contain_text("paused")
     await page.get_by_role("button", name="Resume mails").click()
     await expect(row(page, "mails")).to_contain_text("running")
+
+
+async def test_a_scheduled_message_is_put_off_and_cancelled(shop: Shop, page: Page) -> None:
+    for order in ("order-1", "order-2"):
+        await shop.ecotone.command_bus.send(RemindCustomer(order))
+    await go_to(page, "Scheduled")
+    await expect(row(page, "reminder-order-1")).to_contain_text("in 2 d 23 h")
+
+    await page.get_by_role("button", name="Reschedule reminder-order-1").click()
+    await page.get_by_label("Moment").fill("2099-01-01T12:00:00")
+    await page.get_by_role("dialog").get_by_role("button", name="Reschedule").click()
+    await expect(row(page, "reminder-order-1")).to_contain_text("2099")
+
+    await page.get_by_role("button", name="Cancel reminder-order-1").click()
+    await page.get_by_role("button", name="Cancel it").click()
+    await expect(row(page, "reminder-order-1")).to_have_count(0)
+    await expect(row(page, "reminder-order-2")).to_have_count(1)
+    waiting = shop.ecotone.assembly.services[ScheduledMessages]
+    assert [one.key for one in await waiting.list()] == ["reminder-order-2"]
+
+
+async def test_a_projection_is_rebuilt_and_how_far_it_is_can_be_seen(shop: Shop, page: Page) -> None:
+    for amount in range(3):
+        await shop.ecotone.command_bus.send(MoneyWasMoved("ada", amount))
+    await go_to(page, "Projections")
+    await expect(row(page, "balances")).to_contain_text("live")
+
+    await page.get_by_role("button", name="Rebuild balances").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Rebuild").click()
+
+    await expect(page.get_by_role("progressbar", name="Rebuild of balances")).to_be_visible()
+    await expect(row(page, "balances")).to_contain_text("version 2: 0 of 3 (0 %)")
+    shop.bank.rebuilding.set()
+    await expect(page.get_by_role("progressbar")).to_be_hidden()
+    await expect(row(page, "balances").locator("[data-label=Version]")).to_have_text("2")
+
+
+async def test_a_rebuild_is_cancelled(shop: Shop, page: Page) -> None:
+    await shop.ecotone.command_bus.send(MoneyWasMoved("ada", 1))
+    await go_to(page, "Projections")
+    await expect(row(page, "balances")).to_contain_text("live")
+    await page.get_by_role("button", name="Rebuild balances").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Rebuild").click()
+
+    await page.get_by_role("button", name="Cancel the rebuild of balances").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Cancel the rebuild").click()
+
+    await expect(page.get_by_role("progressbar")).to_be_hidden()
+    await expect(row(page, "balances").locator("[data-label=Version]")).to_have_text("1")
 
 
 async def test_a_handler_is_found_and_the_way_to_it_is_shown(page: Page) -> None:
