@@ -12,7 +12,7 @@ import logging
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol, cast
 
@@ -324,11 +324,7 @@ class DeadLetters:
             ChannelError: The channel did not take it.
         """
         parked = await self._store.get(parked_id)
-        message = parked.message
-        if payload is not _AS_IT_WAS:
-            message = self._saying(payload, message, headers)
-        if headers:
-            message = _with(message, headers)
+        message = self._edited(parked.message, payload, headers)
         channel = to if to is not None else parked.channel
         self._check(parked, message, channel, elsewhere=to is not None)
         past = _PAST if to is None else (*_PAST, HeaderName.forward_to)
@@ -375,6 +371,29 @@ class DeadLetters:
                 progress(done, len(ids))
         return Replayed(count=len(ids) - len(refused), refused=refused)
 
+    async def edit(
+        self, parked_id: str, *, payload: Any = _AS_IT_WAS, headers: Mapping[str, Any] | None = None
+    ) -> None:
+        """Change what a dead letter says, and leave it where it is, to be replayed later.
+
+        Args:
+            parked_id: The id in the dead letter, which stays the same.
+            payload: What the message is to say instead, as in `replay`.
+            headers: Headers to set; `None` takes one away. `endpoint` may name another handler.
+
+        Raises:
+            DeadLetterNotFoundError: No dead letter has this id.
+            ConversionError: What it is to say instead cannot be written.
+        """
+        parked = await self._store.get(parked_id)
+        message = self._edited(parked.message, payload, headers)
+        endpoint = message.headers.get(HeaderName.endpoint, parked.endpoint)
+        async with self._one_unit(message):
+            # Who has replayed it meanwhile must not find it here again.
+            await self._store.delete(parked_id)
+            await self._store.park(replace(parked, message=message, endpoint=endpoint))
+        logger.info("dead letter %s was edited", parked_id)
+
     async def delete(self, parked_id: str) -> None:
         """Delete one dead letter.
 
@@ -386,6 +405,11 @@ class DeadLetters:
     async def delete_all(self, which: DeadLetterFilter = EVERYTHING) -> int:
         """Delete dead letters; return how many there were."""
         return await self._store.delete_all(which)
+
+    def _edited(self, message: Message[bytes], payload: Any, headers: Mapping[str, Any] | None) -> Message[bytes]:
+        if payload is not _AS_IT_WAS:
+            message = self._saying(payload, message, headers)
+        return _with(message, headers) if headers else message
 
     def _saying(self, payload: Any, message: Message[bytes], headers: Mapping[str, Any] | None) -> Message[bytes]:
         raw = isinstance(payload, bytes | str)

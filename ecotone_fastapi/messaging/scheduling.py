@@ -166,13 +166,20 @@ class ScheduledMessages(Protocol):
     """
 
     async def list(
-        self, key: str | None = None, *, channel: str | None = None, limit: int = 100, offset: int = 0
+        self,
+        key: str | None = None,
+        *,
+        channel: str | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+        offset: int = 0,
     ) -> Sequence[ScheduledMessage]:
         """Return what waits, the next one first.
 
         Args:
             key: Only under this key.
             channel: Only what will come to this channel.
+            since: Only what is due at this moment or later.
             limit: How many.
             offset: How many to pass over.
 
@@ -414,12 +421,18 @@ class _Together:
         self._stores = stores
 
     async def list(
-        self, key: str | None = None, *, channel: str | None = None, limit: int = 100, offset: int = 0
+        self,
+        key: str | None = None,
+        *,
+        channel: str | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+        offset: int = 0,
     ) -> Sequence[ScheduledMessage]:
         """Return what waits, the next one first."""
         found: Sequence[ScheduledMessage] = ()
         for store in self._stores:
-            found = [*found, *await store.list(key, channel=channel, limit=limit + offset)]
+            found = [*found, *await store.list(key, channel=channel, since=since, limit=limit + offset)]
         return sorted(found, key=lambda one: one.due_at)[offset : offset + limit]
 
     async def count(self, key: str | None = None, *, channel: str | None = None) -> int:

@@ -239,13 +239,27 @@ class Projections:
         Raises:
             ProjectionError: It cannot be emptied, is being rebuilt already, or stands still.
         """
-        projector, runner = self._outside(name), self._runners[name].another()
+        version = await self.begin_rebuild(name, switch=switch)
+        return await self._runners[name].another().build(version, self._telling(told))
+
+    async def begin_rebuild(self, name: str, *, switch: bool = True) -> int:
+        """Begin to make a projection anew, and leave the rest to those who run it; return the version that is built.
+
+        When nobody runs the projection, it stays as it was begun until somebody does, or calls `backfill`.
+
+        Args:
+            name: The projection.
+            switch: Whether a version that is built beside the live one takes its place in the end.
+
+        Raises:
+            ProjectionError: It cannot be emptied, or is being rebuilt already.
+        """
+        projector = self._outside(name)
         await projector.mine()
         if projector.methods.versioned:
-            version = await projector.unit(lambda: self._begin_beside(projector, by_hand=not switch))
-        else:
-            version = await self._begin_in_place(projector)
-        return await runner.build(version, self._telling(told))
+            version: int = await projector.unit(lambda: self._begin_beside(projector, by_hand=not switch))
+            return version
+        return await self._begin_in_place(projector)
 
     async def switch(self, name: str, version: int | None = None) -> int:
         """Make a version live that was built beside the live one, in one transaction; return its number.

@@ -85,6 +85,16 @@ class Overview:
         answers = await ask_all(_about(name, channel))
         return _channel_report(name, channel, answers, self._consumers().get(name))
 
+    async def projection(self, name: str) -> ProjectionReport:
+        """Return how one projection is.
+
+        Args:
+            name: Its name, one of those that there are.
+        """
+        projections = cast("Projections", self._assembly.services[Projections])
+        answers = await ask_all({("projection", name): _status_of(projections, name)})
+        return _projection_report(name, answers["projection", name])
+
     async def _look(self) -> Report:
         services, channels = self._assembly.services, self._assembly.channels
         store = cast("DeadLetterStore | None", services.get(DeadLetterStore))
@@ -98,8 +108,8 @@ class Overview:
             questions["dead letters", ""] = store.count
         if scheduled is not None:
             questions["scheduled", ""] = scheduled.count
-        for name in names:
-            questions["projection", name] = _status_of(projections, name)
+        if projections is not None:
+            questions |= {("projection", name): _status_of(projections, name) for name in names}
         answers = await ask_all(questions)
         lanes = self._lanes()
         consumers = self._consumers()
@@ -167,8 +177,7 @@ def _about(name: str, channel: Channel) -> dict[Subject, Question]:
     return questions
 
 
-def _status_of(projections: Projections | None, name: str) -> Question:
-    assert projections is not None
+def _status_of(projections: Projections, name: str) -> Question:
     return lambda: projections.status(name)
 
 

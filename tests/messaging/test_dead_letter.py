@@ -2,7 +2,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -313,6 +313,69 @@ async def test_headers_are_set_and_taken_away(flow: Flow) -> None:
     assert message.headers["tenant"] == "other"
     assert message.headers["number"] == "7"
     assert "wrong" not in message.headers
+
+
+async def test_a_dead_letter_is_edited_and_stays_to_be_replayed(flow: Flow, mails: Mails) -> None:
+    [parked] = await parked_by(flow, "wrong", tenant="acme")
+    dead_letters = flow.ecotone.dead_letters
+
+    await dead_letters.edit(parked.id, payload=b'{"order_id": "right"}', headers={"tenant": "other"})
+
+    [edited] = await flow.dead_letters()
+    assert edited == replace(parked, message=edited.message)
+    assert edited.message.headers == {**parked.message.headers, "tenant": "other"}
+    assert edited.message.payload == b'{"order_id": "right"}'
+    mails.mended = True
+    await flow.replay(edited)
+    await drain(flow)
+    assert mails.runs[-1].payload == OrderWasPlaced("right")
+
+
+async def test_nobody_edits_what_is_not_there(flow: Flow) -> None:
+    with pytest.raises(DeadLetterNotFoundError):
+        await flow.ecotone.dead_letters.edit("nobody", headers={"a": "b"})
+    assert await flow.dead_letters() == []
+
+
+async def test_a_dead_letter_that_is_replayed_while_it_is_edited_does_not_come_back(
+    database: SqlAlchemy, mails: Mails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels = [database.channel("mails"), database.channel("thanks")]
+    async with flow_test([mails], channels=channels, plugins=[database, AT_ONCE]) as flow:
+        [parked] = await parked_by(flow, "1")
+        store: Any = flow.ecotone.assembly.services[DeadLetterStore]
+        get = store.get
+
+        async def get_and_be_late(parked_id: str) -> ParkedMessage:
+            found: ParkedMessage = await get(parked_id)
+            monkeypatch.undo()
+            await flow.replay(parked)
+            return found
+
+        monkeypatch.setattr(store, "get", get_and_be_late)
+        with pytest.raises(DeadLetterNotFoundError):
+            await flow.ecotone.dead_letters.edit(parked.id, headers={"a": "b"})
+
+        assert await flow.dead_letters() == []
+        assert len(await flow.waiting("mails")) == 1
+
+
+async def test_an_edit_that_cannot_be_kept_leaves_the_dead_letter_as_it_was(
+    database: SqlAlchemy, mails: Mails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels = [database.channel("mails"), database.channel("thanks")]
+    async with flow_test([mails], channels=channels, plugins=[database, AT_ONCE]) as flow:
+        [parked] = await parked_by(flow, "1")
+        store: Any = flow.ecotone.assembly.services[DeadLetterStore]
+
+        async def refuse(_: ParkedMessage) -> None:
+            raise ChannelError("the disk is full")
+
+        monkeypatch.setattr(store, "park", refuse)
+        with pytest.raises(ChannelError, match="the disk is full"):
+            await flow.ecotone.dead_letters.edit(parked.id, headers={"a": "b"})
+
+        assert await flow.dead_letters() == [parked]
 
 
 async def test_what_is_no_edit_leaves_everything_as_it_was(flow: Flow) -> None:

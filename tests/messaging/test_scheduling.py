@@ -165,6 +165,21 @@ async def test_what_waits_under_a_key_is_counted(started: Start) -> None:
 
 
 @EVERY
+async def test_what_is_due_later_is_listed_alone(started: Start) -> None:
+    async with started(Worker()) as flow:
+        for number in (1, 2, 3):
+            await flow.send("x", to="work", headers=under(f"key-{number}", number * HOUR))
+        [_, second, _] = await service(flow).list()
+
+        later = await service(flow).list(since=second.due_at)
+
+        assert [one.key for one in later] == ["key-2", "key-3"]
+        assert [one.key for one in await service(flow).list(since=second.due_at, limit=1, offset=1)] == ["key-3"]
+        assert [one.key for one in await service(flow).list("key-3", channel="work", since=second.due_at)] == ["key-3"]
+        assert await service(flow).list("key-1", since=second.due_at) == []
+
+
+@EVERY
 async def test_only_the_delayed_handler_of_an_event_waits(started: Start) -> None:
     log = Log()
 

@@ -133,6 +133,27 @@ async def test_e15_a_rebuild_while_others_append_loses_nothing_and_doubles_nothi
 
 
 @pytest.mark.parametrize("cls", [*IN_PLACE, *VERSIONED])
+async def test_a_rebuild_that_was_only_begun_is_done_by_whoever_runs_the_projection(where: Where, cls: type) -> None:
+    name = name_of(cls)
+    async with place(where, cls) as at:
+        await count_some(at, range(20))
+        await at.catch_up(name)
+        projections = at.flow.ecotone.projections
+
+        version = await projections.begin_rebuild(name)
+        building = {one.number: one.condition for one in (await projections.status(name)).versions}[version]
+        await at.count("s1", 100)
+        await at.flow.ecotone.run(name, Limits(until_empty=True))
+        await at.catch_up(name)
+
+        assert building == "building"
+        status = await projections.status(name)
+        assert status.live is not None
+        assert (status.live.number, status.live.progress) == (version, None)
+        await at.check(name, [*range(20), 100])
+
+
+@pytest.mark.parametrize("cls", [*IN_PLACE, *VERSIONED])
 async def test_a_projection_that_comes_late_is_built_of_what_was_there(where: Where, cls: type) -> None:
     name = name_of(cls)
     async with place(where, Later) as at:

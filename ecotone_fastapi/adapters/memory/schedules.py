@@ -41,10 +41,20 @@ class MemorySchedules:
             self._channels.setdefault(id(channel.queue), channel)
 
     async def list(
-        self, key: str | None = None, *, channel: str | None = None, limit: int = 100, offset: int = 0
+        self,
+        key: str | None = None,
+        *,
+        channel: str | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+        offset: int = 0,
     ) -> Sequence[ScheduledMessage]:
         """Return what waits, the next one first."""
-        found = [(entry.ready_at, entry.number, where.name, entry) for where, entry in self._found(key, channel)]
+        found = [
+            (entry.ready_at, entry.number, where.name, entry)
+            for where, entry in self._found(key, channel)
+            if since is None or entry.ready_at >= since
+        ]
         found.sort(key=lambda one: one[:2])
         return [_scheduled(name, entry) for *_, name, entry in found[offset : offset + limit]]
 

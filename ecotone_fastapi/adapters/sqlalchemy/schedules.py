@@ -53,7 +53,11 @@ class SqlSchedules:
             for by_channel in (True, False)
         }
         columns, page = "channel, due_at, attempts, headers, body", "ORDER BY due_at, id LIMIT :limit OFFSET :skip"
-        self._lists = {which: text(f"SELECT {columns} {found} {page}") for which, found in about.items()}
+        self._lists = {
+            (*which, later): text(f"SELECT {columns} {found}{' AND due_at >= :since' if later else ''} {page}")
+            for which, found in about.items()
+            for later in (True, False)
+        }
         self._counts = {which: text(f"SELECT count(*) {found}") for which, found in about.items()}
         self._cancel = text(f"DELETE FROM {table} WHERE {of_key} AND {waits}")
         after, at = dialect.after(":delay"), _at(dialect.name, now)
@@ -61,15 +65,23 @@ class SqlSchedules:
         self._put_off_until = text(_moved(table, dialect.name, at) + f" WHERE {of_key} AND {waits}")
 
     async def list(
-        self, key: str | None = None, *, channel: str | None = None, limit: int = 100, offset: int = 0
+        self,
+        key: str | None = None,
+        *,
+        channel: str | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+        offset: int = 0,
     ) -> Sequence[ScheduledMessage]:
         """Return what waits, the next one first.
 
         Raises:
             ChannelError: The database cannot be reached.
         """
-        statement = self._lists[key is not None, channel is not None]
-        page = {"limit": limit, "skip": offset}
+        statement = self._lists[key is not None, channel is not None, since is not None]
+        page: dict[str, Any] = {"limit": limit, "skip": offset}
+        if since is not None:
+            page["since"] = self._transactions.dialect.moment(since)
         return [self._scheduled(row) for row in await self._rows(statement, key, channel, page)]
 
     async def count(self, key: str | None = None, *, channel: str | None = None) -> int:
@@ -103,7 +115,7 @@ class SqlSchedules:
         return await self._change(self._put_off_by, key, {"delay": dialect.delay(seconds)}, doing)
 
     async def _rows(
-        self, statement: Any, key: str | None, channel: str | None, page: Mapping[str, int]
+        self, statement: Any, key: str | None, channel: str | None, page: Mapping[str, Any]
     ) -> Sequence[Row[Any]]:
         parameters = {"offset": self._offset, **page}
         if key is not None:

@@ -11,7 +11,6 @@ from ecotone_fastapi.operations.report import ChannelReport
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.messages import ShownMessage, shown
 from ecotone_fastapi.web.operations.opening import Operated
-from ecotone_fastapi.web.operations.overviews import SHARED
 
 
 @runtime_checkable
@@ -48,7 +47,7 @@ def add_channels(router: APIRouter, ecotone: Operated) -> None:
     @router.get("/channels")
     async def channels() -> list[ChannelReport]:
         """Tell how all channels are, and their consumers in this process."""
-        return list((await ecotone.overview.report(max_age=SHARED)).channels)
+        return list((await ecotone.overview.report()).channels)
 
     @router.get("/channels/{name:path}/messages")
     async def messages(name: str, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> WaitingMessages:

@@ -8,10 +8,13 @@ from fastapi import APIRouter
 from ecotone_fastapi.web.operations.asyncapi import add_asyncapi
 from ecotone_fastapi.web.operations.channels import add_channels
 from ecotone_fastapi.web.operations.dead_letters import add_dead_letters
+from ecotone_fastapi.web.operations.edits import add_edits
 from ecotone_fastapi.web.operations.handlers import add_handlers
 from ecotone_fastapi.web.operations.live import add_live
 from ecotone_fastapi.web.operations.opening import Operated, opened_to
 from ecotone_fastapi.web.operations.overviews import add_overview
+from ecotone_fastapi.web.operations.projections import add_projections
+from ecotone_fastapi.web.operations.scheduled import add_scheduled
 from ecotone_fastapi.web.page import add_page
 
 
@@ -24,7 +27,17 @@ def operations_router(ecotone: Operated, dependencies: Sequence[Any] | None) -> 
     """
     router = opened_to(dependencies)
     # Each adds its routes to this very router: only so its dependencies stand before every one of them.
-    for add in (add_overview, add_live, add_channels, add_dead_letters, add_handlers, add_asyncapi):
+    for add in (
+        add_overview,
+        add_live,
+        add_channels,
+        add_dead_letters,
+        add_edits,
+        add_scheduled,
+        add_projections,
+        add_handlers,
+        add_asyncapi,
+    ):
         add(router, ecotone)
     add_page(router)
     return router
