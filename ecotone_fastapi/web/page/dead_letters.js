@@ -167,7 +167,7 @@ class List {
   }
 
   makeRow(item) {
-    const tick = el("input", { type: "checkbox", "aria-label": `Select ${item.type ?? ""} ${item.id}` });
+    const tick = el("input", { type: "checkbox", "aria-label": `Select ${shortName(item.type)} ${item.id}` });
     tick.addEventListener("change", () => {
       this.selected[tick.checked ? "add" : "delete"](item.id);
       this.show();
