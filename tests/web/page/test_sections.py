@@ -42,6 +42,30 @@ async def test_the_overview_shows_how_much_there_is_and_what_needs_attention(sho
     await expect(page.get_by_role("heading", level=1)).to_have_text("Dead letters")
 
 
+async def test_a_server_that_does_not_answer_is_told(shop: Shop, page: Page) -> None:
+    shop.bank.down = True
+
+    await page.reload()
+
+    await expect(page.get_by_role("list", name="What needs attention")).to_contain_text(
+        "The server bank does not answer: ChannelError: the line is dead"
+    )
+
+
+async def test_what_waits_on_a_channel_is_shown(shop: Shop, page: Page) -> None:
+    await shop.ecotone.command_bus.send(RemindCustomer("order-1"), headers={"tenant": "acme"})
+    await go_to(page, "Channels")
+
+    await page.get_by_role("link", name="mails").click()
+
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Channel mails")
+    waiting = row(page, "RemindCustomer")
+    await expect(waiting).to_contain_text('{"order_id":"order-1"}')
+    await waiting.get_by_text("Payload and headers").click()
+    await expect(waiting).to_contain_text("tenant: acme")
+    await expect(page.get_by_role("button", name="Pause mails")).to_be_visible()
+
+
 async def test_a_consumer_is_paused_with_a_reason_and_resumed(shop: Shop, page: Page) -> None:
     await go_to(page, "Channels")
 
@@ -102,6 +126,27 @@ async def test_a_rebuild_is_cancelled(shop: Shop, page: Page) -> None:
 
     await expect(page.get_by_role("progressbar")).to_be_hidden()
     await expect(row(page, "balances").locator("[data-label=Version]")).to_have_text("1")
+
+
+async def test_a_projection_that_stands_still_is_told_and_tries_again(shop: Shop, page: Page) -> None:
+    await shop.ecotone.command_bus.send(MoneyWasMoved("ada", -1))
+    await go_to(page, "Projections")
+    await expect(row(page, "balances")).to_contain_text("stands still")
+    await expect(row(page, "balances")).to_contain_text("no overdraft")
+    shop.bank.works = True
+
+    await page.get_by_role("button", name="Let balances try again now").click()
+
+    await expect(row(page, "balances")).to_contain_text("live")
+    await expect(row(page, "balances").locator("[data-label='Events behind']")).to_have_text("0")
+
+
+@pytest.mark.parametrize("address", ["#/nowhere", "#nothing/at/all", "#/overview/one", "#/dead-letters/%E0%A4%A"])
+async def test_an_address_that_means_nothing_breaks_nothing(shop: Shop, page: Page, address: str) -> None:
+    await page.goto(shop.address + address)
+
+    await expect(page.get_by_role("heading", level=1)).to_have_text(re.compile("^Overview$|^Dead letter$"))
+    await expect(page.locator("#connection-text")).to_have_text("Live")
 
 
 async def test_a_handler_is_found_and_the_way_to_it_is_shown(page: Page) -> None:
