@@ -1,12 +1,12 @@
 """`ecotone asyncapi`: the AsyncAPI document of an application, for generators, portals and people."""
 
-import json
+import json as json_
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ecotone_fastapi.cli.application import AppArgument, FactoryOption, address_of, load
+from ecotone_fastapi.cli.application import AppArgument, FactoryOption, JsonOption, address_of, load
 from ecotone_fastapi.cli.output import remark, say_json
 from ecotone_fastapi.core.errors import ConfigurationError
 
@@ -26,6 +26,7 @@ def asyncapi(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it to a file instead.", dir_okay=False)
     ] = None,
+    json: JsonOption = False,
 ) -> None:
     """Print the AsyncAPI 3 document of all channels and of the messages that go through them, as JSON."""
     document = load(address_of(app, factory=factory), quiet=True).asyncapi(title=title, version=version)
@@ -33,8 +34,12 @@ def asyncapi(
         say_json(document)
         return
     try:
-        output.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        output.write_text(json_.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:
         raise ConfigurationError(f"{output} cannot be written: {error.strerror}") from error
-    counted = {"channels": document["channels"], "messages": document["components"]["messages"]}
-    remark(f"{output}: " + ", ".join(f"{len(found)} {name}" for name, found in counted.items()))
+    found = {"channels": document["channels"], "messages": document["components"]["messages"]}
+    counts = {name: len(all_) for name, all_ in found.items()}
+    if json:
+        say_json({"output": str(output), **counts})
+    else:
+        remark(f"{output}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))

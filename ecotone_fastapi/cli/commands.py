@@ -18,6 +18,7 @@ from ecotone_fastapi.cli.pause import pause, resume
 from ecotone_fastapi.cli.projection import projection
 from ecotone_fastapi.cli.run import run
 from ecotone_fastapi.cli.scheduled import scheduled
+from ecotone_fastapi.cli.status import status
 from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
 
 
@@ -68,11 +69,12 @@ def _ecotone(
         bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True, help="Say which.")
     ] = False,
 ) -> None:
-    """Run, list, explain and migrate an Ecotone application."""
+    """Run, watch, explain, examine and migrate an Ecotone application."""
 
 
 commands.command("run")(run)
 commands.command("list")(list_)
+commands.command("status")(status)
 commands.command("explain")(explain)
 commands.command("diagram")(diagram)
 commands.command("asyncapi")(asyncapi)

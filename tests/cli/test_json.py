@@ -92,8 +92,11 @@ APP = "shop:ecotone"
     [
         ("list", APP),
         ("list", APP, "--waiting"),
+        ("status", APP),
         ("explain", APP, "Order.place"),
         ("diagram", APP),
+        ("asyncapi", APP),
+        ("asyncapi", APP, "--output", "asyncapi.json"),
         ("doctor", APP),
         ("migrate", APP),
         ("migrate", APP, "--check"),
