@@ -20,6 +20,7 @@ from opentelemetry.trace import Link, NoOpTracerProvider, SpanKind
 from ecotone_fastapi import (
     AsynchronousHandlers,
     CommandBus,
+    ConfigurationError,
     ConsumerSettings,
     Ecotone,
     EventBus,
@@ -360,6 +361,24 @@ def test_without_a_provider_nothing_is_plugged_in(provider: Any) -> None:
 
     assert assembly.watchers == []
     assert [around for around in assembly.arounds if isinstance(around.plugin, Tracing)] == []
+
+
+@pytest.mark.parametrize("provider", [TracerProvider, "http://localhost:4318", object()])
+def test_what_makes_no_spans_is_refused_as_a_provider(provider: Any) -> None:
+    with pytest.raises(ConfigurationError, match="given no provider"):
+        Tracing(provider)
+
+
+def test_a_parent_that_is_not_known_is_refused() -> None:
+    parent: Any = "request"
+
+    with pytest.raises(ConfigurationError, match="no such parent"):
+        Tracing(process_parent=parent)
+
+
+def test_an_application_is_traced_once() -> None:
+    with pytest.raises(ConfigurationError, match="two plugins that trace"):
+        Ecotone([], plugins=[Tracing(), Tracing()]).prepare()
 
 
 def test_an_sdk_that_is_switched_off_plugs_nothing_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,7 @@ async def test_a_dead_letter_and_its_replay_stay_in_the_first_trace(traces: Trac
               create mails PRODUCER
                 process mails CONSUMER ~ create mails ! ConnectionError
                   handle Mails.confirm ! ConnectionError
+                  park dead_letters CLIENT ~ create mails
                   ack mails CLIENT ~ create mails
                 process mails CONSUMER ~ create mails
                   handle Mails.confirm
