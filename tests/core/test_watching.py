@@ -178,3 +178,15 @@ async def test_a_watcher_sees_that_a_unit_of_work_is_run_again_at_once() -> None
         ("retry", "again", "", 1, None),
         ("retry", "again", "shipping", 1, None),
     ]
+
+
+async def test_a_watcher_sees_that_a_message_is_parked() -> None:
+    ledger = Ledger()
+    plugins = [ledger, Failures(Backoff(retries=0))]
+    async with Ecotone([Shipping], channels=[MemoryChannel("shipping")], plugins=plugins).running(
+        consumers=False
+    ) as ecotone:
+        await ecotone.command_bus.send(Ship(13))
+        await ecotone.run("shipping", Limits(until_empty=True))
+
+    assert ledger.seen[-2:] == [("park", "park", "shipping", 1, None), ("settle", "ack", "shipping", 1, None)]
