@@ -46,14 +46,7 @@ class Handled:
         if self.route is not None:
             pattern = ".*".join(map(re.escape, self.route.split("*")))
             return name is not None and (name == self.route or bool(re.fullmatch(pattern, name, re.IGNORECASE)))
-        return isinstance(event, type) and any(_is_a(event, one) for one in self.types)
-
-
-def _is_a(cls: type, other: type) -> bool:
-    try:
-        return issubclass(cls, other)
-    except TypeError:  # a protocol that is not for run time
-        return False
+        return isinstance(event, type) and any(issubclass(event, one) for one in self.types)
 
 
 def handled_by(endpoint: Endpoint) -> Handled | None:
@@ -100,11 +93,7 @@ def returned_events(endpoint: Endpoint) -> Iterable[type]:
 
 def asked_aggregates(endpoint: Endpoint) -> Iterator[tuple[type, bool]]:
     """Yield the classes of aggregates that a handler asks for in its parameters, and whether it only reads them."""
-    try:
-        parameters = parameters_of(endpoint.function, endpoint.known_names)
-    except ConfigurationError:  # a function that cannot be looked into
-        return
-    for parameter in parameters:
+    for parameter in parameters_of(endpoint.function, endpoint.known_names):
         if get_origin(parameter.annotation) is Repository:
             yield from ((one, False) for one in get_args(parameter.annotation) if isinstance(one, type))
         elif any(marker is Fetched or isinstance(marker, Fetched) for marker in parameter.metadata):
