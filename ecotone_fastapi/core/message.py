@@ -157,6 +157,9 @@ class FreshHeaders(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         return self._read()[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._read()  # that of `Mapping` raises an error to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._read())
 

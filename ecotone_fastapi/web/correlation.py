@@ -92,6 +92,7 @@ class CorrelationMiddleware:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
+                message.setdefault("headers", [])
                 _write(scope, MutableHeaders(scope=message))
             await send(message)
 

@@ -69,6 +69,13 @@ def trace_of(span: ReadableSpan) -> int:
     return context.trace_id
 
 
+def traceparent_of(span: ReadableSpan) -> str:
+    """The header that tells of a span."""
+    context = span.get_span_context()
+    assert context is not None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
 def linked(span: ReadableSpan) -> set[int]:
     """The ids of the spans that a span is linked to."""
     return {link.context.span_id for link in span.links}

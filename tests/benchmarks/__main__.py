@@ -1,4 +1,4 @@
-"""Run the benchmarks: `poe bench [dispatch|memory|startup|postgresql|sqlite|rabbitmq|outbox|http|events|…]`."""
+"""Run the benchmarks: `poe bench [dispatch|memory|startup|postgresql|sqlite|rabbitmq|outbox|http|tracing|events|…]`."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from functools import partial
 import asyncpg
 from rich.console import Console
 
-from tests.benchmarks import dispatch, events, http, outbox, rabbitmq, sql_queue
+from tests.benchmarks import dispatch, events, http, outbox, rabbitmq, sql_queue, tracing
 
 SERVER = os.environ.get("ECOTONE_POSTGRESQL_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/test")
 
@@ -53,6 +53,7 @@ BENCHMARKS: dict[str, Callable[[Console], Awaitable[bool]]] = {
     "rabbitmq": rabbitmq.on_rabbitmq,
     "outbox": relaying,
     "http": http.posting,
+    "tracing": tracing.tracing,
     "events": events_on_postgresql,
     "events-sqlite": events.on_sqlite,
 }

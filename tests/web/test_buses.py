@@ -575,9 +575,8 @@ async def test_each_request_starts_a_conversation_of_its_own_unless_it_names_one
     app = serving(correlated)
 
     @app.post("/{customer}")
-    async def post(customer: str, request: Request, commands: CommandBusDep) -> None:
-        headers = {"customer": customer, "correlation_id": request.headers.get("x-correlation-id")}
-        await commands.send("", to="outer", headers=headers)
+    async def post(customer: str, commands: CommandBusDep) -> None:
+        await commands.send("", to="outer", headers={"customer": customer, "id": f"of-{customer}"})
 
     async with asgi(app) as client, anyio.create_task_group() as tasks:
         for customer in ("ada", "grace"):
@@ -585,9 +584,9 @@ async def test_each_request_starts_a_conversation_of_its_own_unless_it_names_one
         tasks.start_soon(partial(client.post, "/barbara", headers={"x-correlation-id": "given"}))
 
     for customer in ("ada", "grace"):
-        own_id = correlated.headers[customer][0][0]
-        assert correlated.headers[customer] == [(own_id, ""), (own_id, own_id), (own_id, own_id)]
-    assert correlated.headers["ada"] != correlated.headers["grace"]
+        conversation, first = correlated.headers[customer][0][0], f"of-{customer}"
+        assert correlated.headers[customer] == [(conversation, ""), (conversation, first), (conversation, first)]
+    assert correlated.headers["ada"][0] != correlated.headers["grace"][0]
     assert {correlation for correlation, _ in correlated.headers["barbara"]} == {"given"}
 
 

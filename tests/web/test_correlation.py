@@ -383,6 +383,20 @@ def test_a_mounted_application_with_an_ecotone_of_its_own_belongs_to_the_same_co
     assert fresh.headers.get_list(HEADER) == [orders.seen[-1]]
 
 
+def test_a_mounted_application_that_sends_no_headers_at_all_gets_this_one() -> None:
+    async def bare(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    app = installed()
+    app.mount("/bare", bare)
+
+    with TestClient(app) as client:
+        response = client.get("/bare/", headers={HEADER: "c-1"})
+
+    assert (response.status_code, response.headers[HEADER]) == (204, "c-1")
+
+
 def test_it_may_be_among_the_middleware_that_the_application_is_made_with() -> None:
     app = routed(FastAPI(middleware=[Middleware(CorrelationMiddleware, header="X-Request-ID")]))
 

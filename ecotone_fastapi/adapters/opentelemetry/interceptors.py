@@ -9,8 +9,8 @@ from opentelemetry.context import attach, create_key, detach, get_current, get_v
 from opentelemetry.trace import Span, SpanKind, Tracer, set_span_in_context
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
-from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
-from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, identity, joined, note_failure
+from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation, ToldHeaders, link_to
+from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, joined, note_failure
 from ecotone_fastapi.core import (
     Assembly,
     Call,
@@ -18,6 +18,7 @@ from ecotone_fastapi.core import (
     Endpoint,
     HeaderName,
     Kind,
+    Message,
     Proceed,
     current_message,
     destination_of,
@@ -87,8 +88,8 @@ class Interceptors:
         # Whoever has lost the context, or brings one from elsewhere, may have it in the message.
         context = get_current()
         if not trace.get_current_span(context).get_span_context().is_valid:
-            context = self._propagation.read(message.headers)
-        span = self._tracer.start_span(name, context, attributes={**attributes, **identity(message)})
+            context = self._propagation.read(message.headers, context)
+        span = self._tracer.start_span(name, context, attributes=identified(attributes, message))
         token = attach(set_span_in_context(span, context))
         try:
             return await proceed(call)
@@ -108,11 +109,12 @@ class Interceptors:
             known = self._handlers[endpoint.id] = _handled(endpoint)
         span = self._tracer.start_span(known[0], attributes=known[1])
         context = set_span_in_context(span)
-        carrier = self._propagation.carrier(context)
-        told = self._propagation.renewed(message, carrier)
+        told = Message(message.payload, ToldHeaders(self._propagation, message.headers, context))
         cause = current_message()
         if cause is not None:
-            self._gateway.standing_for(told if cause is message else self._propagation.renewed(cause, carrier))
+            same = cause.headers is message.headers
+            headers = told.headers if same else ToldHeaders(self._propagation, cause.headers, context)
+            self._gateway.standing_for(Message(cause.payload, headers))
         token = attach(context)
         try:
             return await proceed(call.saying(told))
@@ -132,11 +134,9 @@ class Interceptors:
         waits = call.scope.state.get(Outgoing) is not None or isinstance(channel, ThroughOutbox)
         operation = conventions.CREATE if waits else conventions.SEND
         name, attributes = self._at(call.channel, operation)
-        span = self._tracer.start_span(
-            name, kind=SpanKind.PRODUCER, attributes={**attributes, **identity(call.message)}
-        )
+        span = self._tracer.start_span(name, kind=SpanKind.PRODUCER, attributes=identified(attributes, call.message))
         context = set_span_in_context(span)
-        message = self._propagation.renewed(call.message, self._propagation.carrier(context))
+        message = self._propagation.renewed(call.message, context)
         token = attach(context if waits else set_value(_SENDING, True, context))
         try:
             return await proceed(call.saying(message))
@@ -151,17 +151,21 @@ class Interceptors:
         """Open a span around a message that was received, in the trace that has created it."""
         assert call.channel is not None
         message, delivery = call.message, call.delivery
-        creation = self._propagation.read(message.headers)
-        link = self._propagation.link_to(message)
-        context = creation if self._joins_creation and not ambient() else joined(creation, get_current())
+        current = get_current()
+        creation = self._propagation.read(message.headers, detached(current))
+        created = trace.get_current_span(creation).get_span_context()
+        links = [link_to(created, message)] if created.is_valid else []
+        if ambient():
+            context = joined(creation, current)
+        else:
+            context = creation if self._joins_creation else set_span_in_context(trace.INVALID_SPAN, creation)
         name, attributes = self._at(call.channel, conventions.PROCESS)
-        attributes = {**attributes, **identity(message)}
+        attributes = identified(attributes, message)
         endpoint = message.headers.get(HeaderName.endpoint)
         if endpoint is not None:
             attributes[conventions.CONSUMER_GROUP] = endpoint
         if delivery is not None:
             attributes[conventions.ATTEMPT] = failed_attempts(delivery) + 1
-        links = [] if link is None else [link]
         span = self._tracer.start_span(name, context, SpanKind.CONSUMER, attributes, links)
         processing = _Process(span)
         known = _processing.set(processing)

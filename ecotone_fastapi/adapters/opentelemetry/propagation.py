@@ -5,7 +5,7 @@ anything: it never fails a message, and what cannot be read begins a new trace.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from opentelemetry import propagate, trace
@@ -61,15 +61,21 @@ class Propagation:
         self._propagator: TextMapPropagator = propagator or propagate.get_global_textmap()
         self.fields: frozenset[str] = frozenset(self._propagator.fields)
 
-    def read(self, headers: Mapping[str, str]) -> Context:
-        """Return what headers say about a trace and its baggage, and nothing else."""
-        if not any(name in headers for name in self.fields):
-            return Context()
+    def read(self, headers: Mapping[str, str], onto: Context | None = None) -> Context:
+        """Return a context with what headers say about a trace and its baggage.
+
+        Args:
+            headers: Of a message.
+            onto: The context that is returned otherwise; an empty one unless told.
+        """
+        context = Context() if onto is None else onto
+        if self.fields.isdisjoint(headers):
+            return context
         try:
-            return self._propagator.extract(headers, Context(), _HEADERS)
+            return self._propagator.extract(headers, context, _HEADERS)
         except Exception as error:  # whatever was written there, and whoever reads it: a message is worth more
             logger.warning("the headers of message %s tell no trace: %r", headers.get(HeaderName.id), error)
-            return Context()
+            return context
 
     def creation_of(self, message: Message[Any]) -> SpanContext:
         """Return the context in which a message was created; an invalid one when it does not say."""
@@ -81,31 +87,71 @@ class Propagation:
         self._propagator.inject(headers, context)
         return headers
 
-    def renewed(self, message: Message[P], carrier: Mapping[str, str]) -> Message[P]:
+    def renewed(self, message: Message[P], context: Context) -> Message[P]:
         """Return a message that tells of another context, and no longer of the one that it has inherited."""
-        headers = message.headers
-        stale = [name for name in self.fields if name not in carrier and name in headers]
-        if stale:
-            message = message.without_headers(stale)
-        return message.with_headers(carrier)
+        return Message(message.payload, self.headers(message.headers, context))
 
-    def link_to(self, message: Message[Any]) -> Link | None:
-        """Return a link to where a message was created; `None` when it does not say."""
-        creation = self.creation_of(message)
-        return _linked(creation, message) if creation.is_valid else None
+    def headers(self, before: Mapping[str, str], context: Context) -> dict[str, str]:
+        """Return headers that tell of another context than before."""
+        headers = {name: value for name, value in before.items() if name not in self.fields}
+        headers.update(self.carrier(context))
+        return headers
 
     def links_to(self, messages: "list[Message[Any]]") -> list[Link]:
         """Return links to where messages were created, each place once, and at most `MOST_LINKS`."""
         links: dict[tuple[int, int], Link] = {}
         for message in messages:
-            link = self.link_to(message)
-            if link is not None:
-                links.setdefault((link.context.trace_id, link.context.span_id), link)
+            creation = self.creation_of(message)
+            if creation.is_valid:
+                links.setdefault((creation.trace_id, creation.span_id), link_to(creation, message))
             if len(links) == MOST_LINKS:
                 break
         return list(links.values())
 
 
-def _linked(creation: SpanContext, message: Message[Any]) -> Link:
+class ToldHeaders(Mapping[str, str]):
+    """Headers that tell of another context than before, written when somebody looks at them.
+
+    Most handlers look at no header, and neither store nor send anything.
+
+    Args:
+        propagation: Writes them.
+        before: The headers before.
+        context: The context.
+    """
+
+    __slots__ = ("__weakref__", "_before", "_context", "_propagation", "_written")
+
+    def __init__(self, propagation: Propagation, before: Mapping[str, str], context: Context) -> None:
+        self._propagation = propagation
+        self._before: Mapping[str, str] | None = before
+        self._context = context
+        self._written: dict[str, str] = {}
+
+    def _read(self) -> dict[str, str]:
+        before = self._before
+        if before is not None:  # whoever does it at the same time writes the same
+            self._written = self._propagation.headers(before, self._context)
+            self._before = None  # a long conversation must not be kept in memory by its last message
+        return self._written
+
+    def __getitem__(self, name: str) -> str:
+        return self._read()[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __repr__(self) -> str:
+        return repr(self._read())
+
+
+def link_to(creation: SpanContext, message: Message[Any]) -> Link:
+    """Return a link to where a message was created."""
     id_ = message.headers.get(HeaderName.id)
     return Link(creation, {conventions.MESSAGE_ID: id_} if id_ is not None else None)

@@ -1,6 +1,7 @@
 """What spans say: where something is done with which message, and why it has failed."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry import baggage, trace
@@ -38,13 +39,15 @@ def about(destination: Destination, name: str, type_: str) -> dict[str, str | in
     return attributes
 
 
-def identity(message: Message[Any]) -> dict[str, str | int]:
-    """Return the attributes that tell which message it is."""
-    told = (
-        (conventions.MESSAGE_ID, message.headers.get(HeaderName.id)),
-        (conventions.CONVERSATION_ID, message.headers.get(HeaderName.correlation_id)),
-    )
-    return {name: value for name, value in told if value is not None}
+def identified(attributes: Mapping[str, str | int], message: Message[Any]) -> dict[str, str | int]:
+    """Return attributes, and with them those that tell which message it is about."""
+    headers, told = message.headers, dict(attributes)
+    id_, conversation = headers.get(HeaderName.id), headers.get(HeaderName.correlation_id)
+    if id_ is not None:
+        told[conventions.MESSAGE_ID] = id_
+    if conversation is not None:
+        told[conventions.CONVERSATION_ID] = conversation
+    return told
 
 
 def ambient() -> bool:
@@ -62,6 +65,11 @@ def joined(creation: Context, current: Context) -> Context:
     for name, value in baggage.get_all(creation).items():
         current = baggage.set_baggage(name, value, current)
     return current
+
+
+def detached(current: Context) -> Context:
+    """Return the current context without its span and its baggage: a message brings its own."""
+    return baggage.clear(trace.set_span_in_context(trace.INVALID_SPAN, current))
 
 
 def type_of(error: BaseException) -> str:

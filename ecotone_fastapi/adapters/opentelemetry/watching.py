@@ -13,7 +13,7 @@ from opentelemetry.trace import Link, SpanKind, Tracer
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.interceptors import is_sending
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
-from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, identity, note_failure
+from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, note_failure
 from ecotone_fastapi.core import Clock, Destination, HeaderName, Message, Operation, Work, destination_of
 
 _TYPES = {
@@ -90,14 +90,16 @@ class Watching:
 
     def _parent_of(self, work: Work, links: list[Link]) -> Context:
         current = get_current()
+        if ambient():
+            return current
         # Relays send what they know nothing about; who handles or settles a message is part of its story.
-        if not self._joins or work.operation is Operation.SEND or len(links) != 1 or ambient():
-            return current
-        if work.operation is Operation.PROCESS and not self._is_fresh(work.messages[0]):
-            return current
-        if work.operation is Operation.SETTLE and len(work.messages) > 1:
-            return current
-        return self._propagation.read(work.messages[0].headers)
+        joins = self._joins and work.operation is not Operation.SEND and len(links) == 1
+        if work.operation is Operation.PROCESS:
+            joins = joins and self._is_fresh(work.messages[0])  # all of them were created by one handler
+        else:
+            joins = joins and len(work.messages) == 1
+        apart = detached(current)
+        return self._propagation.read(work.messages[0].headers, apart) if joins else apart
 
     def _is_fresh(self, message: Message[Any]) -> bool:
         try:
@@ -118,7 +120,7 @@ def _described(work: Work) -> tuple[str, dict[str, str | int]]:
     if work.operation is Operation.PROCESS:
         attributes[conventions.CONSUMER_GROUP] = work.place
     if len(work.messages) == 1:
-        attributes.update(identity(work.messages[0]))
+        attributes = identified(attributes, work.messages[0])
     elif work.messages:
         attributes[conventions.BATCH_COUNT] = len(work.messages)
     return f"{work.name} {destination.name}", attributes

@@ -8,8 +8,8 @@ from fastapi import Query
 from pydantic import AwareDatetime, Field, model_validator
 
 from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, ParkedMessage
+from ecotone_fastapi.operations.cutting import LINE, NAME, TEXT, cut, cut_headers, cut_or_none, cut_within
 from ecotone_fastapi.web.operations.bodies import Asked
-from ecotone_fastapi.web.operations.cutting import LINE, NAME, TEXT, cut, cut_headers, cut_or_none, cut_within
 from ecotone_fastapi.web.operations.messages import payload_of
 
 
