@@ -247,10 +247,11 @@ class Projector:
     ) -> ProjectionRecord:
         """Do the same within the unit of work of the calling task."""
         run = watch.run = Run(record, self.load(record.state))
-        await self.feed(run, events, watch)
-        state, done = self.dump(run.state), record.done + len(events)
-        after = replace(record, position=upto, state=state, done=done, halt=None)
-        await self.store.save(record, after)
+        with self._watched(events):
+            await self.feed(run, events, watch)
+            state, done = self.dump(run.state), record.done + len(events)
+            after = replace(record, position=upto, state=state, done=done, halt=None)
+            await self.store.save(record, after)
         return after
 
     async def feed(
@@ -274,8 +275,7 @@ class Projector:
         scope.state[RUN] = run
         run.emitter = _Emitter(self, run)
         try:
-            with self._watched(events):
-                await self._feed(run, events, scope, watch, messages)
+            await self._feed(run, events, scope, watch, messages)
             run.over = True
             if events:
                 await self.hook(Hook.FLUSH, run)
@@ -406,7 +406,8 @@ class Projector:
     ) -> PartitionRecord:
         """Let a partition handle these events; within a unit of work. Return the partition behind them."""
         run.silent_until_version = partition.silent_until
-        await self.feed(run, events, watch, messages)
+        with self._watched(events):
+            await self.feed(run, events, watch, messages)
         position = events[-1].version if events else partition.position
         # A stream that is gone, or shorter than was noted, has nothing more to tell.
         wanted = max(partition.wanted, position) if events else position
@@ -441,7 +442,8 @@ class Projector:
                 await self._follow_partition(record, events, messages)
             elif record.condition is Condition.LIVE:
                 run = Run(record, self.load(record.state))
-                await self.feed(run, events, None, messages)
+                with self._watched(events):
+                    await self.feed(run, events, None, messages)
                 if self.methods.stateful:
                     done = record.done + len(events)
                     await self.store.change(replace(record, state=self.dump(run.state), done=done))

@@ -1,17 +1,22 @@
 """What is shown of servers and consumers: from the last look, never by asking while somebody collects."""
 
+import io
 import logging
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import aio_pika
 import anyio
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricExportResult, PeriodicExportingMetricReader
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from ecotone_fastapi import (
     Backoff,
@@ -25,6 +30,7 @@ from ecotone_fastapi import (
     projection,
 )
 from ecotone_fastapi.adapters.memory import MemoryChannel
+from ecotone_fastapi.adapters.opentelemetry import Metrics
 from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core import Limits
@@ -188,6 +194,35 @@ async def test_a_lease_that_is_lost_to_another_consumer_is_counted_although_the_
     assert "error.type" not in succeeded.attributes
 
 
+@pytest.mark.postgresql
+async def test_a_projection_that_was_taken_over_by_another_process_is_counted_as_a_lost_lease(
+    postgresql_url: str,
+) -> None:
+    @projection("shipped", categories=["order"], mode="asynchronous")
+    class Robbed:
+        @event_handler
+        async def count(self, event: Shipped) -> None:
+            async with engine.begin() as connection:
+                await connection.execute(text("UPDATE ecotone_projection SET lease_token = lease_token + 1"))
+
+    measured, engine = Measured(), create_async_engine(postgresql_url)
+    plugins = [SqlAlchemy(postgresql_url, create_schema=True), measured.plugin]
+    async with Ecotone([Robbed], plugins=plugins).running(consumers=False) as ecotone:
+        events = ecotone.assembly.services[EventStore]
+        assert isinstance(events, EventStore)
+        await events.append("order-1", [Shipped(1)])
+        await ecotone.run("shipped", Limits(until_empty=True, seconds=1.0))
+    await engine.dispose()
+
+    lost = measured.points("ecotone.leases.lost")[0]
+    assert lost.value >= 1
+    assert lost.attributes == {
+        "messaging.system": "ecotone_event_store",
+        "messaging.destination.name": "shipped",
+    }
+    assert measured.points("messaging.process.duration")[0].attributes["error.type"].endswith(".LeaseLostError")
+
+
 # ------------------------------------------------------------------------------------------------------ with a broker
 
 
@@ -275,6 +310,36 @@ async def test_messages_that_rabbitmq_did_not_confirm_are_counted(sqlite_url: st
     assert attempted.attributes["error.type"] == "ecotone_fastapi.core.errors.OutcomeUnknownError"
 
 
+@pytest.mark.rabbitmq
+async def test_a_connection_that_is_lost_while_a_message_is_handled_costs_a_lease_and_brings_the_message_again(
+    sqlite_url: str,
+) -> None:
+    class CutOff:
+        @asynchronous("shipping")
+        @command_handler(id="ship")
+        async def ship(self, command: Ship) -> None:
+            subscription = channel._subscription
+            network.cut()
+            await until(lambda: subscription is not None and subscription.lost is not None)
+
+    measured = Measured()
+    plugins = [SqlAlchemy(sqlite_url, create_schema=True), measured.plugin]
+    async with (
+        tcp_proxy(5672) as network,
+        rabbit(network) as channel,
+        Ecotone([CutOff], channels=[channel], plugins=plugins).running() as ecotone,
+    ):
+        await ecotone.command_bus.send(Ship(1))
+        await until(lambda: measured.value("ecotone.redeliveries"))
+
+    [lost] = measured.points("ecotone.leases.lost")
+    assert (lost.value, lost.attributes["messaging.system"]) == (1, "rabbitmq")
+    [again] = measured.points("ecotone.redeliveries")
+    assert (again.value, again.attributes["messaging.system"]) == (1, "rabbitmq")
+    assert measured.value("messaging.client.consumed.messages") == 2
+    assert measured.points("ecotone.retries") == []
+
+
 # ------------------------------------------------------------------------------------------------ states of consumers
 
 
@@ -332,6 +397,49 @@ async def test_who_collects_asks_no_server() -> None:
             assert measured.value("ecotone.channel.depth") == 0
 
     assert channel.asked == 1
+
+
+async def test_a_reader_in_a_thread_is_answered_while_the_event_loop_is_busy(sqlite_url: str) -> None:
+    measured, shown = Measured(), list[float | None]()
+    database = SqlAlchemy(sqlite_url, create_schema=True)
+    async with Ecotone(
+        [Shipping], channels=[database.channel("shipping")], plugins=[database, measured.plugin]
+    ).running(consumers=False) as ecotone:
+        await ecotone.command_bus.send(Ship(1))
+        await measured.plugin.refresh()
+        reader = threading.Thread(target=lambda: shown.append(measured.value("ecotone.channel.depth")))
+        reader.start()
+        reader.join(20)  # nothing else is done on the loop meanwhile
+
+    assert shown == [1]
+
+
+async def test_an_exporter_that_hangs_keeps_no_handler_waiting() -> None:
+    class Hanging(ConsoleMetricExporter):
+        def __init__(self) -> None:
+            super().__init__(out=io.StringIO())
+            self.called, self.go_on = threading.Event(), threading.Event()
+
+        def export(self, *args: Any, **more: Any) -> MetricExportResult:
+            self.called.set()
+            self.go_on.wait(20)
+            return MetricExportResult.FAILURE
+
+    exporter = Hanging()
+    provider = MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=1)])
+    plugins = [Metrics(provider)]
+    try:
+        async with Ecotone([Shipping], channels=[MemoryChannel("shipping")], plugins=plugins).running(
+            consumers=False
+        ) as ecotone:
+            assert await anyio.to_thread.run_sync(exporter.called.wait, 20)
+            for order in range(5):
+                await ecotone.command_bus.send(Ship(order))
+            assert await ecotone.run("shipping", ALL) == 5
+            assert not exporter.go_on.is_set()
+    finally:
+        exporter.go_on.set()
+        await anyio.to_thread.run_sync(provider.shutdown)
 
 
 async def test_somebody_looks_every_few_seconds_by_himself() -> None:

@@ -1,16 +1,17 @@
 """What is measured when it happens: the four conventional instruments, and the counters of ours."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import Histogram, Sum
-from opentelemetry.semconv._incubating.attributes import messaging_attributes
+from opentelemetry.sdk.metrics.export import Histogram, InMemoryMetricReader, Sum
 from opentelemetry.semconv._incubating.metrics import messaging_metrics
-from opentelemetry.semconv.attributes import error_attributes, server_attributes
-from opentelemetry.semconv.schemas import Schemas
 
 from ecotone_fastapi import (
     ConcurrencyError,
@@ -24,7 +25,7 @@ from ecotone_fastapi import (
     retried,
 )
 from ecotone_fastapi.adapters.memory import MemoryChannel
-from ecotone_fastapi.adapters.opentelemetry import Metrics, conventions
+from ecotone_fastapi.adapters.opentelemetry import Metrics
 from ecotone_fastapi.core import Limits, Message
 from ecotone_fastapi.core.errors import ChannelError, OutcomeUnknownError, SendError
 from ecotone_fastapi.messaging.failures import Failures
@@ -65,20 +66,6 @@ def only(points: Sequence[Point]) -> Point:
 
 
 # -------------------------------------------------------------------------------------------------------- conventions
-
-
-def test_names_are_those_of_the_conventions() -> None:
-    ours = conventions
-
-    assert Schemas.V1_44_0.value == ours.SCHEMA_URL
-    assert ours.SYSTEM == messaging_attributes.MESSAGING_SYSTEM
-    assert ours.OPERATION_NAME == messaging_attributes.MESSAGING_OPERATION_NAME
-    assert ours.OPERATION_TYPE == messaging_attributes.MESSAGING_OPERATION_TYPE
-    assert ours.DESTINATION_NAME == messaging_attributes.MESSAGING_DESTINATION_NAME
-    assert ours.CONSUMER_GROUP == messaging_attributes.MESSAGING_CONSUMER_GROUP_NAME
-    assert ours.ERROR_TYPE == error_attributes.ERROR_TYPE
-    assert ours.SERVER_ADDRESS == server_attributes.SERVER_ADDRESS
-    assert ours.SERVER_PORT == server_attributes.SERVER_PORT
 
 
 async def test_the_four_instruments_have_names_units_and_buckets_of_the_conventions() -> None:
@@ -470,13 +457,75 @@ async def test_who_is_in_no_application_has_nothing_to_look_at() -> None:
         await Metrics().refresh()
 
 
-async def test_without_a_provider_everything_works_and_nobody_is_told() -> None:
-    metrics = Metrics()
-    async with Ecotone(
-        [Shipping(ValueError())], channels=[MemoryChannel("shipping")], plugins=[metrics, AT_ONCE]
-    ).running(consumers=False) as ecotone:
+@pytest.mark.parametrize("provider", [None, NoOpMeterProvider()])
+async def test_without_a_provider_nothing_is_plugged_in_and_everything_works(
+    provider: NoOpMeterProvider | None,
+) -> None:
+    metrics = Metrics(provider)
+    plugins = [metrics, AT_ONCE]
+    async with Ecotone([Shipping(ValueError())], channels=[MemoryChannel("shipping")], plugins=plugins).running(
+        consumers=False
+    ) as ecotone:
         await ecotone.command_bus.send(Ship(1))
         handled = await ecotone.run("shipping", ALL)
         await metrics.refresh()
 
+        assert ecotone.assembly.watchers == []
+        assert not any(around.plugin is metrics for around in ecotone.assembly.arounds)
     assert handled == 1
+
+
+def test_the_provider_of_the_process_is_found(tmp_path: Path) -> None:
+    """In a process of its own: what is set there once stays."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+import asyncio
+from opentelemetry.metrics import set_meter_provider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from ecotone_fastapi import Ecotone
+from ecotone_fastapi.adapters.memory import MemoryChannel
+from ecotone_fastapi.adapters.opentelemetry import Metrics
+
+metrics, reader = Metrics(), InMemoryMetricReader()
+set_meter_provider(MeterProvider([reader]))
+
+async def main():
+    async with Ecotone([], channels=[MemoryChannel("mails")], plugins=[metrics]).running():
+        await metrics.refresh()
+        print(*(one.name for one in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics))
+
+asyncio.run(main())
+"""
+    )
+    run = subprocess.run([sys.executable, "-W", "error", program], capture_output=True, text=True, check=False)
+
+    assert run.returncode == 0, run.stderr
+    assert "ecotone.channel.depth" in run.stdout.split()
+
+
+async def test_two_applications_of_one_process_are_told_apart_by_their_names() -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    shop, office = Metrics(provider, application="shop"), Metrics(provider, application="office")
+    async with (
+        Ecotone([Shipping()], channels=[MemoryChannel("shipping")], plugins=[shop]).running(consumers=False) as one,
+        Ecotone([], channels=[MemoryChannel("mails")], plugins=[office]).running(consumers=False),
+    ):
+        await one.command_bus.send(Ship(1))
+        await shop.refresh()
+        await office.refresh()
+        data = reader.get_metrics_data()
+
+    assert data is not None
+    depths = {
+        str((scope.scope.attributes or {})["ecotone.application"]): [
+            (dict(point.attributes or {})["messaging.destination.name"], getattr(point, "value", None))
+            for metric in scope.metrics
+            if metric.name == "ecotone.channel.depth"
+            for point in metric.data.data_points
+        ]
+        for scope in data.resource_metrics[0].scope_metrics
+    }
+    assert depths == {"shop": [("shipping", 1)], "office": [("mails", 0)]}

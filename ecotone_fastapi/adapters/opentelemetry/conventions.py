@@ -52,6 +52,8 @@ ATTEMPT = "ecotone.attempt"
 CHANNEL = "ecotone.channel"
 """The name of the channel, as the application knows it."""
 
+DEAD_LETTER = "ecotone_dead_letter"
+"""The SYSTEM of messages that were given up."""
 EVENT_STORE = "ecotone_event_store"
 """The SYSTEM of stored events, which come to a projection through no channel."""
 
@@ -64,7 +66,9 @@ CONSUMED_MESSAGES = "messaging.client.consumed.messages"
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Upper bounds of both durations, in seconds."""
 
-# Attributes of our own instruments
+# Attributes of our own instruments, and of their scope
+APPLICATION = "ecotone.application"
+"""What an application is called, where a process has several."""
 RETRY_KIND = "ecotone.retry.kind"
 """`instant` or `delayed`."""
 CONSUMER_NAME = "ecotone.consumer.name"

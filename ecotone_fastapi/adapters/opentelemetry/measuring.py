@@ -83,6 +83,8 @@ class Measuring:
                     self._count_lost(error, _place(_destination_of(work)))
             case Operation.PROCESS:
                 told.process_duration.record(seconds, with_error)
+                if isinstance(error, LeaseLostError):
+                    self._count_lost(error, _place(_destination_of(work)))
             case Operation.RETRY if error is None:
                 told.retries.add(1, _of_retry(work, "instant"))
             case _:

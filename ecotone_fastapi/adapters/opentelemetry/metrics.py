@@ -2,21 +2,24 @@
 
     ecotone = Ecotone([OrderService], channels=[...], plugins=[database, Metrics()])
 
-Needs a MeterProvider of the OpenTelemetry SDK, given or set. Without one it measures for nobody.
+Only the API of OpenTelemetry is used here: who is told what was measured is for the provider to say.
 """
 
+import logging
 import math
 from importlib.metadata import version
 
-from opentelemetry.metrics import MeterProvider, get_meter
+from opentelemetry.metrics import Meter, MeterProvider, get_meter
 
-from ecotone_fastapi.adapters.opentelemetry.conventions import SCHEMA_URL, SCOPE
+from ecotone_fastapi.adapters.opentelemetry.conventions import APPLICATION, SCHEMA_URL, SCOPE
 from ecotone_fastapi.adapters.opentelemetry.instruments import Instruments
 from ecotone_fastapi.adapters.opentelemetry.measuring import Measuring
 from ecotone_fastapi.adapters.opentelemetry.observing import Observing
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.pipeline import Order, Stage
 from ecotone_fastapi.core.plugin import Assembly
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.metrics")
 
 
 class Metrics:
@@ -29,9 +32,13 @@ class Metrics:
     Every process of an application shows the same depths and lags, because they are those of servers: take the maximum
     over processes, not the sum. One object belongs to one application.
 
+    The provider is looked for when the application starts. When there is none by then, nothing is plugged in.
+
     Args:
-        meter_provider: Where the instruments are made; without it, the one that OpenTelemetry was set up with.
+        meter_provider: Makes the instruments; that of the process unless told otherwise.
         interval: Seconds between two looks.
+        application: What the application is called, as an attribute of the scope of all instruments. Two applications
+            of one process need it to be told apart; otherwise the service name of the provider's resource is enough.
 
     Raises:
         ConfigurationError: The interval is no time.
@@ -43,13 +50,21 @@ class Metrics:
         True
     """
 
-    def __init__(self, meter_provider: MeterProvider | None = None, *, interval: float = 15.0) -> None:
+    def __init__(
+        self,
+        meter_provider: MeterProvider | None = None,
+        *,
+        interval: float = 15.0,
+        application: str | None = None,
+    ) -> None:
         if not 0 < interval < math.inf:
             raise ConfigurationError(
                 f"Metrics(interval={interval!r}) would never look", hint="give it some seconds: interval=15.0"
             )
         self._meter_provider = meter_provider
         self._interval = interval
+        self._application = application
+        self._installed = False
         self._observing: Observing | None = None
 
     def __repr__(self) -> str:
@@ -61,12 +76,18 @@ class Metrics:
         Raises:
             ConfigurationError: It measures another application already.
         """
-        if self._observing is not None:
+        if self._installed:
             raise ConfigurationError(
                 "one Metrics was given to two applications, which would be taken for one",
                 hint="give each its own: plugins=[Metrics(provider)]",
             )
-        meter = get_meter(SCOPE, version("ecotone-fastapi"), self._meter_provider, SCHEMA_URL)
+        self._installed = True
+        named = None if self._application is None else {APPLICATION: self._application}
+        meter = get_meter(SCOPE, version("ecotone-fastapi"), self._meter_provider, SCHEMA_URL, named)
+        if type(meter).__module__.startswith(Meter.__module__):
+            # One of the API itself: it measures nothing, or waits for a provider.
+            logger.info("nothing is measured: there is no provider of OpenTelemetry")
+            return
         measuring = Measuring(Instruments(meter), assembly.gateway)
         assembly.add_watcher(measuring)
         assembly.add_interceptor(measuring.count_redelivery, stage=Stage.RECEIVE, order=Order.TRACING)
@@ -77,11 +98,14 @@ class Metrics:
     async def refresh(self) -> None:
         """Look now, and not only when the next interval is over: for programs that end soon, and for tests.
 
+        Without a provider it does nothing.
+
         Raises:
             ConfigurationError: No application was put together with it yet.
         """
-        if self._observing is None:
+        if not self._installed:
             raise ConfigurationError(
                 "these Metrics look at no application", hint="Ecotone([...], plugins=[metrics]), and start it"
             )
-        await self._observing.look()
+        if self._observing is not None:
+            await self._observing.look()
