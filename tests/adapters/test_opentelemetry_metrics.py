@@ -219,6 +219,9 @@ async def test_a_failure_that_ends_in_the_dead_letter_is_measured_as_a_failure_a
     failed = only(measured.points("messaging.process.duration"))
     assert failed.attributes["error.type"] == "ecotone_fastapi.core.errors.ChannelError"
     assert measured.points("ecotone.retries") == []
+    assert measured.points("ecotone.parked") == [
+        Point(1, {"messaging.system": "ecotone_memory", "messaging.destination.name": "shipping"})
+    ]
     assert dead == 1
 
 
