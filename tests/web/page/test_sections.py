@@ -71,6 +71,7 @@ async def test_a_broker_that_is_down_is_told_with_what_waits_for_it(sqlite_url: 
         await expect(page.get_by_role("list", name="What needs attention")).to_contain_text(
             re.compile("parcels has broken off and tries again .* ChannelError")
         )
+        await expect(page.locator(".concerns li").filter(has_text="parcels")).to_have_count(1)
         await go_to(page, "Channels")
         lanes = page.get_by_role("table", name="Outbox")
         await expect(lanes.get_by_role("row", name="parcels")).to_contain_text("outbox")
