@@ -32,6 +32,8 @@ class Operation(StrEnum):
     PROCESS = "process"
     RETRY = "retry"
     """A unit of work has failed by bad luck and is run again: this is the pause before that."""
+    PARK = "park"
+    """A message is given up and moved to the dead letter; its place is the channel that it comes from or goes to."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +42,7 @@ class Work:
 
     Args:
         operation: What is done.
-        name: What it is called there: `send`, `receive`, `ack`, `nack`, `project`, `again`.
+        name: What it is called there: `send`, `receive`, `ack`, `nack`, `project`, `again`, `park`.
         place: The name of the channel, or of the projection; empty where there is none.
         messages: The messages; of those that are received, none until they are there.
         channel: The channel, where there is one.

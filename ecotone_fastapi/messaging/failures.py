@@ -25,6 +25,7 @@ from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
+from ecotone_fastapi.core.watching import Operation
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage, failed_attempts, parked_id
 from ecotone_fastapi.messaging.policies import Backoff, DeadLetter, Decision, Discard, ErrorPolicy, Failure, Retry, Stop
 from ecotone_fastapi.messaging.transactions import UnitOfWork
@@ -225,7 +226,9 @@ class _Judge:
             async with self._gateway.unit_of_work(message) as scope:
                 if self._unit is not None:
                     await scope.enter(self._unit.begin(scope))
-                await self._store.park(parked)
+                where = self._gateway.channels.get(call.channel)
+                with self._gateway.watching.during(Operation.PARK, "park", call.channel, [message], where):
+                    await self._store.park(parked)
                 if self._unit is None or self._unit.covers(self._gateway.channels[call.channel]):
                     await self._gateway.ack(call.channel, delivery)
         except Exception:

@@ -282,7 +282,9 @@ class Relay:
             async with self._gateway.unit_of_work(message) as scope:
                 if self._unit is not None:
                     await scope.enter(self._unit.begin(scope))
-                await self._store.park(parked)
+                name, target = lane.target.name, lane.target
+                with self._gateway.watching.during(Operation.PARK, "park", name, [message], target):
+                    await self._store.park(parked)
                 if self._unit is None or self._unit.covers(lane.outbox):
                     await delivery.ack()
         except Exception:

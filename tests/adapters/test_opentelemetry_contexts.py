@@ -20,6 +20,7 @@ from opentelemetry.trace import Link, NoOpTracerProvider, SpanKind
 from ecotone_fastapi import (
     AsynchronousHandlers,
     CommandBus,
+    ConfigurationError,
     ConsumerSettings,
     Ecotone,
     EventBus,
@@ -33,7 +34,7 @@ from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.opentelemetry import Tracing
 from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.core import Message, destination_of
+from ecotone_fastapi.core import Limits, Message, destination_of
 from ecotone_fastapi.testing import flow_test
 from tests.adapters.traces import Traces, id_of, trace_of
 
@@ -222,6 +223,89 @@ async def test_a_cancelled_message_ends_its_spans_and_leaves_nothing_behind() ->
     assert [(span.attributes or {})["error.type"] for span in traces.spans] == ["asyncio.exceptions.CancelledError"] * 2
 
 
+async def test_a_message_whose_consumer_is_stopped_ends_its_spans_and_is_given_back() -> None:
+    traces, stop = Traces(), anyio.Event()
+
+    @asynchronous("shipping")
+    @command_handler(id="ship")
+    async def ship(command: Ship) -> None:
+        stop.set()
+        await anyio.sleep_forever()
+
+    async with flow_test([ship], channels=[MemoryChannel("shipping")], plugins=[Tracing(traces.provider)]) as flow:
+        await flow.send(Ship("1"))
+        await flow.run("shipping", Limits(stop=stop, grace=0.0))
+        assert len(await flow.waiting("shipping")) == 1
+
+    assert (
+        traces.tree()
+        == dedent("""
+        send Ship
+          send shipping PRODUCER
+            process shipping CONSUMER ~ send shipping ! asyncio.exceptions.CancelledError
+              handle ship ! asyncio.exceptions.CancelledError
+            nack shipping CLIENT ~ send shipping
+    """).strip()
+    )
+
+
+async def test_a_message_that_names_no_handler_is_a_span_with_its_error() -> None:
+    traces, channel = Traces(), MemoryChannel("shipping")
+
+    @asynchronous("shipping")
+    @command_handler(id="ship")
+    async def ship(command: Ship) -> None: ...
+
+    async with flow_test([ship], channels=[channel], plugins=[Tracing(traces.provider)]) as flow:
+        await channel.send([Message(b"hello", {})])
+        await flow.run("shipping", raises=False)
+
+    assert (
+        traces.tree()
+        == dedent("""
+        process shipping CONSUMER ! ecotone_fastapi.core.errors.UnknownEndpointError
+          park dead_letters CLIENT
+          ack shipping CLIENT
+    """).strip()
+    )
+    assert traces.spans[0].attributes is not None
+    assert "messaging.message.id" not in traces.spans[0].attributes
+
+
+@pytest.mark.parametrize(("receive", "spans"), [(True, ["receive shipping ! ConnectionError"]), (False, [])])
+async def test_receiving_that_fails_is_a_span_for_those_who_want_to_know(receive: bool, spans: list[str]) -> None:
+    class Lost(MemoryChannel):
+        async def receive(self, limit: int, timeout: float) -> Any:
+            raise ConnectionError("lost")
+
+    traces = Traces()
+
+    @asynchronous("shipping")
+    @command_handler(id="ship")
+    async def ship(command: Ship) -> None: ...
+
+    plugins = [Tracing(traces.provider, receive=receive)]
+    async with flow_test([ship], channels=[Lost("shipping")], plugins=plugins) as flow:
+        with pytest.raises(ConnectionError):
+            await flow.run("shipping")
+
+    assert traces.tree().replace(" CLIENT", "").splitlines() == spans
+
+
+async def test_waiting_in_vain_is_no_span() -> None:
+    traces = Traces()
+
+    @asynchronous("shipping")
+    @command_handler(id="ship")
+    async def ship(command: Ship) -> None: ...
+
+    plugins = [Tracing(traces.provider, receive=True)]
+    async with flow_test([ship], channels=[MemoryChannel("shipping")], plugins=plugins) as flow:
+        assert await flow.run("shipping") == 0
+
+    assert traces.spans == []
+
+
 async def test_an_error_whose_text_cannot_be_told_is_raised_as_it_is() -> None:
     traces = Traces()
 
@@ -360,6 +444,24 @@ def test_without_a_provider_nothing_is_plugged_in(provider: Any) -> None:
 
     assert assembly.watchers == []
     assert [around for around in assembly.arounds if isinstance(around.plugin, Tracing)] == []
+
+
+@pytest.mark.parametrize("provider", [TracerProvider, "http://localhost:4318", object()])
+def test_what_makes_no_spans_is_refused_as_a_provider(provider: Any) -> None:
+    with pytest.raises(ConfigurationError, match="given no provider"):
+        Tracing(provider)
+
+
+def test_a_parent_that_is_not_known_is_refused() -> None:
+    parent: Any = "request"
+
+    with pytest.raises(ConfigurationError, match="no such parent"):
+        Tracing(process_parent=parent)
+
+
+def test_an_application_is_traced_once() -> None:
+    with pytest.raises(ConfigurationError, match="two plugins that trace"):
+        Ecotone([], plugins=[Tracing(), Tracing()]).prepare()
 
 
 def test_an_sdk_that_is_switched_off_plugs_nothing_in(monkeypatch: pytest.MonkeyPatch) -> None:

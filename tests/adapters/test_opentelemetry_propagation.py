@@ -1,5 +1,6 @@
 """The headers of traces: what is written is plain text, and what others have written there fails nothing."""
 
+import weakref
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from ecotone_fastapi import EventStore, MessageHeader, asynchronous, command_handler
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.opentelemetry import Tracing
-from ecotone_fastapi.adapters.opentelemetry.propagation import LONGEST, Propagation
+from ecotone_fastapi.adapters.opentelemetry.propagation import LONGEST, Propagation, ToldHeaders
 from ecotone_fastapi.core import Message
 from ecotone_fastapi.testing import flow_test
 from tests.adapters.traces import Traces, id_of, linked, trace_of, traceparent_of
@@ -217,3 +218,29 @@ def test_baggage_of_more_than_can_be_read_is_left_out() -> None:
 
     assert baggage.get_all(context) == {}
     assert trace.get_current_span(context).get_span_context().trace_id == int(TRACE, 16)
+
+
+def test_headers_of_another_context_are_a_mapping_like_any_other() -> None:
+    before = {"id": "m-1", "tenant": "acme", "traceparent": "old", "baggage": "old=1"}
+    propagation = Propagation()
+    context = propagation.read({"traceparent": FOREIGN})
+
+    headers = ToldHeaders(propagation, before, context)
+
+    assert headers == {"id": "m-1", "tenant": "acme", "traceparent": FOREIGN}
+    assert ("tenant" in headers, "baggage" in headers, len(headers)) == (True, False, 3)
+    assert repr(headers) == repr(dict(headers))
+    assert Message(b"", headers).caused(b"").headers["traceparent"] == FOREIGN
+
+
+def test_headers_that_were_written_keep_no_earlier_ones_in_memory() -> None:
+    class Before(dict[str, str]): ...
+
+    before = Before(id="m-1")
+    gone = weakref.ref(before)
+    headers = ToldHeaders(Propagation(), before, Context())
+    del before
+
+    assert gone() is not None
+    assert headers["id"] == "m-1"
+    assert gone() is None

@@ -22,7 +22,7 @@ from ecotone_fastapi import (
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.opentelemetry import Tracing
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.core import Limits
+from ecotone_fastapi.core import Limits, Message
 from ecotone_fastapi.messaging.failures import Failures
 from ecotone_fastapi.messaging.policies import Backoff
 from ecotone_fastapi.testing import flow_test
@@ -258,6 +258,7 @@ async def test_a_dead_letter_and_its_replay_stay_in_the_first_trace(traces: Trac
               create mails PRODUCER
                 process mails CONSUMER ~ create mails ! ConnectionError
                   handle Mails.confirm ! ConnectionError
+                  park dead_letters CLIENT ~ create mails
                   ack mails CLIENT ~ create mails
                 process mails CONSUMER ~ create mails
                   handle Mails.confirm
@@ -380,6 +381,18 @@ async def test_a_projection_of_the_past_begins_a_trace_of_its_own(traces: Traces
     projected = traces.one("project balances")
     assert projected.parent is None
     assert linked(projected) == {id_of(traces.one("handle move"))}
+
+
+async def test_an_event_whose_age_is_not_known_is_only_linked(traces: Traces) -> None:
+    @command_handler
+    async def move_some_day(event: MoneyWasMoved, events: EventStore) -> None:
+        await events.append("wallet-1", [Message(event, {"timestamp": "some day"})])
+
+    async with flow_test([move_some_day, Balances], plugins=[Tracing(traces.provider)]) as flow:
+        await flow.send(MoneyWasMoved(1))
+        await flow.run("balances")
+
+    assert traces.one("project balances").parent is None
 
 
 async def test_a_projection_in_the_transaction_of_the_command_is_part_of_it(traces: Traces) -> None:

@@ -122,3 +122,15 @@ async def test_a_watcher_sees_the_batches_of_a_projection_with_the_headers_of_th
         await ecotone.run("shipped", Limits(until_empty=True))
 
     assert ids == [event.headers["id"] for event in appended]
+
+
+async def test_a_watcher_sees_that_a_message_is_parked() -> None:
+    ledger = Ledger()
+    plugins = [ledger, Failures(Backoff(retries=0))]
+    async with Ecotone([Shipping], channels=[MemoryChannel("shipping")], plugins=plugins).running(
+        consumers=False
+    ) as ecotone:
+        await ecotone.command_bus.send(Ship(13))
+        await ecotone.run("shipping", Limits(until_empty=True))
+
+    assert ledger.seen[-2:] == [("park", "park", "shipping", 1, None), ("settle", "ack", "shipping", 1, None)]

@@ -52,6 +52,8 @@ ATTEMPT = "ecotone.attempt"
 CHANNEL = "ecotone.channel"
 """The name of the channel, as the application knows it."""
 
+DEAD_LETTER = "ecotone_dead_letter"
+"""The SYSTEM of messages that were given up."""
 EVENT_STORE = "ecotone_event_store"
 """The SYSTEM of stored events, which come to a projection through no channel."""
 

@@ -111,10 +111,10 @@ class Interceptors:
         context = set_span_in_context(span)
         told = Message(message.payload, ToldHeaders(self._propagation, message.headers, context))
         cause = current_message()
-        if cause is not None:
-            same = cause.headers is message.headers
-            headers = told.headers if same else ToldHeaders(self._propagation, cause.headers, context)
-            self._gateway.standing_for(Message(cause.payload, headers))
+        assert cause is not None
+        same = cause.headers is message.headers
+        headers = told.headers if same else ToldHeaders(self._propagation, cause.headers, context)
+        self._gateway.standing_for(Message(cause.payload, headers))
         token = attach(context)
         try:
             return await proceed(call.saying(told))
@@ -124,8 +124,7 @@ class Interceptors:
         finally:
             detach(token)
             span.end()
-            if cause is not None:
-                self._gateway.standing_for(cause)
+            self._gateway.standing_for(cause)
 
     async def send(self, call: Call, proceed: Proceed) -> Any:
         """Write into a message where it was created: in a span that is the sending if it leaves at once."""
@@ -149,8 +148,9 @@ class Interceptors:
 
     async def process(self, call: Call, proceed: Proceed) -> Any:
         """Open a span around a message that was received, in the trace that has created it."""
-        assert call.channel is not None
         message, delivery = call.message, call.delivery
+        assert call.channel is not None
+        assert delivery is not None
         current = get_current()
         creation = self._propagation.read(message.headers, detached(current))
         created = trace.get_current_span(creation).get_span_context()
@@ -164,8 +164,7 @@ class Interceptors:
         endpoint = message.headers.get(HeaderName.endpoint)
         if endpoint is not None:
             attributes[conventions.CONSUMER_GROUP] = endpoint
-        if delivery is not None:
-            attributes[conventions.ATTEMPT] = failed_attempts(delivery) + 1
+        attributes[conventions.ATTEMPT] = failed_attempts(delivery) + 1
         span = self._tracer.start_span(name, context, SpanKind.CONSUMER, attributes, links)
         processing = _Process(span)
         known = _processing.set(processing)
@@ -185,9 +184,7 @@ class Interceptors:
 
     async def note(self, call: Call, proceed: Proceed) -> Any:
         """Note on the span of a received message why it has failed, before somebody decides what becomes of it."""
-        processing = _processing.get(None)
-        if processing is None:
-            return await proceed(call)
+        processing = _processing.get()
         processing.reached = True
         try:
             return await proceed(call)

@@ -120,19 +120,18 @@ class ToldHeaders(Mapping[str, str]):
         context: The context.
     """
 
-    __slots__ = ("__weakref__", "_before", "_context", "_propagation", "_written")
+    __slots__ = ("__weakref__", "_propagation", "_unwritten", "_written")
 
     def __init__(self, propagation: Propagation, before: Mapping[str, str], context: Context) -> None:
         self._propagation = propagation
-        self._before: Mapping[str, str] | None = before
-        self._context = context
+        self._unwritten: tuple[Mapping[str, str], Context] | None = (before, context)
         self._written: dict[str, str] = {}
 
     def _read(self) -> dict[str, str]:
-        before = self._before
-        if before is not None:  # whoever does it at the same time writes the same
-            self._written = self._propagation.headers(before, self._context)
-            self._before = None  # a long conversation must not be kept in memory by its last message
+        unwritten = self._unwritten
+        if unwritten is not None:  # whoever does it at the same time writes the same
+            self._written = self._propagation.headers(*unwritten)
+            self._unwritten = None  # a long conversation must not be kept in memory by its last message
         return self._written
 
     def __getitem__(self, name: str) -> str:

@@ -7,6 +7,7 @@ Only the API of OpenTelemetry is used here: which spans are kept, and who gets t
 
 import logging
 from importlib.metadata import version
+from typing import get_args
 
 from opentelemetry import trace
 from opentelemetry.propagators.textmap import TextMapPropagator
@@ -17,6 +18,7 @@ from ecotone_fastapi.adapters.opentelemetry.interceptors import Interceptors, Pr
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
 from ecotone_fastapi.adapters.opentelemetry.watching import Watching
 from ecotone_fastapi.core import Assembly, Order, Stage
+from ecotone_fastapi.core.errors import ConfigurationError
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
 
@@ -42,6 +44,9 @@ class Tracing:
             else is going on where it is received; with `link` it is always a trace of its own, with a link.
         receive: Whether there are spans of receiving, too: of what is received, not of waiting for it.
 
+    Raises:
+        ConfigurationError: This makes no spans, or nothing can have such a parent.
+
     Example:
         >>> from ecotone_fastapi import Ecotone
         >>> ecotone = Ecotone([], plugins=[Tracing()])
@@ -55,6 +60,15 @@ class Tracing:
         process_parent: ProcessParent = "creation",
         receive: bool = False,
     ) -> None:
+        if provider is not None and (isinstance(provider, type) or not hasattr(provider, "get_tracer")):
+            raise ConfigurationError(
+                f"Tracing({provider!r}) is given no provider", hint="write Tracing(TracerProvider()), or Tracing()"
+            )
+        if process_parent not in get_args(ProcessParent):
+            raise ConfigurationError(
+                f"Tracing(process_parent={process_parent!r}): a received message has no such parent",
+                hint='"creation" is the trace that created it, "link" is a trace of its own',
+            )
         self._provider = provider
         self._propagator = propagator
         self._process_parent: ProcessParent = process_parent
@@ -64,7 +78,15 @@ class Tracing:
         return f"Tracing(process_parent={self._process_parent!r})"
 
     def install(self, assembly: Assembly) -> None:
-        """Stand around messages at all four stages, and watch the work on channels; if anybody wants to know."""
+        """Stand around messages at all four stages, and watch the work on channels; if anybody wants to know.
+
+        Raises:
+            ConfigurationError: Another plugin does that already.
+        """
+        if any(isinstance(one, Tracing) and one is not self for one in assembly.plugins):
+            raise ConfigurationError(
+                "there are two plugins that trace, and every span would be there twice", hint="keep one Tracing(...)"
+            )
         tracer = trace.get_tracer(SCOPE, version("ecotone-fastapi"), self._provider, SCHEMA_URL)
         if isinstance(tracer, NoOpTracer | ProxyTracer):
             logger.info("nothing is traced: there is no provider of OpenTelemetry")

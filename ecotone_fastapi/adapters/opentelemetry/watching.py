@@ -21,6 +21,7 @@ _TYPES = {
     Operation.RECEIVE: conventions.RECEIVE,
     Operation.SETTLE: conventions.SETTLE,
     Operation.PROCESS: conventions.PROCESS,
+    Operation.PARK: conventions.SEND,
 }
 _FRESH = timedelta(minutes=1)  # a projection that is rebuilt does not reach into the traces of the past
 
@@ -112,6 +113,8 @@ class Watching:
 def _described(work: Work) -> tuple[str, dict[str, str | int]]:
     if work.operation is Operation.PROCESS:
         destination = Destination(system=conventions.EVENT_STORE, name=work.place)
+    elif work.operation is Operation.PARK:
+        destination = Destination(system=conventions.DEAD_LETTER, name="dead_letters")
     else:
         destination = destination_of(work.channel, work.place, sending=work.operation is Operation.SEND)
     attributes = about(destination, work.name, _TYPES[work.operation])
