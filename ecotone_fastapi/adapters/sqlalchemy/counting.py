@@ -5,7 +5,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, bindparam, text
+from sqlalchemy import bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
@@ -49,8 +49,8 @@ class SqlCounts:
         dialect, offset = self._transactions.dialect, self._clock().offset.total_seconds()
         parameters = {"channels": list(names), "offset": dialect.span(offset)}
 
-        async def count(connection: AsyncConnection) -> Sequence[Row[Any]]:
+        async def count(connection: AsyncConnection) -> Sequence[Any]:
             return (await connection.execute(self._count, parameters)).all()
 
         rows = await self._transactions.read(count, "counting what waits")
-        return {row[0]: (int(row[1]), None if row[2] is None else float(row[2])) for row in rows}
+        return {name: (int(depth), None if age is None else float(age)) for name, depth, age in rows}
