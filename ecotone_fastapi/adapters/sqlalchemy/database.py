@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -17,7 +18,7 @@ from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
 from ecotone_fastapi.adapters.sqlalchemy.counting import SqlCounts
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
-from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
+from ecotone_fastapi.adapters.sqlalchemy.dialects import OVERFLOW, POOLED, address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
 from ecotone_fastapi.adapters.sqlalchemy.entities import SqlEntities
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventTables
@@ -35,7 +36,7 @@ from ecotone_fastapi.adapters.sqlalchemy.transactions import HeardSession, Trans
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
-from ecotone_fastapi.core.examination import Finding
+from ecotone_fastapi.core.examination import Finding, Level
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.injection import cache_key
 from ecotone_fastapi.core.pipeline import Scope
@@ -352,6 +353,8 @@ class SqlAlchemy:
         Raises:
             ChannelError: The database cannot be reached.
         """
+        if self._lacks_file():
+            return self._schema.everything()
         async with self._letting_go():
             return await self._schema.missing()
 
@@ -376,6 +379,11 @@ class SqlAlchemy:
         """Whether tables that are missing are created at start."""
         return self._create_schema
 
+    @property
+    def most_connections(self) -> int | None:
+        """How many connections there are at most; `None` when the engine is the application's own."""
+        return POOLED + OVERFLOW if self._made_here else None
+
     async def examine(self) -> Sequence[Finding]:
         """Find out whether the server suits: its version, its clock, and what it may lose.
 
@@ -386,6 +394,8 @@ class SqlAlchemy:
         async def ask(connection: AsyncConnection) -> Examined:
             return await examined(connection, self._clock, made_here=self._made_here)
 
+        if self._lacks_file():
+            return [Finding(Level.OK, "server", self._transactions.address, "there is no such file yet")]
         async with self._letting_go():
             answer = await self._transactions.read(ask, "examining the server")
         return list(answer.findings(self._transactions.address))
@@ -398,6 +408,12 @@ class SqlAlchemy:
         finally:
             if self._made_here and not self._lifespans:
                 await self.engine.dispose()
+
+    def _lacks_file(self) -> bool:
+        """Whether it is a file that is not there: to look into it would make it."""
+        name = self.engine.url.database
+        is_plain = self._dialect.name == "sqlite" and name is not None and not name.startswith("file:")
+        return is_plain and not Path(name or "").exists()
 
     def _check_bind(self) -> None:
         bind = self.sessionmaker.kw.get("bind")
