@@ -12,7 +12,6 @@ from typing import cast
 
 import anyio
 
-from ecotone_fastapi.core.clock import TellsTime
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.plugin import Assembly, Runnable
 from ecotone_fastapi.core.supervision import RunnableHealth
@@ -22,10 +21,10 @@ from ecotone_fastapi.messaging.relay import Relay
 from ecotone_fastapi.messaging.scheduling import ScheduledMessages
 from ecotone_fastapi.modelling.rebuilding import Projections
 from ecotone_fastapi.operations.asking import Question, Subject, ask_all
+from ecotone_fastapi.operations.counting import CountsTogether, ask_about
 from ecotone_fastapi.operations.rates import Rates
 from ecotone_fastapi.operations.report import ChannelReport, LaneReport, ProjectionReport, Report, RunnableReport
 from ecotone_fastapi.operations.telling import (
-    about,
     channel_report,
     count_of,
     handled_so_far,
@@ -61,7 +60,8 @@ class Overview:
     async def report(self, *, max_age: float = 0.0) -> Report:
         """Ask all servers, and return what they tell. Fails for nobody: what cannot be told is a text.
 
-        A channel costs two statements, each version of a projection about three, everything else two.
+        All channels of the database cost one statement, dead letters and schedules one each, a version of a projection
+        about three, and a channel elsewhere up to two questions.
 
         Args:
             max_age: A report that somebody was given up to so many seconds ago is good enough. Those who ask at the
@@ -83,7 +83,7 @@ class Overview:
         channel = self._assembly.channels.get(name)
         if channel is None:
             return None
-        answers = await ask_all(about(name, channel))
+        answers = await ask_about({name: channel})
         return channel_report(name, channel, answers, self._consumers().get(name))
 
     async def projection(self, name: str) -> ProjectionReport:
@@ -109,12 +109,7 @@ class Overview:
         storage = cast("OutboxStorage | None", self._assembly.services.get(OutboxStorage))
         if storage is not None:
             waiting |= {name: storage.outbox_for(name) for name in await storage.outboxes() if name not in waiting}
-        questions: dict[Subject, Question] = {}
-        for channel in waiting.values():
-            if isinstance(channel, TellsTime):
-                channel.use_clock(self._assembly.gateway.clock)
-            questions |= about(channel.name, channel)
-        answers = await ask_all(questions)
+        answers = await ask_about({one.name: one for one in waiting.values()}, self._together)
         return [
             lane_report(name, channel.name, relays[name].name if name in relays else None, answers)
             for name, channel in waiting.items()
@@ -127,15 +122,13 @@ class Overview:
         projections = cast("Projections | None", services.get(Projections))
         names = projections.names if projections is not None else ()
         questions: dict[Subject, Question] = {}
-        for name, channel in channels.items():
-            questions |= about(name, channel)
         if store is not None:
             questions["dead letters", ""] = store.count
         if scheduled is not None:
             questions["scheduled", ""] = scheduled.count
         if projections is not None:
             questions |= {("projection", name): status_of(projections, name) for name in names}
-        answers = await ask_all(questions)
+        answers = await ask_about(channels, self._together, questions)
         lanes = self._lanes()
         consumers = self._consumers()
         outboxes = {name: relay.lanes[name].outbox.name for name, relay in lanes.items()}
@@ -152,6 +145,10 @@ class Overview:
             scheduled=count_of(answers.get(("scheduled", "")), "the application keeps no schedules"),
             projections=tuple(projection_report(name, answers["projection", name]) for name in names),
         )
+
+    @property
+    def _together(self) -> CountsTogether | None:
+        return cast("CountsTogether | None", self._assembly.services.get(CountsTogether))
 
     def _lanes(self) -> dict[str, Relay]:
         relays = [one for one in self._assembly.runnables.values() if isinstance(one, Relay)]

@@ -10,7 +10,7 @@ from ecotone_fastapi.core.supervision import Condition, RunnableHealth
 from ecotone_fastapi.messaging.outbox import ThroughOutbox
 from ecotone_fastapi.messaging.relay import Relay
 from ecotone_fastapi.modelling.rebuilding import Projections, ProjectionStatus, VersionStatus
-from ecotone_fastapi.operations.asking import Answer, Question, Subject, TellsAge, TellsDepth
+from ecotone_fastapi.operations.asking import Answer, Question, Subject
 from ecotone_fastapi.operations.cutting import LINE, cut, cut_or_none
 from ecotone_fastapi.operations.rates import Rate
 from ecotone_fastapi.operations.report import (
@@ -66,16 +66,6 @@ def runnable_report(
         paused=bool(pauses),
         pauses=pauses,
     )
-
-
-def about(name: str, channel: Channel) -> dict[Subject, Question]:
-    """Return what a channel can be asked."""
-    questions: dict[Subject, Question] = {}
-    if isinstance(channel, TellsDepth):
-        questions["depth of", name] = channel.depth
-    if isinstance(channel, TellsAge):
-        questions["age of", name] = channel.oldest_age
-    return questions
 
 
 def status_of(projections: Projections, name: str) -> Question:

@@ -16,6 +16,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from ecotone_fastapi.adapters.sqlalchemy.aggregates import SqlAggregates
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
+from ecotone_fastapi.adapters.sqlalchemy.counting import SqlCounts
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
 from ecotone_fastapi.adapters.sqlalchemy.dialects import OVERFLOW, POOLED, address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
@@ -51,6 +52,7 @@ from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import SnapshotStore
+from ecotone_fastapi.operations.counting import CountsTogether
 
 T = TypeVar("T")
 
@@ -194,6 +196,8 @@ class SqlAlchemy:
         assembly.add_service(OutboxStorage, self)
         assembly.add_service(PassingErrors, self)
         assembly.add_service(PauseStore, self.pauses)
+        message = self._schema.table("ecotone_message")
+        assembly.add_service(CountsTogether, SqlCounts(message, self._transactions, lambda: self._clock))
         assembly.add_service(ProjectionStore, self.projections)
         assembly.add_service(EventStorage, self.events)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))

@@ -290,6 +290,35 @@ async def test_a_dead_letter_is_edited_and_replayed(shop: Shop, page: Page) -> N
     assert (headers["tenant"], headers["mended_by"], "old" in headers) == ("umbrella", "ada", False)
 
 
+async def test_a_dead_letter_goes_to_another_channel(shop: Shop, page: Page) -> None:
+    await shop.charge("order-1")
+    await shop.ecotone.consumers.pause("mails")
+    shop.bank.works = True
+    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
+    await page.get_by_role("button", name="Edit and replay").click()
+
+    await page.get_by_label("Replayed to the channel").select_option("mails")
+    await page.get_by_role("button", name="Replay as edited").click()
+
+    await expect(page.locator(".notice")).to_contain_text("replayed as edited")
+    await page.goto(f"{shop.address}#/channels/mails")
+    await expect(page.get_by_role("row").filter(has_text="charge-card")).to_contain_text("order-1")
+
+
+async def test_a_dead_letter_is_kept_as_edited(shop: Shop, page: Page) -> None:
+    await shop.charge("order-1", headers={"tenant": "acme"})
+    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
+    await page.get_by_role("button", name="Edit and replay").click()
+
+    await page.get_by_label("Value of tenant").fill("umbrella")
+    await page.get_by_role("button", name="Keep as edited").click()
+
+    await expect(page.locator(".notice")).to_contain_text("kept as edited")
+    [kept] = await shop.ecotone.dead_letters.list()
+    assert kept.message.headers["tenant"] == "umbrella"
+    assert bytes(kept.message.payload) == b'{"order_id":"order-1","amount":5,"note":""}'
+
+
 async def test_what_is_no_json_any_more_is_not_sent(shop: Shop, page: Page) -> None:
     await shop.charge("order-1")
     await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
