@@ -384,7 +384,7 @@ class Ecotone:
         """Serve this application while it runs: `FastAPI(lifespan=ecotone.lifespan)`.
 
         Within a lifespan of your own, write `async with ecotone.lifespan(app): yield`. Servers that are down do not
-        prevent the start; readiness says so.
+        prevent the start; readiness says so. For correlation ids by HTTP, `app.add_middleware(CorrelationMiddleware)`.
 
         Raises:
             ConfigurationError: Something is wrong with the wiring, a server is not prepared, or it is served already.

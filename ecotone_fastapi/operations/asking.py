@@ -10,6 +10,7 @@ import anyio
 from ecotone_fastapi.core.errors import EcotoneError
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.supervision import in_one_line
+from ecotone_fastapi.operations.cutting import LINE, cut
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.overview")
 
@@ -66,10 +67,10 @@ async def ask_all(questions: Mapping[Subject, Question]) -> dict[Subject, Answer
             try:
                 answers[key] = Answer(await question())
             except EcotoneError as error:
-                answers[key] = Answer(problem=in_one_line(error))
+                answers[key] = Answer(problem=cut(in_one_line(error), LINE))
             except Exception as error:
                 logger.exception("the %s %s cannot tell how it is", *key)
-                answers[key] = Answer(problem=in_one_line(error))
+                answers[key] = Answer(problem=cut(in_one_line(error), LINE))
 
     with anyio.move_on_after(_ANSWERING):
         async with anyio.create_task_group() as tasks:

@@ -11,11 +11,12 @@ tables in which an outbox keeps messages.
 """
 
 import inspect
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.conversion import JSON, Conversion
@@ -64,8 +65,8 @@ def asyncapi_document(assembly: Assembly, *, title: str, version: str, descripti
     info = {"title": title, "version": version, "description": description}
     whole = {"asyncapi": VERSION, "info": info, "defaultContentType": JSON, **document.parts()}
     # Defaults and examples may be anything, also what is no JSON.
-    text = to_json(whole, inf_nan_mode="strings", serialize_unknown=True, bytes_mode="base64")
-    plain: dict[str, Any] = from_json(text)
+    text = to_json(whole, serialize_unknown=True, bytes_mode="base64")
+    plain: dict[str, Any] = json.loads(text, parse_constant=str)
     return plain
 
 

@@ -11,12 +11,14 @@ from ecotone_fastapi.core.endpoint import Endpoint, Handles, Kind, marks_of
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.message import Message, explicit_name_of
 from ecotone_fastapi.core.routing import members_of
-from ecotone_fastapi.core.signatures import returned_by
+from ecotone_fastapi.core.signatures import parameters_of, returned_by
 from ecotone_fastapi.modelling.event_sourced import model_of
 from ecotone_fastapi.modelling.event_types import may_be_event
+from ecotone_fastapi.modelling.fetching import Fetched
 from ecotone_fastapi.modelling.keeping import aggregate_mark
 from ecotone_fastapi.modelling.projecting import Projector
 from ecotone_fastapi.modelling.projections import projection_mark
+from ecotone_fastapi.modelling.repository import Repository
 from ecotone_fastapi.operations.wording import told_kind, told_route
 
 
@@ -44,14 +46,7 @@ class Handled:
         if self.route is not None:
             pattern = ".*".join(map(re.escape, self.route.split("*")))
             return name is not None and (name == self.route or bool(re.fullmatch(pattern, name, re.IGNORECASE)))
-        return isinstance(event, type) and any(_is_a(event, one) for one in self.types)
-
-
-def _is_a(cls: type, other: type) -> bool:
-    try:
-        return issubclass(cls, other)
-    except TypeError:  # a protocol that is not for run time
-        return False
+        return isinstance(event, type) and any(issubclass(event, one) for one in self.types)
 
 
 def handled_by(endpoint: Endpoint) -> Handled | None:
@@ -94,6 +89,15 @@ def returned_events(endpoint: Endpoint) -> Iterable[type]:
     with suppress(ConfigurationError):  # only for type checkers; nothing else needs it
         return list(dict.fromkeys(_events_in(returned_by(endpoint.function, endpoint.known_names))))
     return ()
+
+
+def asked_aggregates(endpoint: Endpoint) -> Iterator[tuple[type, bool]]:
+    """Yield the classes of aggregates that a handler asks for in its parameters, and whether it only reads them."""
+    for parameter in parameters_of(endpoint.function, endpoint.known_names):
+        if get_origin(parameter.annotation) is Repository:
+            yield from ((one, False) for one in get_args(parameter.annotation) if isinstance(one, type))
+        elif any(marker is Fetched or isinstance(marker, Fetched) for marker in parameter.metadata):
+            yield from ((one, True) for one in members_of(parameter.annotation) if isinstance(one, type))
 
 
 def _events_in(annotation: Any) -> Iterator[type]:

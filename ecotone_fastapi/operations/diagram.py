@@ -17,7 +17,7 @@ from ecotone_fastapi.modelling.applying import applied_by
 from ecotone_fastapi.modelling.event_sourced import model_of
 from ecotone_fastapi.modelling.factories import CreatesInstead, is_of_aggregate
 from ecotone_fastapi.modelling.projections import Projection, projection_mark
-from ecotone_fastapi.operations.declared import Handled, handled_by, returned_events
+from ecotone_fastapi.operations.declared import Handled, asked_aggregates, handled_by, returned_events
 from ecotone_fastapi.operations.wording import abilities, channels_of
 
 
@@ -45,6 +45,8 @@ class EdgeKind(StrEnum):
     MAKES = "makes"
     CHANGES = "changes"
     READS = "reads"
+    USES = "uses"
+    """A handler asks for the repository of the aggregate."""
     UPDATES = "updates"
     """A handler writes to the projection that it belongs to."""
     PUBLISHES = "publishes"
@@ -148,20 +150,26 @@ class _Drawing:
             self._edge(handler, target, EdgeKind.READS if handled.kind is Kind.QUERY else EdgeKind.UPDATES)
         elif is_of_aggregate(endpoint):
             self._add_to_aggregate(endpoint, handled, handler)
+        for cls, reads in asked_aggregates(endpoint):
+            self._edge(handler, self._aggregate(cls), EdgeKind.READS if reads else EdgeKind.USES)
 
     def _add_to_aggregate(self, endpoint: Endpoint, handled: Handled, handler: str) -> None:
         owner = endpoint.owner
         assert owner is not None
-        aggregate = self._node(NodeKind.AGGREGATE, _full_name(owner), owner.__name__, _full_name(owner))
+        aggregate = self._aggregate(owner)
         if handled.kind is Kind.QUERY:
             if endpoint.needs_instance:
                 self._edge(handler, aggregate, EdgeKind.READS)
             return
         self._edge(handler, aggregate, EdgeKind.CHANGES if endpoint.needs_instance else EdgeKind.MAKES)
-        returned = self._recorded.setdefault(owner, {})
+        returned = self._recorded[owner]
         for event in returned_events(endpoint):
             returned[event] = None
             self._edge(handler, self._message(NodeKind.EVENT, None, event), EdgeKind.PUBLISHES)
+
+    def _aggregate(self, cls: type) -> str:
+        self._recorded.setdefault(cls, {})
+        return self._node(NodeKind.AGGREGATE, _full_name(cls), cls.__name__, _full_name(cls))
 
     def connect_events(self) -> None:
         """Draw what aggregates record, and which handlers events reach that name a base of them, or a glob."""

@@ -37,6 +37,21 @@ class CreatesSchema(Protocol):
         ...
 
 
+@runtime_checkable
+class BoundsConnections(Protocol):
+    """A plugin that has so many connections for all handlers, and no more."""
+
+    @property
+    def name(self) -> str:
+        """How it is called in a report."""
+        ...
+
+    @property
+    def most_connections(self) -> int | None:
+        """How many there are; `None` when that cannot be told."""
+        ...
+
+
 def problems_of(error: ConfigurationError, where: str) -> Sequence[Finding]:
     """Return what is wrong with the wiring, one by one.
 
@@ -55,19 +70,24 @@ async def examine(assembly: Assembly, where: str, *, timeout: float = ANSWERING)
         where: What to call it.
         timeout: Seconds that each server has for each answer.
     """
-    findings = [*_examine_wiring(assembly, where), *examine_durability(assembly)]
-    silent: list[str] = []
+    findings = [
+        *_examine_wiring(assembly, where),
+        *_examine_connections(assembly),
+        *examine_durability(assembly),
+    ]
+    silent: list[object] = []
     for part in (*assembly.plugins, *assembly.channels.values()):
         if isinstance(part, Examinable):
             answer = await _answer("server", part.name, part.examine, timeout)
             findings += answer
-            silent += [part.name] if any(one.level is Level.PROBLEM for one in answer) else []
-    messages = [] if silent else await _answer("messages", where, _Messages(assembly), timeout)
-    # Asked last: a plugin that is asked for its tables lets go of the connections that others have used.
-    for plugin in assembly.plugins:
-        if isinstance(plugin, Migratable) and plugin.name not in silent:
-            findings += await _answer("schema", plugin.name, _Tables(plugin), timeout)
-    findings += messages
+            silent += [part] if any(one.level is Level.PROBLEM for one in answer) else []
+    tables = [_Tables(one) for one in assembly.plugins if isinstance(one, Migratable) and one not in silent]
+    for each in tables:
+        findings += await _answer("schema", each.name, each, timeout)
+    if not silent and not any(each.missing for each in tables):
+        findings += await _answer("messages", where, _Messages(assembly), timeout)
+        for each in tables:  # whoever is asked for tables lets go of what was opened, for these questions, too
+            await _answer("schema", each.name, each, timeout)
     # Channels on one server say the same about it.
     return list(dict.fromkeys(findings))
 
@@ -131,6 +151,22 @@ def _examine_wiring(assembly: Assembly, where: str) -> Iterator[Finding]:
             )
 
 
+def _examine_connections(assembly: Assembly) -> Iterator[Finding]:
+    bounded = [one for one in assembly.plugins if isinstance(one, BoundsConnections)]
+    for consumer in assembly.runnables.values():
+        for plugin in bounded if isinstance(consumer, Consumer) else ():
+            most = plugin.most_connections
+            if isinstance(consumer, Consumer) and most is not None and consumer.concurrency >= most:
+                yield Finding(
+                    Level.WARNING,
+                    "connections",
+                    f"consumer {consumer.name}",
+                    f"handles {consumer.concurrency} messages at the same time, each in a transaction, and "
+                    f"{plugin.name} has {most} connections for all",
+                    "give the database an engine with a larger pool, or the consumer a smaller concurrency",
+                )
+
+
 def _has_lasting_id(endpoint: Endpoint) -> bool:
     function = getattr(endpoint.function, "__func__", endpoint.function)
     written = [one for one in marks_of(function) if isinstance(one, Handles)]
@@ -145,10 +181,13 @@ class _Tables:
     """Asks whether tables are up to date."""
 
     def __init__(self, plugin: Migratable) -> None:
+        self.name: str = plugin.name
+        self.missing: Sequence[str] = ()
         self._plugin = plugin
 
     async def __call__(self) -> Sequence[Finding]:
-        name, missing = self._plugin.name, list(await self._plugin.missing())
+        name = self.name
+        missing = self.missing = list(await self._plugin.missing())
         if not missing:
             return [Finding(Level.OK, "schema", name, "all tables are up to date")]
         if isinstance(self._plugin, CreatesSchema) and self._plugin.creates_schema:
@@ -172,10 +211,7 @@ class _Messages:
         if storage is None:
             return []
         channels = self._assembly.channels
-        try:
-            names = [one for one in await storage.outboxes() if not isinstance(channels.get(one), ThroughOutbox)]
-        except ChannelError:  # the tables are still to be made
-            return []
+        names = [one for one in await storage.outboxes() if not isinstance(channels.get(one), ThroughOutbox)]
         return [
             Finding(
                 Level.WARNING,

@@ -87,3 +87,12 @@ def test_whoever_draws_a_large_diagram_is_told_what_to_raise(project: Project) -
 
     assert "maxEdges" in result.stderr
     assert "maxEdges" not in result.stdout
+
+
+def test_a_part_of_it_is_drawn(shop: Project) -> None:
+    part = shop.ecotone("diagram", "shop:ecotone", "--only", "notifications")
+
+    assert part.exit_code == 0
+    assert "OrderWasPlaced" in part.stdout
+    assert "PlaceOrder" not in part.stdout
+    assert shop.ecotone("diagram", "shop:ecotone", "--only", "nothing").exit_code == 2

@@ -1,6 +1,8 @@
 """`ecotone status`: what it shows, what it calls attention to, and how it ends."""
 
+import io
 import json
+import os
 import signal
 import subprocess
 from datetime import timedelta
@@ -8,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ecotone_fastapi.cli.attention import Limits, needed
 from ecotone_fastapi.cli.durations import span_text
+from ecotone_fastapi.cli.status import _parts
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.operations.report import ChannelReport, Count, LaneReport, ProjectionReport, Report, VersionReport
 from tests.cli.conftest import Project
-from tests.cli.processes import ECOTONE, ecotone, eventually
+from tests.cli.processes import ECOTONE, PATIENCE, ecotone, eventually
 
 APP = "shop:ecotone"
 
@@ -261,11 +265,62 @@ def test_what_needs_attention_in_the_end_decides_how_watching_ends(shop: Project
         assert process.stderr == "attention: channel orders: 1 messages wait, more than 0\n"
 
 
+def test_a_terminal_shows_one_report_in_place_of_the_other(shop: Project) -> None:
+    shown = b""
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        [ECOTONE, "status", APP, "--watch", "0.1"], cwd=shop.directory, stdout=slave, stderr=subprocess.PIPE,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
+    )  # fmt: skip
+    os.close(slave)
+    try:
+        while shown.count(b"dead letters") < 3:
+            shown += os.read(master, 65536)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        os.close(master)
+
+    assert (process.returncode, stderr) == (0, b"")
+    assert b"\x1b[1A" in shown  # the cursor goes up, to where the last report began
+
+
 def test_watching_and_one_document_exclude_each_other(shop: Project) -> None:
     result = shop.ecotone("status", APP, "--watch", "1", "--json")
 
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["what"].startswith("--watch does not go with --json")
+
+
+def rendered(found: Report) -> str:
+    file = io.StringIO()
+    Console(file=file, width=200).print(*_parts(found), sep="\n")
+    return " ".join(file.getvalue().split())
+
+
+def test_a_projection_that_is_built_tells_how_far_it_is() -> None:
+    facts: dict[str, Any] = {"number": 2, "behind": 75, "lag": 61.0, "runner": "web-1", "halt": None}
+    built = VersionReport(condition="building", done=25, total=100, seconds_left=90.0, **facts)
+    fresh = VersionReport(condition="building", done=0, total=100, seconds_left=None, **facts)
+
+    assert "balances asynchronous 2 building 25/100, 1 min 30 s left 75 1 min 1 s web-1 -" in rendered(
+        report(projections=(projection(built),))
+    )
+    assert "building 0/100 75" in rendered(report(projections=(projection(fresh),)))
+
+
+def test_a_projection_about_which_nothing_is_known_says_why() -> None:
+    unknown = projection(mode=None, partitioned=None, condition=None, version=None, lag=None, problem="no answer")
+
+    assert "balances - - no answer - - - -" in rendered(report(projections=(unknown,)))
+    assert "dead letters: the server is away" in rendered(
+        report(dead_letters=Count(count=None, problem="the server is away"))
+    )
+
+
+def test_what_a_server_says_cannot_command_a_terminal() -> None:
+    assert "\\x1b]0;title" in rendered(report(channels=(channel(problem="\x1b]0;title\x07"),)))
 
 
 # ----------------------------------------------------------------------------------------------------------- attention

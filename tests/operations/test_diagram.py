@@ -10,8 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from ecotone_fastapi import (
     Ecotone,
     EventBus,
+    Fetched,
     Message,
     ProjectionState,
+    Repository,
     Snapshots,
     aggregate,
     applies,
@@ -460,3 +462,28 @@ def test_every_edge_leads_from_a_node_to_a_node() -> None:
 
 def test_an_application_without_handlers_has_an_empty_diagram() -> None:
     assert drawn() == Diagram((), ())
+
+
+def test_aggregates_that_a_handler_asks_for_are_part_of_the_flow() -> None:
+    @command_handler("order.copy")
+    async def copy(
+        order_id: str, orders: Repository[Order], order: Annotated[Order | None, Fetched(by="order_id")]
+    ) -> None: ...
+
+    assert "copy reads Order" in edges(drawn(copy, Order))
+    assert "copy uses Order" in edges(drawn(copy, Order))
+
+
+def test_an_aggregate_without_handlers_still_records_events() -> None:
+    @event_sourced(identifier="order_id", stream="order", recording=True)
+    class Plain:
+        order_id = ""
+
+        @applies
+        def placed(self, event: OrderWasPlaced) -> None:
+            self.order_id = event.order_id
+
+    @command_handler("order.place")
+    async def place(order_id: str, orders: Repository[Plain]) -> None: ...
+
+    assert edges(drawn(place)) == ["order.place routes place", "place uses Plain", "Plain records OrderWasPlaced"]

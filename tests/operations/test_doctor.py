@@ -16,12 +16,21 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from ecotone_fastapi import ConfigurationError, Ecotone, Outbox, asynchronous, command_handler, event_handler
+from ecotone_fastapi import (
+    AsynchronousHandlers,
+    ConfigurationError,
+    ConsumerSettings,
+    Ecotone,
+    Outbox,
+    asynchronous,
+    command_handler,
+    event_handler,
+)
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
 from ecotone_fastapi.adapters.rabbitmq.examination import judged_version
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.adapters.sqlalchemy.examination import Examined
+from ecotone_fastapi.adapters.sqlalchemy.examination import Examined, mariadb_loses, postgresql_loses, sqlite_loses
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.examination import Finding, Level
 from ecotone_fastapi.core.plugin import Assembly, Plugin
@@ -148,6 +157,33 @@ async def test_a_channel_without_a_handler_is_a_warning(sqlite_url: str) -> None
     assert [where for _, where, _ in about(findings, "wiring")] == ["shop:ecotone", "channel forgotten"]
 
 
+async def test_a_consumer_that_needs_more_connections_than_there_are_is_a_warning(sqlite_url: str) -> None:
+    async def told(concurrency: int) -> list[tuple[str, str, str]]:
+        database = SqlAlchemy(sqlite_url, create_schema=True, name="orders")
+        handlers = AsynchronousHandlers({"orders": ConsumerSettings(concurrency=concurrency)})
+        return about(
+            await found(place_order, channels=[database.channel("orders")], plugins=[database, handlers]), "connections"
+        )
+
+    assert await told(19) == []
+    assert await told(20) == [
+        (
+            "warning",
+            "consumer orders",
+            "handles 20 messages at the same time, each in a transaction, and orders has 20 connections for all",
+        )
+    ]
+
+
+async def test_how_many_connections_an_engine_of_the_user_has_is_not_guessed(sqlite_url: str) -> None:
+    database = SqlAlchemy(create_async_engine(sqlite_url, pool_size=1, max_overflow=0), create_schema=True)
+    handlers = AsynchronousHandlers({"orders": ConsumerSettings(concurrency=50)})
+
+    findings = await found(place_order, channels=[database.channel("orders")], plugins=[database, handlers])
+
+    assert about(findings, "connections") == []
+
+
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -176,6 +212,7 @@ async def test_tables_that_are_made_at_start_are_no_problem_and_are_not_made_for
 
 
 async def test_a_database_tells_its_version_and_its_time(url: str) -> None:
+    await SqlAlchemy(url).migrate()
     findings = await found(plugins=[SqlAlchemy(url, create_schema=True)])
 
     product = {"sqlite": "SQLite 3.", "postgresql": "PostgreSQL 1", "mysql": "MariaDB 10."}[
@@ -232,6 +269,7 @@ async def test_a_server_that_may_lose_what_was_committed_is_a_warning(postgresql
 
 
 async def test_an_engine_of_the_user_that_does_not_suit_sqlite_is_a_warning(sqlite_url: str) -> None:
+    await run_sync(Path(make_url(sqlite_url).database or "").touch)
     engine = create_async_engine(sqlite_url, poolclass=NullPool, connect_args={"timeout": 0.1})
 
     findings = await found(plugins=[SqlAlchemy(engine, create_schema=True)])
@@ -240,6 +278,39 @@ async def test_an_engine_of_the_user_that_does_not_suit_sqlite_is_a_warning(sqli
     assert [what.partition(" ")[2].partition(",")[0] for what in told] == [
         "journal is in the mode delete: whoever reads keeps writers out", "wait for 100 ms for each other"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (postgresql_loses("on", "on"), []),
+        (postgresql_loses("local", "on"), []),
+        (postgresql_loses("off", "off"), ["synchronous_commit is off", "fsync is off"]),
+        (mariadb_loses(1), []),
+        (mariadb_loses(2), ["innodb_flush_log_at_trx_commit is 2"]),
+        (sqlite_loses("wal", 2, 5000), []),
+        (sqlite_loses("WAL", 3, 1000), []),
+        (sqlite_loses("delete", 1, 0), ["synchronous is less than FULL", "the journal is in", "writers wait for 0 ms"]),
+    ],
+)
+def test_settings_that_lose_something_are_told_and_no_others(
+    settings: Iterator[tuple[str, str]], words: list[str]
+) -> None:
+    told = list(settings)
+
+    assert [what for what, _ in told if not what.startswith(tuple(words))] == []
+    assert len(told) == len(words)
+    assert all(remedy for _, remedy in told)
+
+
+async def test_a_file_that_is_not_there_is_not_made_to_look_into_it(tmp_path: Path) -> None:
+    file = tmp_path / "new.db"
+
+    findings = await found(plugins=[SqlAlchemy(f"sqlite+aiosqlite:///{file}")])
+
+    assert about(findings, "server") == [("ok", f"sqlite+aiosqlite:///{file}", "there is no such file yet")]
+    assert [level for level, _, _ in about(findings, "schema")] == ["problem"]
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from ecotone_fastapi import (
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.errors import ChannelError
+from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Limits
 from ecotone_fastapi.core.supervision import Condition
 from ecotone_fastapi.operations import asking
@@ -204,17 +205,68 @@ async def test_a_handler_may_look_within_its_transaction(sqlite_url: str) -> Non
         assert channel_of(report, "orders").problem is None
 
 
-async def test_a_look_costs_few_statements(sqlite_url: str) -> None:
+async def test_a_look_costs_few_statements_however_many_channels_there_are(sqlite_url: str) -> None:
     database = SqlAlchemy(sqlite_url, create_schema=True)
-    channels = [database.channel("orders"), database.channel("mails")]
+    channels = [database.channel("orders"), *(database.channel(f"other-{number}") for number in range(20))]
     async with Ecotone([ship], channels=channels, plugins=[database]).running(consumers=False) as ecotone:
+        await ecotone.command_bus.send("1", to="ship")
         await ecotone.overview.report()
         statements: list[str] = []
         event.listen(database.engine.sync_engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
 
-        await ecotone.overview.report()
+        report = await ecotone.overview.report()
 
-        assert len([one for one in statements if one.lstrip().upper().startswith("SELECT")]) <= 6
+        assert len([one for one in statements if "ecotone_" in one]) == 3
+        assert [one.depth for one in report.channels] == [1] + [0] * 20
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+    ]
+)
+def database(request: pytest.FixtureRequest) -> SqlAlchemy:
+    return SqlAlchemy(request.getfixturevalue(f"{request.param}_url"), create_schema=True)
+
+
+async def test_what_is_counted_together_is_what_each_channel_counts(database: SqlAlchemy) -> None:
+    clock = TravellingClock()
+    names = ["orders", "mails", "bank", "empty", "it's"]
+    channels = [database.channel(name) for name in names]
+    ecotone = Ecotone([ship], channels=channels, plugins=[database], clock=clock)
+    async with ecotone.running(consumers=False):
+        orders, mails, bank, _, quoted = channels
+        await orders.send([Message(b"1", {"id": "1"}), Message(b"2", {"id": "2", "time_to_live": "30"})])
+        await mails.send([Message(b"3", {"id": "3", "delay": "60"}), Message(b"4", {"id": "4", "delay": "600"})])
+        await bank.send([Message(b"5", {"id": "5"}), Message(b"6", {"id": "6"})])
+        await quoted.send([Message(b"7", {"id": "7"})])
+        [lent] = await bank.receive(1, 0)
+
+        for seconds in (0, 10, 60):
+            clock.advance(timedelta(seconds=seconds))
+            report = await ecotone.overview.report()
+
+            for channel in channels:
+                told, age = channel_of(report, channel.name), await channel.oldest_age()
+                assert told.depth == await channel.depth(), channel.name
+                assert (told.oldest_age is None) is (age is None), channel.name
+                assert told.oldest_age == pytest.approx(age, abs=5) if age is not None else told.oldest_age is None
+                assert told.problem is None
+        await lent.nack(attempted=False)
+
+
+async def test_a_database_that_is_down_has_a_problem_with_each_channel_and_hides_no_other() -> None:
+    away = SqlAlchemy("postgresql+asyncpg://ada@127.0.0.1:1/shop")
+    channels = [away.channel("orders"), MemoryChannel("here")]
+    async with Ecotone([], channels=channels, plugins=[away]).running(consumers=False, patient=True) as ecotone:
+        report = await ecotone.overview.report()
+
+        there, here = channel_of(report, "orders"), channel_of(report, "here")
+        assert (there.depth, there.oldest_age, there.untold) == (None, None, ())
+        assert (there.problem or "").startswith("ChannelError: ")
+        assert (here.depth, here.problem) == (0, None)
 
 
 async def test_what_was_given_as_the_overview_is_the_overview() -> None:

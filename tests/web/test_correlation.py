@@ -367,7 +367,7 @@ def test_a_response_that_breaks_off_has_the_id_and_raises() -> None:
     with TestClient(app, raise_server_exceptions=False) as client:
         response = client.get("/half", headers={HEADER: "c-1"})
 
-    assert (response.status_code, response.headers[HEADER], response.text) == (200, "c-1", "half")
+    assert (response.status_code, response.headers[HEADER]) == (200, "c-1")
 
 
 def test_a_mounted_application_with_an_ecotone_of_its_own_belongs_to_the_same_conversation() -> None:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -15,8 +16,9 @@ from sqlalchemy.orm.exc import StaleDataError
 from ecotone_fastapi.adapters.sqlalchemy.aggregates import SqlAggregates
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
+from ecotone_fastapi.adapters.sqlalchemy.counting import SqlCounts
 from ecotone_fastapi.adapters.sqlalchemy.dead_letter import SqlDeadLetters
-from ecotone_fastapi.adapters.sqlalchemy.dialects import address, dialect_for
+from ecotone_fastapi.adapters.sqlalchemy.dialects import OVERFLOW, POOLED, address, dialect_for
 from ecotone_fastapi.adapters.sqlalchemy.documents import SqlDocuments
 from ecotone_fastapi.adapters.sqlalchemy.entities import SqlEntities
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventTables
@@ -34,7 +36,7 @@ from ecotone_fastapi.adapters.sqlalchemy.transactions import HeardSession, Trans
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
-from ecotone_fastapi.core.examination import Finding
+from ecotone_fastapi.core.examination import Finding, Level
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.injection import cache_key
 from ecotone_fastapi.core.pipeline import Scope
@@ -50,6 +52,7 @@ from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import SnapshotStore
+from ecotone_fastapi.operations.counting import CountsTogether
 
 T = TypeVar("T")
 
@@ -193,6 +196,8 @@ class SqlAlchemy:
         assembly.add_service(OutboxStorage, self)
         assembly.add_service(PassingErrors, self)
         assembly.add_service(PauseStore, self.pauses)
+        message = self._schema.table("ecotone_message")
+        assembly.add_service(CountsTogether, SqlCounts(message, self._transactions, lambda: self._clock))
         assembly.add_service(ProjectionStore, self.projections)
         assembly.add_service(EventStorage, self.events)
         assembly.add_service(DocumentStore, DocumentStore(self._documents, assembly.gateway.conversion))
@@ -348,6 +353,8 @@ class SqlAlchemy:
         Raises:
             ChannelError: The database cannot be reached.
         """
+        if self._lacks_file():
+            return self._schema.everything()
         async with self._letting_go():
             return await self._schema.missing()
 
@@ -372,6 +379,11 @@ class SqlAlchemy:
         """Whether tables that are missing are created at start."""
         return self._create_schema
 
+    @property
+    def most_connections(self) -> int | None:
+        """How many connections there are at most; `None` when the engine is the application's own."""
+        return POOLED + OVERFLOW if self._made_here else None
+
     async def examine(self) -> Sequence[Finding]:
         """Find out whether the server suits: its version, its clock, and what it may lose.
 
@@ -382,6 +394,8 @@ class SqlAlchemy:
         async def ask(connection: AsyncConnection) -> Examined:
             return await examined(connection, self._clock, made_here=self._made_here)
 
+        if self._lacks_file():
+            return [Finding(Level.OK, "server", self._transactions.address, "there is no such file yet")]
         async with self._letting_go():
             answer = await self._transactions.read(ask, "examining the server")
         return list(answer.findings(self._transactions.address))
@@ -394,6 +408,12 @@ class SqlAlchemy:
         finally:
             if self._made_here and not self._lifespans:
                 await self.engine.dispose()
+
+    def _lacks_file(self) -> bool:
+        """Whether it is a file that is not there: to look into it would make it."""
+        name = self.engine.url.database
+        is_plain = self._dialect.name == "sqlite" and name is not None and not name.startswith("file:")
+        return is_plain and not Path(name or "").exists()
 
     def _check_bind(self) -> None:
         bind = self.sessionmaker.kw.get("bind")

@@ -32,6 +32,9 @@ _EXTRAS = {
 }
 _MICROSECONDS = 1_000_000
 
+POOLED, OVERFLOW = 10, 10
+"""How many connections an engine that we made keeps, and how many more it opens for a while."""
+
 BEGIN = "ecotone_begin"
 """Execution option of an SQLite engine that we made: how its transactions begin. Empty: each statement is its own."""
 
@@ -123,8 +126,8 @@ class Dialect:
         engine = create_async_engine(
             url,
             isolation_level="READ COMMITTED",
-            pool_size=10,
-            max_overflow=10,
+            pool_size=POOLED,
+            max_overflow=OVERFLOW,
             pool_recycle=1800,
             connect_args={self.connect_timeout(url): 10},
         )
@@ -270,7 +273,7 @@ class SQLite(Dialect):
 
     def engine(self, url: URL) -> AsyncEngine:
         """Make an engine that begins its transactions itself and waits for other writers."""
-        engine = create_async_engine(url, pool_size=10, max_overflow=10)
+        engine = create_async_engine(url, pool_size=POOLED, max_overflow=OVERFLOW)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine

@@ -29,6 +29,10 @@ _SQLITE = (
 )
 
 
+Setting = tuple[str, str]
+"""What a setting loses, and what to do about it."""
+
+
 @dataclass(frozen=True)
 class Examined:
     """What a database says about itself.
@@ -44,7 +48,7 @@ class Examined:
     product: str
     version: str
     behind: float | None
-    settings: tuple[tuple[str, str], ...]
+    settings: tuple[Setting, ...]
 
     def findings(self, where: str) -> Iterator[Finding]:
         """Judge it.
@@ -106,20 +110,19 @@ async def examined(connection: AsyncConnection, clock: Clock, *, made_here: bool
 async def _postgresql(connection: AsyncConnection, clock: Clock) -> Examined:
     before = _now(clock)
     version, moment, synchronous, fsync = (await connection.execute(_POSTGRESQL)).one()
-    settings = []
-    if synchronous == "off":
-        settings.append(
-            (
-                "synchronous_commit is off: what was committed last is lost when the server fails",
-                "turn it on for this database or user: ALTER DATABASE ... SET synchronous_commit = on",
-            )
+    behind = _behind(before, float(moment), _now(clock))
+    return Examined("PostgreSQL", str(version), behind, tuple(postgresql_loses(synchronous, fsync)))
+
+
+def postgresql_loses(synchronous_commit: str, fsync: str) -> Iterator[Setting]:
+    """Yield what settings of PostgreSQL lose."""
+    if synchronous_commit == "off":
+        yield (
+            "synchronous_commit is off: what was committed last is lost when the server fails",
+            "turn it on for this database or user: ALTER DATABASE ... SET synchronous_commit = on",
         )
     if fsync == "off":
-        settings.append(
-            ("fsync is off: everything can be lost when the machine fails", "turn it on in postgresql.conf")
-        )
-    behind = _behind(before, float(moment), _now(clock))
-    return Examined("PostgreSQL", str(version), behind, tuple(settings))
+        yield "fsync is off: everything can be lost when the machine fails", "turn it on in postgresql.conf"
 
 
 async def _mariadb(connection: AsyncConnection, clock: Clock) -> Examined:
@@ -127,37 +130,42 @@ async def _mariadb(connection: AsyncConnection, clock: Clock) -> Examined:
     version, moment, flush = (await connection.execute(_MARIADB)).one()
     behind = _behind(before, float(moment), _now(clock))
     product = "MariaDB" if "mariadb" in str(version).lower() else "MySQL"
-    lost = "innodb_flush_log_at_trx_commit is {}: what was committed last is lost when the machine fails"
-    settings = [] if int(flush) == 1 else [(lost.format(flush), "set it to 1 in the configuration of the server")]
     # Old clients were told a version that begins with 5.5.5.
-    return Examined(product, str(version).removeprefix("5.5.5-"), behind, tuple(settings))
+    return Examined(product, str(version).removeprefix("5.5.5-"), behind, tuple(mariadb_loses(int(flush))))
+
+
+def mariadb_loses(flush_log_at_commit: int) -> Iterator[Setting]:
+    """Yield what settings of MariaDB and MySQL lose."""
+    if flush_log_at_commit != 1:
+        yield (
+            f"innodb_flush_log_at_trx_commit is {flush_log_at_commit}: what was committed last may be lost in a crash",
+            "set it to 1 in the configuration of the server",
+        )
 
 
 async def _sqlite(connection: AsyncConnection, *, made_here: bool) -> Examined:
     version, journal, synchronous, timeout = [(await connection.execute(one)).scalar_one() for one in _SQLITE]
-    settings = []
-    if not made_here and int(synchronous) < 2:
-        settings.append(
-            (
-                "synchronous is less than FULL: what was committed last is lost when the power fails",
-                "run PRAGMA synchronous = FULL on each connection of the engine",
-            )
+    settings = () if made_here else tuple(sqlite_loses(str(journal), int(synchronous), int(timeout)))
+    return Examined("SQLite", str(version), None, settings)
+
+
+def sqlite_loses(journal: str, synchronous: int, timeout: int) -> Iterator[Setting]:
+    """Yield what settings of an engine on SQLite lose, or let fail."""
+    if synchronous < 2:
+        yield (
+            "synchronous is less than FULL: what was committed last is lost when the power fails",
+            "run PRAGMA synchronous = FULL on each connection of the engine",
         )
-    if not made_here and str(journal).lower() != "wal":
-        settings.append(
-            (
-                f"the journal is in the mode {journal}: whoever reads keeps writers out",
-                "run PRAGMA journal_mode = WAL once",
-            )
+    if journal.lower() != "wal":
+        yield (
+            f"the journal is in the mode {journal}: whoever reads keeps writers out",
+            "run PRAGMA journal_mode = WAL once",
         )
-    if not made_here and int(timeout) < 1000:
-        settings.append(
-            (
-                f"writers wait for {int(timeout)} ms for each other, and fail",
-                'give the engine connect_args={"timeout": 5}',
-            )
+    if timeout < 1000:
+        yield (
+            f"writers wait for {timeout} ms for each other, and fail",
+            'give the engine connect_args={"timeout": 5}',
         )
-    return Examined("SQLite", str(version), None, tuple(settings))
 
 
 def _now(clock: Clock) -> float:

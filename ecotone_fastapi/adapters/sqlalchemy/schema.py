@@ -100,6 +100,10 @@ class Schema:
         """
         return await self._transactions.read(lambda c: c.run_sync(self._missing), "checking the tables")
 
+    def everything(self) -> Sequence[str]:
+        """Return what is missing where nothing is there."""
+        return [f"the table {table.name}" for table in self.metadata.sorted_tables]
+
     def sql(self) -> str:
         """Return the statements that create everything in an empty database."""
         dialect = self._transactions.engine.dialect

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from fastapi import APIRouter, Depends, HTTPException, Query
 
@@ -11,6 +11,12 @@ from ecotone_fastapi.operations.report import ChannelReport
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.messages import ShownMessage, shown
 from ecotone_fastapi.web.operations.opening import Operated
+
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such channel"}}
+_NOT_POSSIBLE: dict[int | str, dict[str, Any]] = {
+    **_NOT_FOUND,
+    409: {"description": "It has no consumer, or shows no messages; the detail says which"},
+}
 
 
 @runtime_checkable
@@ -49,7 +55,7 @@ def add_channels(router: APIRouter, ecotone: Operated) -> None:
         """Tell how all channels are, and their consumers in this process."""
         return list((await ecotone.overview.report()).channels)
 
-    @router.get("/channels/{name:path}/messages")
+    @router.get("/channels/{name:path}/messages", responses=_NOT_POSSIBLE)
     async def messages(name: str, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> WaitingMessages:
         """Show the next messages of a channel, without taking them from anybody."""
         channel = ecotone.assembly.channels.get(name)
@@ -60,21 +66,21 @@ def add_channels(router: APIRouter, ecotone: Operated) -> None:
         found = await channel.peek(limit + 1)
         return WaitingMessages(items=[shown(one) for one in found[:limit]], more=len(found) > limit)
 
-    @router.post("/channels/{name:path}/pause", openapi_extra=described(PauseAsked))
+    @router.post("/channels/{name:path}/pause", responses=_NOT_POSSIBLE, openapi_extra=described(PauseAsked))
     async def pause(name: str, asked: Annotated[PauseAsked, Depends(body_of(PauseAsked))]) -> ChannelReport:
         """Let the consumers of a channel pause: with a database, in all processes, until they are resumed."""
         await _report(name, ecotone)
         await ecotone.consumers.pause(name, reason=asked.reason)
         return await _report(name, ecotone)
 
-    @router.post("/channels/{name:path}/resume")
+    @router.post("/channels/{name:path}/resume", responses=_NOT_POSSIBLE)
     async def resume(name: str) -> ChannelReport:
         """Let the consumers of a channel go on that were paused."""
         await _report(name, ecotone)
         await ecotone.consumers.resume(name)
         return await _report(name, ecotone)
 
-    @router.get("/channels/{name:path}")
+    @router.get("/channels/{name:path}", responses=_NOT_FOUND)
     async def channel(name: str) -> ChannelReport:
         """Tell how one channel is; that of an outbox, too."""
         return await _report(name, ecotone)

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from fastapi import Query
 from pydantic import AwareDatetime, Field, model_validator
 
+from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, ParkedMessage
+from ecotone_fastapi.operations.cutting import LINE, NAME, TEXT, cut, cut_headers, cut_or_none, cut_within
 from ecotone_fastapi.web.operations.bodies import Asked
-from ecotone_fastapi.web.operations.cutting import LINE, NAME, TEXT, cut, cut_headers, cut_or_none, cut_within
 from ecotone_fastapi.web.operations.messages import payload_of
 
 
@@ -20,6 +21,7 @@ class DeadLetterItem:
     Args:
         id: Its id in the dead letter.
         message_id: The id of the message.
+        type: The name of its type.
         channel: The channel that it was taken from.
         endpoint: The id of the handler that failed; `None` when that could not be told.
         error_type: Module and class of the exception.
@@ -33,6 +35,7 @@ class DeadLetterItem:
 
     id: str
     message_id: str | None
+    type: str | None
     channel: str
     endpoint: str | None
     error_type: str
@@ -183,7 +186,8 @@ def item(parked: ParkedMessage) -> DeadLetterItem:
     """Return a dead letter as it is shown in a list."""
     return DeadLetterItem(
         id=cut(parked.id, LINE),
-        message_id=cut_or_none(parked.message.headers.get("id"), NAME),
+        message_id=cut_or_none(parked.message.headers.get(HeaderName.id), NAME),
+        type=cut_or_none(parked.message.headers.get(HeaderName.type), NAME),
         channel=cut(parked.channel, NAME),
         endpoint=cut_or_none(parked.endpoint, NAME),
         error_type=cut(parked.error_type, NAME),

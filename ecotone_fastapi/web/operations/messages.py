@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ecotone_fastapi.core.message import HeaderName, Message
-from ecotone_fastapi.web.operations.cutting import LINE, TEXT, cut, cut_headers
+from ecotone_fastapi.operations.cutting import LINE, TEXT, cut, cut_headers
 
 
 @dataclass(frozen=True, kw_only=True)

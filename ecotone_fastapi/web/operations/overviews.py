@@ -5,6 +5,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 
+from ecotone_fastapi.operations.cutting import LINE, cut
 from ecotone_fastapi.operations.report import LaneReport, Report, RunnableReport
 from ecotone_fastapi.web.operations.opening import Operated
 
@@ -34,8 +35,8 @@ def add_overview(router: APIRouter, ecotone: Operated) -> None:
 
     @router.get("/outbox")
     async def outbox() -> list[LaneReport]:
-        """Tell what is on its way to the channels of brokers."""
-        return list((await ecotone.overview.report()).outbox)
+        """Tell what is on its way to the channels of brokers, also to those that nobody here can send to."""
+        return list(await ecotone.overview.outbox())
 
     @router.get("/health")
     async def health() -> HealthReport:
@@ -44,5 +45,5 @@ def add_overview(router: APIRouter, ecotone: Operated) -> None:
         return HealthReport(
             status="ready" if found.ready else "not ready" if found.running else "not running",
             runnables=ecotone.overview.runnables(),
-            servers={name: error or "ok" for name, error in found.servers.items()},
+            servers={name: cut(error, LINE) if error else "ok" for name, error in found.servers.items()},
         )

@@ -10,8 +10,8 @@ from pydantic import AwareDatetime, Field
 
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages
+from ecotone_fastapi.operations.cutting import LINE, NAME, cut, cut_or_none
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
-from ecotone_fastapi.web.operations.cutting import LINE, NAME, cut, cut_or_none
 from ecotone_fastapi.web.operations.opening import Operated
 from ecotone_fastapi.web.operations.paging import AfterQuery, LimitQuery, Place, page, place
 

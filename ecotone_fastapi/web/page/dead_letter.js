@@ -23,7 +23,7 @@ export function open(place, { id }) {
   get(path, {}, request.signal).then(
     (found) => {
       content.removeAttribute("aria-busy");
-      const type = shortName(found.type ?? found.headers.type);
+      const type = shortName(found.type);
       say(heading, type ? `Dead letter: ${type}` : "Dead letter");
       content.append(...drawn(found, path));
     },
@@ -85,18 +85,18 @@ function facts(found) {
   const link = (name, value, text = value) =>
     value === null ? "unknown" : [el("span", {}, text), " ", el("a", { href: filterAddress({ [name]: value }), "aria-label": `All dead letters with the ${name} ${text}` }, "all of these")];
   const told = [
-    ["Message", found.type ?? found.headers.type ?? NOTHING],
-    ["Message id", found.message_id ?? found.headers.id ?? NOTHING],
+    ["Message", found.type ?? NOTHING],
+    ["Message id", found.message_id ?? NOTHING],
     ["Handler", link("handler", found.endpoint)],
     ["Channel", link("channel", found.channel)],
     ["Error", link("error", found.error_type, shortName(found.error_type))],
     ["Attempts", number(found.attempts)],
-    ["Lent to consumers", found.deliveries === undefined ? null : several(found.deliveries, "time")],
-    ["Replayed before", found.replays === undefined ? null : found.replays === 0 ? "never" : several(found.replays, "time")],
+    ["Lent to consumers", several(found.deliveries, "time")],
+    ["Replayed before", found.replays === 0 ? "never" : several(found.replays, "time")],
     ["First failed", time(found.first_failed_at)],
     ["Parked", time(found.parked_at)],
   ];
-  return el("dl", { class: "facts" }, told.filter(([, value]) => value !== null).map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  return el("dl", { class: "facts" }, told.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 
 function time(text) {

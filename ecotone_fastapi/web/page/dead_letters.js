@@ -48,7 +48,7 @@ class List {
       el("div", { class: "heading" }, el("h1", {}, "Dead letters"), this.counter),
       this.filter.node,
       this.stale,
-      el("div", { class: "buttons", role: "group", "aria-label": "What to do with them" }, this.replaySelected, this.deleteSelected,
+      el("div", { class: "buttons acting", role: "group", "aria-label": "What to do with them" }, this.replaySelected, this.deleteSelected,
         el("span", { class: "gap" }), this.replayAll, this.deleteAll),
       this.table.node,
       el("div", { class: "buttons" }, this.more),
@@ -167,7 +167,7 @@ class List {
   }
 
   makeRow(item) {
-    const tick = el("input", { type: "checkbox", "aria-label": `Select ${item.type ?? ""} ${item.id}` });
+    const tick = el("input", { type: "checkbox", "aria-label": `Select ${shortName(item.type)} ${item.id}` });
     tick.addEventListener("change", () => {
       this.selected[tick.checked ? "add" : "delete"](item.id);
       this.show();

@@ -30,15 +30,13 @@ export class Live extends EventTarget {
     setInterval(() => this.watch(), 1000);
     door.addEventListener("changed", () => this.look());
     window.addEventListener("online", () => this.connect());
-    // A page that was asleep has a connection that is long gone.
-    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.watch());
+    // A browser has few connections to one server for all of its pages: one that nobody sees gives its own away.
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.rest() : this.connect()));
   }
 
   /** Connects anew, at once. */
   connect() {
-    clearTimeout(this.timer);
-    this.timer = null;
-    this.source?.close();
+    this.rest();
     this.openedAt = Date.now();
     const source = new EventSource(address("live", { seconds: INTERVAL }));
     this.source = source;
@@ -49,6 +47,13 @@ export class Live extends EventTarget {
         this.later();
       }
     });
+  }
+
+  rest() {
+    clearTimeout(this.timer);
+    this.timer = null;
+    this.source?.close();
+    this.source = null;
   }
 
   hear(overview) {
@@ -75,14 +80,13 @@ export class Live extends EventTarget {
   /** Notices silence. */
   watch() {
     const since = Math.max(this.heardAt ?? 0, this.openedAt);
-    if (this.timer === null && Date.now() - since > SILENCE) {
+    if (this.source !== null && this.timer === null && Date.now() - since > SILENCE) {
       this.later();
     }
   }
 
   async later() {
-    this.source?.close();
-    clearTimeout(this.timer);
+    this.source.close();
     const pause = AGAIN[Math.min(this.attempts, AGAIN.length - 1)];
     this.attempts += 1;
     this.timer = setTimeout(() => {

@@ -48,8 +48,13 @@ function makeRow(first) {
       notice(`The rebuild of ${first.name} was cancelled.`);
     }
   }, { class: "danger", "aria-label": `Cancel the rebuild of ${first.name}` });
+  const retry = button("Try again now", async () => {
+    if (await attempt(retry, () => post(`${path}/retry`))) {
+      notice(`${first.name} tries again.`);
+    }
+  }, { class: "primary", "aria-label": `Let ${first.name} try again now` });
   const node = el("tr", {}, rowHead(first.name, el("span", { class: "second" }, first.mode ?? "", first.partitioned ? ", partitioned" : "")),
-    cell("State", { class: "wide" }, condition, why), version, behind, lag, progress, cell("Actions", { class: "doing" }, rebuild, cancel));
+    cell("State", { class: "wide" }, condition, why), version, behind, lag, progress, cell("Actions", { class: "doing" }, el("div", { class: "buttons" }, retry, rebuild, cancel)));
   return {
     node,
     update: (one) => {
@@ -63,6 +68,7 @@ function makeRow(first) {
       say(behind, number(current?.behind));
       say(lag, one.lag === null ? NOTHING : duration(one.lag));
       showProgress(building, bar, left);
+      retry.hidden = halt === null;
       cancel.hidden = building === undefined;
       rebuild.hidden = building !== undefined;
     },

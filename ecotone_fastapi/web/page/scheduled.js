@@ -3,7 +3,7 @@
 import { get, post, remove } from "./api.js";
 import { attempt, confirm, notice } from "./dialogs.js";
 import { Keyed, button, el, say } from "./dom.js";
-import { moment, relative, several, zone } from "./format.js";
+import { moment, relative, several, shortName, zone } from "./format.js";
 import { cell, rowHead, table } from "./tables.js";
 
 const PAGE = 100;
@@ -25,7 +25,7 @@ class List {
     this.counter = el("p", { class: "faint" });
     this.more = button("Show more", () => this.fetch({ limit: PAGE, after: this.next }, (page) => [...this.items, ...page.items]));
     this.table = table("Scheduled messages, the next one first", ["Key", "Handler", "Channel", `Due (${zone()})`, { name: "Actions", hidden: true }], "Nothing waits under a key.");
-    this.rows = new Keyed(this.table.body, (one) => `${one.key} ${one.message_id ?? one.id ?? ""} ${one.channel}`, (one) => this.makeRow(one));
+    this.rows = new Keyed(this.table.body, (one) => `${one.key} ${one.message_id} ${one.endpoint} ${one.channel}`, (one) => this.makeRow(one));
     place.append(el("div", { class: "heading" }, el("h1", {}, "Scheduled"), this.counter), this.table.node, el("div", { class: "buttons" }, this.more));
     this.more.hidden = true;
   }
@@ -48,7 +48,7 @@ class List {
       const found = await get("scheduled", page, this.request.signal);
       this.items = itemsOf(found);
       this.next = found.next;
-      say(this.counter, found.total === undefined || found.total === null ? "" : several(found.total, "message"));
+      say(this.counter, several(found.total, "message"));
       this.rows.show(this.items);
       this.table.showEmpty(this.items.length === 0);
       this.more.hidden = !this.next;
@@ -88,7 +88,7 @@ class List {
     const node = el(
       "tr",
       {},
-      rowHead(item.key),
+      rowHead(item.key, el("span", { class: "second" }, shortName(item.type))),
       cell("Handler", {}, item.endpoint ?? "unknown"),
       cell("Channel", {}, item.channel),
       cell("Due", { class: "when" }, due, exact),

@@ -56,14 +56,30 @@ function route() {
   const at = path.indexOf("/");
   const id = at < 0 ? path : path.slice(0, at);
   const rest = at < 0 ? "" : path.slice(at + 1);
-  const known = Object.hasOwn(SECTIONS, id) && (rest === "" || SECTIONS[id].one) ? id : "overview";
-  return { id: known, rest: known === id ? decodeURIComponent(rest) : "", query: new URLSearchParams(query) };
+  if (!Object.hasOwn(SECTIONS, id) || (rest !== "" && !SECTIONS[id].one)) {
+    return { id: "overview", rest: "", query: new URLSearchParams() };
+  }
+  return { id, rest: decoded(rest), query: new URLSearchParams(query) };
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // somebody has cut the address
+  }
+}
+
+function title() {
+  const count = live.overview?.dead_letters.count ?? 0;
+  document.title = `${count > 0 ? `(${number(count)}) ` : ""}${SECTIONS[route().id].name} · ${location.host}`;
 }
 
 function show({ focus }) {
   const { id, rest, query } = route();
   const section = SECTIONS[id];
   shown?.close?.();
+  document.querySelectorAll("dialog").forEach((dialog) => dialog.close());
   view.replaceChildren();
   for (const [other, link] of Object.entries(links)) {
     set(link, "aria-current", other === id ? "page" : null);
@@ -72,7 +88,7 @@ function show({ focus }) {
   if (live.overview !== null) {
     shown.update?.(live.overview);
   }
-  document.title = `${section.name} · Operations`;
+  title();
   if (focus) {
     window.scrollTo(0, 0);
     const heading = view.querySelector("h1");
@@ -96,6 +112,7 @@ function update(now) {
     announce(several(count, "dead letter"));
   }
   counted = count;
+  title();
 }
 
 function connection() {
@@ -117,6 +134,7 @@ function refused(refusal) {
 }
 
 drawSections();
+say(document.getElementById("application"), `Operations of ${location.host}`);
 document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault(); // the part of the address behind # says which section is shown
   document.getElementById("main").focus();

@@ -3,8 +3,11 @@
 import base64
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import Depends, FastAPI
 
+from ecotone_fastapi import Ecotone
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.channel import Capabilities
@@ -129,3 +132,15 @@ async def test_a_channel_that_shows_nothing_says_so() -> None:
             409,
             "Secretive 'mails' shows its messages to nobody but its consumer",
         )
+
+
+async def test_a_channel_without_a_consumer_cannot_pause() -> None:
+    ecotone = Ecotone([], channels=[MemoryChannel("lonely")], operations=[Depends(lambda: None)])
+    app = FastAPI()
+    ecotone.install(app, error_handlers=False)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http, ecotone.running():
+        answer = await http.post("/ecotone/operations/channels/lonely/pause", json={"reason": "x"})
+
+    assert answer.status_code == 409
+    assert "there is no consumer 'lonely' that could pause" in answer.json()["detail"]

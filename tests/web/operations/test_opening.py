@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Security
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from fastapi.security import HTTPBasic, HTTPBasicCredentials, SecurityScopes
 
-from ecotone_fastapi import ConfigurationError, Ecotone
+from ecotone_fastapi import ConfigurationError, Ecotone, QueryBusDep, query_handler
 from ecotone_fastapi.core.errors import ChannelError, EcotoneError, UnknownEndpointError
 from ecotone_fastapi.web.operations import operations_router
 from ecotone_fastapi.web.operations.opening import OperationsRoute
@@ -173,6 +173,22 @@ async def test_a_dependency_can_be_overridden_as_everywhere() -> None:
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
         assert (await http.get("/ecotone/operations/overview")).status_code == 200
+
+
+async def test_a_security_dependency_is_asked_with_its_scopes_and_may_use_the_buses() -> None:
+    @query_handler("may")
+    async def may(name: str) -> bool:
+        return name == "ada"
+
+    async def allowed(
+        scopes: SecurityScopes, queries: QueryBusDep, x_name: Annotated[str, Header()] = "nobody"
+    ) -> None:
+        if not await queries.ask(x_name, to="may"):
+            raise HTTPException(403, f"{x_name} has no {scopes.scope_str}")
+
+    async with client(application(Ecotone([may], operations=[Security(allowed, scopes=["operate"])]))) as http:
+        assert (await http.get("/overview")).json() == {"detail": "nobody has no operate"}
+        assert (await http.get("/overview", headers={"x-name": "ada"})).status_code == 200
 
 
 def test_what_is_closed_is_not_in_the_documentation_and_what_is_open_is() -> None:

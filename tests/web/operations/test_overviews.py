@@ -4,7 +4,9 @@ from datetime import timedelta
 
 import pytest
 
+from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.core.errors import ChannelError
 from tests.web.operations.shops import operated
 
 
@@ -81,3 +83,23 @@ async def test_health_tells_that_the_application_does_not_run() -> None:
         pass
 
     assert (await operations.get("/health"))["status"] == "not running"
+
+
+async def test_an_error_that_says_too_much_or_what_json_cannot_say_is_told_all_the_same() -> None:
+    async def break_off(_: object) -> int:
+        raise ChannelError("half a \ud83d smile " + "x" * 5_000)
+
+    class Broken(MemoryChannel):
+        async def depth(self) -> int:
+            return await break_off(None)
+
+    async with operated(Broken) as operations:
+        await operations.ecotone.consumers.pause("mails", reason="\udc00" + "y" * 5_000)
+
+        report = await operations.get("/overview")
+
+        problem, reason = report["channels"][0]["problem"], report["channels"][0]["consumer"]["reason"]
+        assert problem.startswith("ChannelError: half a \\ud83d smile xxx")
+        assert problem.endswith("x… (cut, 5029 characters in all)")
+        assert reason.startswith("\\udc00yyy")
+        assert reason.endswith("y… (cut, 5001 characters in all)")

@@ -27,7 +27,9 @@ from ecotone_fastapi import (
     query_handler,
 )
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.core.errors import ChannelError
 from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.core.plugin import Assembly
 
 SCRIPT = "<script>alert('run')</script><img src=x onerror=\"alert('loaded')\">"
 
@@ -67,6 +69,7 @@ class Bank:
     charged: list[ChargeCard] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     mails: bool = False
+    down: bool = False
     rebuilding: anyio.Event = field(default_factory=anyio.Event)
     """Set when projections may go on."""
 
@@ -106,6 +109,22 @@ async def move(command: MoneyWasMoved, events: EventStore) -> None:
     await events.append(f"wallet-{command.wallet}", [command])
 
 
+class BankServer:
+    """A plugin whose server can be asked how it is."""
+
+    name = "bank"
+
+    def __init__(self, bank: Bank) -> None:
+        self._bank = bank
+
+    def install(self, assembly: Assembly) -> None:
+        """Plug in nothing."""
+
+    async def check(self) -> None:
+        if self._bank.down:
+            raise ChannelError("the line is dead")
+
+
 def balances(bank: Bank) -> type:
     @projection("balances", categories=["wallet"])
     class Balances:
@@ -113,6 +132,8 @@ def balances(bank: Bank) -> type:
         async def moved(
             self, event: MoneyWasMoved, version: ProjectionVersion, balance: Annotated[int, ProjectionState(0)]
         ) -> int:
+            if event.amount < 0 and not bank.works:
+                raise ValueError("no overdraft")
             if version.number > 1:
                 await bank.rebuilding.wait()
             return balance + event.amount
@@ -136,7 +157,7 @@ class Shop:
         self.ecotone = Ecotone(
             [Payments(self.bank), move, balances(self.bank)],
             channels=[self.database.channel("payments"), self.database.channel("mails")],
-            plugins=[self.database],
+            plugins=[self.database, BankServer(self.bank)],
             operations=operations,
         )
         self.app = FastAPI()

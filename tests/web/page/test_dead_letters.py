@@ -2,15 +2,20 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import cast
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 
 from ecotone_fastapi import DeadLetterFilter
+from ecotone_fastapi.core.message import Message
+from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
 from tests.web.page.shop import SCRIPT, ChargeCard, Shop
 
 pytestmark = pytest.mark.chromium
 
+LARGE = 12345678901234567890  # more than a number of JavaScript can hold
 Open = Callable[..., Awaitable[Page]]
 
 
@@ -94,16 +99,53 @@ async def test_a_filter_is_in_the_address_and_is_kept_on_the_way_back(shop: Shop
 
 
 async def test_a_dead_letter_is_shown_with_its_payload_headers_and_traceback(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1", amount=12345, headers={"tenant": "acme"})
+    await shop.charge("order-1", amount=LARGE, headers={"tenant": "acme"})
     await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
 
     await expect(page.get_by_role("region", name="Payload")).to_have_text(
-        '{\n  "order_id": "order-1",\n  "amount": 12345,\n  "note": ""\n}'
+        '{\n  "order_id": "order-1",\n  "amount": 12345678901234567890,\n  "note": ""\n}'
     )
     await expect(page.get_by_role("row").filter(has_text="tenant")).to_contain_text("acme")
     await expect(page.get_by_role("region", name="Traceback")).to_contain_text("raise CardError")
     await expect(page.locator(".failure")).to_contain_text("card refused for order-1")
     await expect(page.locator(".facts")).to_contain_text("charge-card")
+
+
+async def test_a_payload_that_is_too_long_is_cut_with_a_mark_and_not_edited(shop: Shop, page: Page) -> None:
+    await shop.charge("order-1", note="x" * 100_000)
+    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
+
+    await expect(page.get_by_text("only the beginning is shown")).to_be_visible()
+    await expect(page.get_by_role("region", name="Payload")).to_contain_text("(cut, 100")
+    await page.get_by_role("button", name="Edit and replay").click()
+    await expect(page.get_by_text("It is too long to be edited here. Its headers can.")).to_be_visible()
+    await page.get_by_role("button", name="Replay as edited").click()
+
+    await expect(page.locator(".notice")).to_contain_text("replayed as edited")
+
+
+async def test_a_payload_that_is_no_text_is_shown_as_base64(shop: Shop, page: Page) -> None:
+    store = cast("DeadLetterStore", shop.ecotone.assembly.services[DeadLetterStore])
+    await store.park(
+        ParkedMessage(
+            id="foreign",
+            message=Message(b"\xff\x00\x01", {}),
+            channel="payments",
+            endpoint=None,
+            error_type="builtins.ValueError",
+            error_message="",
+            traceback="",
+            attempts=1,
+            deliveries=1,
+            parked_at=datetime.now(UTC),
+        )
+    )
+    await list_of(shop, page)
+    await page.get_by_role("link", name="Message", exact=True).click()
+
+    await expect(page.get_by_role("region", name="Payload")).to_have_text("/wAB")
+    await expect(page.get_by_text("There is none: the handler never ran.")).to_be_visible()
+    await expect(page.get_by_text("It has no headers.")).to_be_visible()
 
 
 async def test_script_tags_in_payloads_headers_and_errors_are_only_shown(shop: Shop, page: Page) -> None:
@@ -227,6 +269,27 @@ async def test_one_is_deleted(shop: Shop, page: Page) -> None:
     assert await shop.parked() == 0
 
 
+async def test_a_dead_letter_is_edited_and_replayed(shop: Shop, page: Page) -> None:
+    await shop.charge("order-1", headers={"tenant": "acme", "old": "yes"})
+    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
+    await page.get_by_role("button", name="Edit and replay").click()
+    payload = page.get_by_label("Payload", exact=True).and_(page.get_by_role("textbox"))
+
+    await payload.fill((await payload.input_value()).replace('"amount": 5', '"amount": 0'))
+    await page.get_by_label("Value of tenant").fill("umbrella")
+    await page.get_by_role("button", name="Remove the header old").click()
+    await page.get_by_role("button", name="Add a header").click()
+    await page.get_by_label("Name of the header").last.fill("mended_by")
+    await page.get_by_label("Value of the header").last.fill("ada")
+    await page.get_by_role("button", name="Replay as edited").click()
+
+    await expect(page.locator(".notice")).to_contain_text("replayed as edited")
+    await shop.until(shop.charged, 1)
+    [headers] = shop.bank.headers
+    assert shop.bank.charged == [ChargeCard("order-1", 0)]
+    assert (headers["tenant"], headers["mended_by"], "old" in headers) == ("umbrella", "ada", False)
+
+
 async def test_what_is_no_json_any_more_is_not_sent(shop: Shop, page: Page) -> None:
     await shop.charge("order-1")
     await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
@@ -238,6 +301,19 @@ async def test_what_is_no_json_any_more_is_not_sent(shop: Shop, page: Page) -> N
 
     await expect(page.locator(".fault")).to_contain_text("This is no JSON")
     await expect(payload).to_be_focused()
+    assert await shop.parked() == 1
+
+
+async def test_what_the_api_refuses_is_told_and_nothing_is_lost(shop: Shop, page: Page) -> None:
+    await shop.charge("order-1")
+    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
+    await page.get_by_role("button", name="Edit and replay").click()
+
+    await page.get_by_label("Value of endpoint").fill("gone")
+    await page.get_by_role("button", name="Replay as edited").click()
+
+    await expect(page.locator(".notice.bad")).to_contain_text("gone")
+    await expect(page.get_by_label("Value of endpoint")).to_have_value("gone")
     assert await shop.parked() == 1
 
 

@@ -5,7 +5,8 @@ import re
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.web.page.shop import RemindCustomer, Shop
+from ecotone_fastapi import ScheduledMessages
+from tests.web.page.shop import MoneyWasMoved, RemindCustomer, Shop
 
 pytestmark = pytest.mark.chromium
 
@@ -41,6 +42,30 @@ async def test_the_overview_shows_how_much_there_is_and_what_needs_attention(sho
     await expect(page.get_by_role("heading", level=1)).to_have_text("Dead letters")
 
 
+async def test_a_server_that_does_not_answer_is_told(shop: Shop, page: Page) -> None:
+    shop.bank.down = True
+
+    await page.reload()
+
+    await expect(page.get_by_role("list", name="What needs attention")).to_contain_text(
+        "The server bank does not answer: ChannelError: the line is dead"
+    )
+
+
+async def test_what_waits_on_a_channel_is_shown(shop: Shop, page: Page) -> None:
+    await shop.ecotone.command_bus.send(RemindCustomer("order-1"), headers={"tenant": "acme"})
+    await go_to(page, "Channels")
+
+    await page.get_by_role("link", name="mails").click()
+
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Channel mails")
+    waiting = row(page, "RemindCustomer")
+    await expect(waiting).to_contain_text('{"order_id":"order-1"}')
+    await waiting.get_by_text("Payload and headers").click()
+    await expect(waiting).to_contain_text("tenant: acme")
+    await expect(page.get_by_role("button", name="Pause mails")).to_be_visible()
+
+
 async def test_a_consumer_is_paused_with_a_reason_and_resumed(shop: Shop, page: Page) -> None:
     await go_to(page, "Channels")
 
@@ -52,6 +77,76 @@ async def test_a_consumer_is_paused_with_a_reason_and_resumed(shop: Shop, page: 
     await expect(row(page, "mails")).to_contain_text("paused")
     await page.get_by_role("button", name="Resume mails").click()
     await expect(row(page, "mails")).to_contain_text("running")
+
+
+async def test_a_scheduled_message_is_put_off_and_cancelled(shop: Shop, page: Page) -> None:
+    for order in ("order-1", "order-2"):
+        await shop.ecotone.command_bus.send(RemindCustomer(order))
+    await go_to(page, "Scheduled")
+    await expect(row(page, "reminder-order-1")).to_contain_text("in 2 d 23 h")
+
+    await page.get_by_role("button", name="Reschedule reminder-order-1").click()
+    await page.get_by_label("Moment").fill("2099-01-01T12:00:00")
+    await page.get_by_role("dialog").get_by_role("button", name="Reschedule").click()
+    await expect(row(page, "reminder-order-1")).to_contain_text("2099")
+
+    await page.get_by_role("button", name="Cancel reminder-order-1").click()
+    await page.get_by_role("button", name="Cancel it").click()
+    await expect(row(page, "reminder-order-1")).to_have_count(0)
+    await expect(row(page, "reminder-order-2")).to_have_count(1)
+    waiting = shop.ecotone.assembly.services[ScheduledMessages]
+    assert [one.key for one in await waiting.list()] == ["reminder-order-2"]
+
+
+async def test_a_projection_is_rebuilt_and_how_far_it_is_can_be_seen(shop: Shop, page: Page) -> None:
+    for amount in range(3):
+        await shop.ecotone.command_bus.send(MoneyWasMoved("ada", amount))
+    await go_to(page, "Projections")
+    await expect(row(page, "balances")).to_contain_text("live")
+
+    await page.get_by_role("button", name="Rebuild balances").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Rebuild").click()
+
+    await expect(page.get_by_role("progressbar", name="Rebuild of balances")).to_be_visible()
+    await expect(row(page, "balances")).to_contain_text("version 2: 0 of 3 (0 %)")
+    shop.bank.rebuilding.set()
+    await expect(page.get_by_role("progressbar")).to_be_hidden()
+    await expect(row(page, "balances").locator("[data-label=Version]")).to_have_text("2")
+
+
+async def test_a_rebuild_is_cancelled(shop: Shop, page: Page) -> None:
+    await shop.ecotone.command_bus.send(MoneyWasMoved("ada", 1))
+    await go_to(page, "Projections")
+    await expect(row(page, "balances")).to_contain_text("live")
+    await page.get_by_role("button", name="Rebuild balances").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Rebuild").click()
+
+    await page.get_by_role("button", name="Cancel the rebuild of balances").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Cancel the rebuild").click()
+
+    await expect(page.get_by_role("progressbar")).to_be_hidden()
+    await expect(row(page, "balances").locator("[data-label=Version]")).to_have_text("1")
+
+
+async def test_a_projection_that_stands_still_is_told_and_tries_again(shop: Shop, page: Page) -> None:
+    await shop.ecotone.command_bus.send(MoneyWasMoved("ada", -1))
+    await go_to(page, "Projections")
+    await expect(row(page, "balances")).to_contain_text("stands still")
+    await expect(row(page, "balances")).to_contain_text("no overdraft")
+    shop.bank.works = True
+
+    await page.get_by_role("button", name="Let balances try again now").click()
+
+    await expect(row(page, "balances")).to_contain_text("live")
+    await expect(row(page, "balances").locator("[data-label='Events behind']")).to_have_text("0")
+
+
+@pytest.mark.parametrize("address", ["#/nowhere", "#nothing/at/all", "#/overview/one", "#/dead-letters/%E0%A4%A"])
+async def test_an_address_that_means_nothing_breaks_nothing(shop: Shop, page: Page, address: str) -> None:
+    await page.goto(shop.address + address)
+
+    await expect(page.get_by_role("heading", level=1)).to_have_text(re.compile("^Overview$|^Dead letter$"))
+    await expect(page.locator("#connection-text")).to_have_text("Live")
 
 
 async def test_a_handler_is_found_and_the_way_to_it_is_shown(page: Page) -> None:
