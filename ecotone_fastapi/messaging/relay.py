@@ -8,7 +8,7 @@ import json
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -234,6 +234,7 @@ class Relay:
                 await lane.ack_all(gone)
         except LeaseLostError as error:
             logger.warning("outbox of %s: sent, but lost before the end; sent twice: %s", name, error)
+            self._show(lane, gone, error)
         except ChannelError as error:
             logger.warning("outbox of %s: sent, but not removed; sent again: %s", name, in_one_line(error))
         refused = [parcel.delivery for parcel, _ in outcome.refused]
@@ -245,6 +246,15 @@ class Relay:
                     await delivery.nack(attempted=False)
         except ChannelError as error:
             logger.warning("outbox of %s: not given back, comes back by itself: %s", name, in_one_line(error))
+
+    def _show(self, lane: Lane, deliveries: Sequence[Delivery], error: LeaseLostError) -> None:
+        """Show watchers a removal that came too late. One that went well is a part of sending, and nothing to see."""
+        messages, watching = [delivery.message for delivery in deliveries], self._gateway.watching
+        with (
+            suppress(LeaseLostError),
+            watching.during(Operation.SETTLE, "ack", lane.outbox.name, messages, lane.outbox),
+        ):
+            raise error
 
     async def _refuse(self, lane: Lane, refused: "Sequence[tuple[Parcel, Exception]]") -> None:
         pauses: dict[int, float] = {}  # those that come back together keep their order

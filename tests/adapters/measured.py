@@ -1,12 +1,50 @@
-"""What a reader of metrics is shown, in a form that tests can compare."""
+"""What a reader of metrics is shown, in a form that tests can compare; and something that is worth measuring."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
+import aio_pika
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, Metric, NumberDataPoint
 
+from ecotone_fastapi import asynchronous, command_handler
 from ecotone_fastapi.adapters.opentelemetry import Metrics
+from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
+from ecotone_fastapi.core import Limits
+from ecotone_fastapi.testing.faults import TcpProxy
+from tests.conftest import SERVERS
+
+ALL = Limits(until_empty=True)
+
+
+@dataclass(frozen=True)
+class Ship:
+    order: int
+
+
+@dataclass(frozen=True)
+class Shipped:
+    order: int
+
+
+class Shipping:
+    @asynchronous("shipping")
+    @command_handler(id="ship")
+    async def ship(self, command: Ship) -> None:
+        if command.order == 13:
+            raise ValueError("unlucky")
+
+
+@asynccontextmanager
+async def rabbit(network: TcpProxy) -> AsyncIterator[RabbitMQChannel]:
+    queue = f"metrics-test-{uuid4().hex[:8]}"
+    yield RabbitMQChannel("shipping", f"amqp://guest:guest@127.0.0.1:{network.port}/", queue=queue, timeout=2.0)
+    connection = await aio_pika.connect(SERVERS["rabbitmq"].url)
+    async with connection:
+        await (await connection.channel()).queue_delete(queue)
 
 
 @dataclass(frozen=True)

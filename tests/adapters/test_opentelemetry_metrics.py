@@ -219,6 +219,9 @@ async def test_a_failure_that_ends_in_the_dead_letter_is_measured_as_a_failure_a
     failed = only(measured.points("messaging.process.duration"))
     assert failed.attributes["error.type"] == "ecotone_fastapi.core.errors.ChannelError"
     assert measured.points("ecotone.retries") == []
+    assert measured.points("ecotone.parked") == [
+        Point(1, {"messaging.system": "ecotone_memory", "messaging.destination.name": "shipping"})
+    ]
     assert dead == 1
 
 
@@ -444,17 +447,43 @@ def test_an_interval_that_is_no_time_is_refused(interval: float) -> None:
         Metrics(interval=interval)
 
 
-def test_one_plugin_measures_one_application() -> None:
-    plugin = Metrics(MeterProvider())
-    Ecotone([], plugins=[plugin]).prepare()
+async def test_an_application_that_is_put_together_anew_with_the_same_plugin_is_measured_on() -> None:
+    measured = Measured()
+    for depth in (1, 2):
+        async with Ecotone([Shipping()], channels=[MemoryChannel("shipping")], plugins=[measured.plugin]).running(
+            consumers=False
+        ) as ecotone:
+            for order in range(depth):
+                await ecotone.command_bus.send(Ship(order))
+            assert await measured.seen("ecotone.channel.depth") == depth
 
-    with pytest.raises(ConfigurationError, match="two applications"):
-        Ecotone([], plugins=[plugin]).prepare()
+    assert measured.value("messaging.client.sent.messages") == 3
 
 
-async def test_who_is_in_no_application_has_nothing_to_look_at() -> None:
-    with pytest.raises(ConfigurationError, match="no application"):
-        await Metrics().refresh()
+async def test_an_application_that_is_started_again_is_looked_at_again() -> None:
+    measured = Measured()
+    ecotone = Ecotone([Shipping()], channels=[MemoryChannel("shipping")], plugins=[measured.plugin])
+    for _ in range(2):
+        async with ecotone.running(consumers=False):
+            assert await measured.seen("ecotone.channel.depth") == 0
+        assert await measured.seen("ecotone.channel.depth") is None
+
+
+async def test_without_an_interval_nobody_looks_and_the_rest_is_measured() -> None:
+    reader = InMemoryMetricReader()
+    metrics = Metrics(MeterProvider([reader]), interval=None)
+    async with Ecotone([Shipping()], channels=[MemoryChannel("shipping")], plugins=[metrics]).running(
+        consumers=False
+    ) as ecotone:
+        await ecotone.command_bus.send(Ship(1))
+        await metrics.refresh()
+        data = reader.get_metrics_data()
+
+    assert data is not None
+    assert {metric.name for metric in data.resource_metrics[0].scope_metrics[0].metrics} == {
+        "messaging.client.operation.duration",
+        "messaging.client.sent.messages",
+    }
 
 
 @pytest.mark.parametrize("provider", [None, NoOpMeterProvider()])

@@ -1,6 +1,7 @@
 """The recipe for Prometheus: the exporter's reader, its endpoint mounted in the application, and a scrape by HTTP."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import httpx
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.cli.processes import ecotone, eventually
 
 APPLICATION = """
 from fastapi import FastAPI
@@ -66,11 +69,12 @@ class Scraped:
         return {family.name: family for family in text_string_to_metric_families(answer.text)}
 
     def scraped_until(self, condition: Callable[[Families], bool]) -> Families:
-        for _ in range(1000):
+        def look() -> Families | None:
             found = self.scrape()
-            if condition(found):
-                return found
-        raise AssertionError("it never came so far")
+            return found if condition(found) else None
+
+        found: Families = eventually(look, "what Prometheus should read")
+        return found
 
 
 @pytest.fixture
@@ -151,3 +155,44 @@ def test_prometheus_is_told_kinds_and_the_buckets_of_the_conventions(scraped: Sc
         assert sorted(map(float, bounds)) == [
             0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, float("inf"),
         ]  # fmt: skip
+
+
+WORKER = """
+import os
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from prometheus_client import start_http_server
+
+from ecotone_fastapi import Ecotone, asynchronous, command_handler
+from ecotone_fastapi.adapters.memory import MemoryChannel
+from ecotone_fastapi.adapters.opentelemetry import Metrics
+
+
+@asynchronous("letters")
+@command_handler("print", id="print")
+async def print_letter(text: str) -> None: ...
+
+
+start_http_server(int(os.environ["METRICS_PORT"]), addr="127.0.0.1")
+metrics = Metrics(MeterProvider([PrometheusMetricReader()]), interval=0.1)
+ecotone = Ecotone([print_letter], channels=[MemoryChannel("letters")], plugins=[metrics])
+"""
+
+
+def test_prometheus_reads_a_process_of_consumers_that_serves_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with ecotone("run", "worker:ecotone", cwd=tmp_path, env={"METRICS_PORT": str(port)}) as process:
+        process.says("running letters")
+        scraped = Scraped(f"http://127.0.0.1:{port}")
+        with scraped.client:
+            found = scraped.scraped_until(
+                lambda now: value(now, "ecotone_consumer_state", ecotone_consumer_state="running") == 1
+            )
+        process.send(signal.SIGTERM)
+        assert process.ends() == 0
+
+    assert value(found, "ecotone_consumer_state", ecotone_consumer_name="letters") == 1
+    assert value(found, "ecotone_channel_depth", messaging_destination_name="letters") == 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ecotone_fastapi import Ecotone, EventStore, asynchronous, command_handler, event_handler, projection
+from ecotone_fastapi import Ecotone, EventStore, asynchronous, command_handler, event_handler, projection, retried
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.core import Assembly, Limits, Operation, Work
 from ecotone_fastapi.messaging.failures import Failures
@@ -122,6 +122,62 @@ async def test_a_watcher_sees_the_batches_of_a_projection_with_the_headers_of_th
         await ecotone.run("shipped", Limits(until_empty=True))
 
     assert ids == [event.headers["id"] for event in appended]
+
+
+async def test_a_watcher_is_told_whether_a_message_that_is_given_back_was_run() -> None:
+    class Attempts(Ledger):
+        @contextmanager
+        def watch(self, work: Work) -> Iterator[None]:
+            yield
+            if work.name == "nack":
+                attempts.append(work.attempted)
+
+    attempts: list[bool] = []
+    channel = MemoryChannel("shipping")
+    plugins = [Attempts(), Failures(Backoff(retries=1, first=0.0))]
+    async with Ecotone([Shipping], channels=[channel], plugins=plugins).running(consumers=False) as ecotone:
+        await ecotone.command_bus.send(Ship(13))
+        [delivery] = await channel.receive(1, 0.0)
+        await ecotone.prepare().nack("shipping", delivery, attempted=False)
+        await ecotone.run("shipping", Limits(until_empty=True))
+
+    assert attempts == [False, True]
+
+
+async def test_a_watcher_sees_that_a_unit_of_work_is_run_again_at_once() -> None:
+    class Unlucky:
+        failures = 2
+
+        @retried(times=2)
+        @asynchronous("shipping")
+        @command_handler(id="behind-a-channel")
+        async def ship(self, command: Ship) -> None:
+            self.fail()
+
+        @retried(times=2)
+        @command_handler
+        async def shipped(self, command: Shipped) -> None:
+            self.fail()
+
+        def fail(self) -> None:
+            self.failures -= 1
+            if self.failures >= 0:
+                raise ValueError
+
+    ledger, unlucky = Ledger(), Unlucky()
+    async with Ecotone([unlucky], channels=[MemoryChannel("shipping")], plugins=[ledger]).running(
+        consumers=False
+    ) as ecotone:
+        await ecotone.command_bus.send(Shipped(1))
+        unlucky.failures = 1
+        await ecotone.command_bus.send(Ship(1))
+        await ecotone.run("shipping", Limits(until_empty=True))
+
+    assert [one for one in ledger.seen if one[0] == "retry"] == [
+        ("retry", "again", "", 1, None),
+        ("retry", "again", "", 1, None),
+        ("retry", "again", "shipping", 1, None),
+    ]
 
 
 async def test_a_watcher_sees_that_a_message_is_parked() -> None:

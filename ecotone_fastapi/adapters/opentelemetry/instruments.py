@@ -17,6 +17,7 @@ class Instruments:
         sent: Messages that were to be sent, whether that went well or not.
         consumed: Messages that were lent to consumers.
         retries: Runs that follow a failed one, `instant` or `delayed`.
+        parked: Messages that were given up.
         redeliveries: Messages that somebody had before and told nothing about.
         leases_lost: Leases that had ended before their messages were settled.
         publish_unknown: Messages that a server was handed and did not confirm.
@@ -49,6 +50,11 @@ class Instruments:
             "ecotone.retries",
             unit="{retry}",
             description="Number of times that failed messages were tried again, at once or later.",
+        )
+        self.parked: Counter = meter.create_counter(
+            "ecotone.parked",
+            unit="{message}",
+            description="Number of messages that were given up and moved to the dead letter.",
         )
         self.redeliveries: Counter = meter.create_counter(
             "ecotone.redeliveries",

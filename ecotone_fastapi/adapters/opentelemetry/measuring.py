@@ -87,6 +87,8 @@ class Measuring:
                     self._count_lost(error, _place(_destination_of(work)))
             case Operation.RETRY if error is None:
                 told.retries.add(1, _of_retry(work, "instant"))
+            case Operation.PARK if error is None:
+                told.parked.add(len(work.messages), _place(_destination_of(work)))
             case _:
                 pass
         if isinstance(error, OutcomeUnknownError):

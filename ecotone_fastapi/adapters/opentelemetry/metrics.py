@@ -7,6 +7,7 @@ Only the API of OpenTelemetry is used here: who is told what was measured is for
 
 import logging
 import math
+from functools import partial
 from importlib.metadata import version
 
 from opentelemetry.metrics import Meter, MeterProvider, get_meter
@@ -14,7 +15,7 @@ from opentelemetry.metrics import Meter, MeterProvider, get_meter
 from ecotone_fastapi.adapters.opentelemetry.conventions import APPLICATION, SCHEMA_URL, SCOPE
 from ecotone_fastapi.adapters.opentelemetry.instruments import Instruments
 from ecotone_fastapi.adapters.opentelemetry.measuring import Measuring
-from ecotone_fastapi.adapters.opentelemetry.observing import Observing
+from ecotone_fastapi.adapters.opentelemetry.observing import Observing, Sight, observed
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.pipeline import Order, Stage
 from ecotone_fastapi.core.plugin import Assembly
@@ -29,16 +30,17 @@ class Metrics:
     seconds in a task beside the application; whoever collects is shown what was seen last and asks no server. What was
     seen too long ago is not shown, and what could not be asked is told by `ecotone.observation.failed`.
 
-    Every process of an application shows the same depths and lags, because they are those of servers: take the maximum
-    over processes, not the sum. One object belongs to one application.
+    Looking costs a few statements for each channel and projection. Every process of an application does it, and shows
+    the same depths and lags, because they are those of servers: take the maximum over processes, not the sum.
 
     The provider is looked for when the application starts. When there is none by then, nothing is plugged in.
 
     Args:
         meter_provider: Makes the instruments; that of the process unless told otherwise.
-        interval: Seconds between two looks.
+        interval: Seconds between two looks; with `None` nobody looks, and there are durations and counts alone.
         application: What the application is called, as an attribute of the scope of all instruments. Two applications
-            of one process need it to be told apart; otherwise the service name of the provider's resource is enough.
+            that run in one process need plugins and names of their own to be told apart; otherwise the service name of
+            the provider's resource is enough.
 
     Raises:
         ConfigurationError: The interval is no time.
@@ -54,58 +56,45 @@ class Metrics:
         self,
         meter_provider: MeterProvider | None = None,
         *,
-        interval: float = 15.0,
+        interval: float | None = 15.0,
         application: str | None = None,
     ) -> None:
-        if not 0 < interval < math.inf:
+        if interval is not None and not 0 < interval < math.inf:
             raise ConfigurationError(
-                f"Metrics(interval={interval!r}) would never look", hint="give it some seconds: interval=15.0"
+                f"Metrics(interval={interval!r}) would never look",
+                hint="give it some seconds, interval=15.0, or None",
             )
         self._meter_provider = meter_provider
         self._interval = interval
         self._application = application
-        self._installed = False
+        self._instruments: Instruments | None = None
         self._observing: Observing | None = None
 
     def __repr__(self) -> str:
         return f"Metrics(interval={self._interval})"
 
     def install(self, assembly: Assembly) -> None:
-        """Watch the work on channels, stand around handlers in consumers, and look at everything else.
-
-        Raises:
-            ConfigurationError: It measures another application already.
-        """
-        if self._installed:
-            raise ConfigurationError(
-                "one Metrics was given to two applications, which would be taken for one",
-                hint="give each its own: plugins=[Metrics(provider)]",
-            )
-        self._installed = True
+        """Watch the work on channels, stand around handlers in consumers, and look at everything else."""
         named = None if self._application is None else {APPLICATION: self._application}
         meter = get_meter(SCOPE, version("ecotone-fastapi"), self._meter_provider, SCHEMA_URL, named)
         if type(meter).__module__.startswith(Meter.__module__):
             # One of the API itself: it measures nothing, or waits for a provider.
             logger.info("nothing is measured: there is no provider of OpenTelemetry")
             return
-        measuring = Measuring(Instruments(meter), assembly.gateway)
+        # A meter keeps the callbacks of the first instrument of a name, and not those of another.
+        self._instruments = self._instruments or Instruments(meter)
+        measuring = Measuring(self._instruments, assembly.gateway)
         assembly.add_watcher(measuring)
         assembly.add_interceptor(measuring.count_redelivery, stage=Stage.RECEIVE, order=Order.TRACING)
         assembly.add_interceptor(measuring.measure, stage=Stage.RECEIVE, order=Order.RETRY + 1)
-        self._observing = Observing(meter, assembly, self._interval)
-        assembly.add_lifespan(self._observing.going_on)
+        if self._interval is not None:
+            self._observing = self._observing or Observing(meter)
+            assembly.add_lifespan(partial(observed, self._observing, Sight(assembly, self._interval)))
 
     async def refresh(self) -> None:
         """Look now, and not only when the next interval is over: for programs that end soon, and for tests.
 
-        Without a provider it does nothing.
-
-        Raises:
-            ConfigurationError: No application was put together with it yet.
+        Nothing is looked at that does not run, and nothing without a provider or an interval.
         """
-        if not self._installed:
-            raise ConfigurationError(
-                "these Metrics look at no application", hint="Ecotone([...], plugins=[metrics]), and start it"
-            )
-        if self._observing is not None:
-            await self._observing.look()
+        for sight in tuple(self._observing.sights if self._observing is not None else ()):
+            await sight.look()

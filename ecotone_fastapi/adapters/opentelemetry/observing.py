@@ -26,43 +26,61 @@ Read = Callable[[Report], Iterator[Observation]]
 
 
 class Observing:
-    """Looks at the application again and again, and shows readers what it saw last.
+    """Shows readers what was seen last of the applications that run.
 
     Args:
         meter: Makes the instruments.
-        assembly: The application.
-        interval: Seconds between two looks.
+
+    Attributes:
+        sights: What is seen of each application that runs.
     """
 
-    def __init__(self, meter: Meter, assembly: Assembly, interval: float) -> None:
-        self._assembly = assembly
-        self._interval = interval
-        self._report: Report | None = None
-        self._problems: dict[tuple[str, str], str] = {}
+    def __init__(self, meter: Meter) -> None:
+        self.sights: list[Sight] = []
         for name, unit, description, read in GAUGES:
             meter.create_observable_gauge(name, [self._shown(read)], unit=unit, description=description)
         meter.create_observable_gauge(
             "ecotone.observation.age",
-            [self._age_shown],
+            [self._ages_shown],
             unit="s",
             description="How long ago the gauges of ecotone were looked at; those of a report too old are not shown.",
         )
 
-    @asynccontextmanager
-    async def going_on(self) -> AsyncIterator[None]:
-        """Look again and again beside the block."""
-        failure: BaseException | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._look_always)
-            try:
-                yield
-            except BaseException as error:  # as it is, and not in a group of one
-                failure = error
-            finally:
-                tasks.cancel_scope.cancel()
-        self._report = None  # what has ended is not how it is
-        if failure is not None:
-            raise failure
+    def _shown(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def show(options: CallbackOptions) -> Iterable[Observation]:
+            return [one for sight in tuple(self.sights) if (seen := sight.seen()) is not None for one in read(seen)]
+
+        return show
+
+    def _ages_shown(self, options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(age) for sight in tuple(self.sights) if (age := sight.age()) is not None]
+
+
+class Sight:
+    """What is seen of one application.
+
+    Args:
+        assembly: The application.
+        interval: Seconds between two looks.
+    """
+
+    def __init__(self, assembly: Assembly, interval: float) -> None:
+        self._assembly = assembly
+        self._interval = interval
+        self._report: Report | None = None
+        self._problems: dict[tuple[str, str], str] = {}
+
+    def seen(self) -> Report | None:
+        """Return what was seen last, unless that is too long ago."""
+        age = self.age()
+        return self._report if age is not None and age <= _TOO_OLD * self._interval else None
+
+    def age(self) -> float | None:
+        """Return how many seconds ago that was; `None` when nobody has looked yet."""
+        report = self._report
+        if report is None:
+            return None
+        return max(0.0, (self._assembly.gateway.clock.now() - report.at).total_seconds())
 
     async def look(self) -> None:
         """Look now."""
@@ -70,7 +88,8 @@ class Observing:
         self._report = await overview.report()
         self._tell(dict(problems_of(self._report)))
 
-    async def _look_always(self) -> None:
+    async def look_always(self) -> None:
+        """Look again and again, until cancelled."""
         await anyio.sleep(min(_FIRST, self._interval))
         while True:
             try:
@@ -88,21 +107,23 @@ class Observing:
         for part, name in before.keys() - problems.keys():
             logger.info("metrics: %s can be told again", f"{part} {name}".rstrip())
 
-    def _age(self, report: Report) -> float:
-        return max(0.0, (self._assembly.gateway.clock.now() - report.at).total_seconds())
 
-    def _shown(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        def show(options: CallbackOptions) -> Iterable[Observation]:
-            report = self._report
-            if report is None or self._age(report) > _TOO_OLD * self._interval:
-                return ()
-            return list(read(report))
-
-        return show
-
-    def _age_shown(self, options: CallbackOptions) -> Iterable[Observation]:
-        report = self._report
-        return () if report is None else [Observation(self._age(report))]
+@asynccontextmanager
+async def observed(observing: Observing, sight: Sight) -> AsyncIterator[None]:
+    """Look again and again beside the block, and show what is seen as long as it lasts."""
+    failure: BaseException | None = None
+    observing.sights.append(sight)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sight.look_always)
+        try:
+            yield
+        except BaseException as error:  # as it is, and not in a group of one
+            failure = error
+        finally:
+            observing.sights.remove(sight)  # what has ended is not how it is
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 def problems_of(report: Report) -> Iterator[tuple[tuple[str, str], str]]:

@@ -66,7 +66,7 @@ function channelRow(first, actions) {
       say(handled, number(one.consumer?.handled));
       say(failed, number(one.consumer?.failed));
       showConsumer(condition, reason, one.consumer);
-      if (one.problem !== null) {
+      if (one.problem !== null && !one.consumer?.reason) {
         say(reason, one.problem);
       }
       const paused = one.consumer?.paused ?? false;

@@ -10,13 +10,15 @@ const TOO_OLD = 60; // seconds that a message may wait, or a projection be behin
  * @returns {Array<{key: string, tone: string, text: string, section: string}>}
  */
 export function concerns(now, servers) {
-  const found = [...ofServers(servers), ...ofRunnables(now), ...ofChannels(now), ...ofOutbox(now), ...ofMessages(now), ...ofProjections(now)];
+  // Why a consumer has broken off says more than that its channel or its server does not answer.
+  const told = new Set(now.runnables.filter((one) => one.condition === "waiting").map((one) => one.name));
+  const found = [...ofServers(servers, told), ...ofRunnables(now), ...ofChannels(now, told), ...ofOutbox(now), ...ofMessages(now), ...ofProjections(now)];
   return [...found.filter((one) => one.tone === "bad"), ...found.filter((one) => one.tone !== "bad")];
 }
 
-function* ofServers(servers) {
+function* ofServers(servers, told) {
   for (const [name, answer] of Object.entries(servers)) {
-    if (answer !== "ok") {
+    if (answer !== "ok" && !told.has(name)) {
       yield concern("bad", "channels", `server ${name}`, `The server ${name} does not answer: ${answer}`);
     }
   }
@@ -36,9 +38,9 @@ function* ofRunnables(now) {
   }
 }
 
-function* ofChannels(now) {
+function* ofChannels(now, told) {
   for (const one of now.channels) {
-    if (one.problem !== null) {
+    if (one.problem !== null && !told.has(one.name)) {
       yield concern("bad", "channels", `channel ${one.name}`, `Channel ${one.name} cannot be asked: ${one.problem}`);
     } else if (one.oldest_age > TOO_OLD) {
       yield concern("warn", "channels", `channel ${one.name}`, `The oldest message of ${one.name} has been ready for ${duration(one.oldest_age)}`);

@@ -10,7 +10,7 @@ import { pretty } from "./json.js";
 import { cell, rowHead, table } from "./tables.js";
 
 /** Shows it. */
-export function open(place, { id }) {
+export function open(place, { id, live }) {
   const path = `dead-letters/${encodeURIComponent(id)}`;
   const request = new AbortController();
   const content = el("div", { "aria-busy": "true" });
@@ -25,7 +25,7 @@ export function open(place, { id }) {
       content.removeAttribute("aria-busy");
       const type = shortName(found.type);
       say(heading, type ? `Dead letter: ${type}` : "Dead letter");
-      content.append(...drawn(found, path));
+      content.append(...drawn(found, path, live));
     },
     (error) => {
       if (error.name !== "AbortError") {
@@ -53,10 +53,10 @@ function leave(event) {
   }
 }
 
-function drawn(found, path) {
+function drawn(found, path, live) {
   const editor = el("div");
   const replay = button("Replay", () => act(replay, () => post(`${path}/replay`), "The dead letter was replayed."), { class: "primary" });
-  const change = button("Edit and replay …", () => edit(editor, found, path, () => leave()));
+  const change = button("Edit and replay …", () => edit(editor, found, path, { channels: (live.overview?.channels ?? []).map((one) => one.name), done: () => leave() }));
   const drop = button("Delete …", async () => {
     if (await confirm({ title: "Delete this dead letter?", text: ["It cannot be brought back."], yes: "Delete it", danger: true })) {
       await act(drop, () => remove(path), "The dead letter was deleted.");

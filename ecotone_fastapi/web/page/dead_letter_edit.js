@@ -10,15 +10,18 @@ import { fault, pretty } from "./json.js";
  * @param {Element} place Where.
  * @param {Object} found The dead letter.
  * @param {string} path Where it is in the API.
- * @param {function(): void} done Is called when it has been replayed.
+ * @param {Object} given
+ * @param {string[]} given.channels The channels that it can go to.
+ * @param {function(): void} given.done Is called when something was done.
  */
-export function edit(place, found, path, done) {
+export function edit(place, found, path, { channels, done }) {
   if (place.firstChild !== null) {
     place.querySelector("textarea, input, button").focus();
     return;
   }
   const payload = payloadField(found);
   const headers = headerFields(found.headers);
+  const to = channelField(found.channel, channels);
   const go = (replay) => async (event) => {
     const pressed = event.currentTarget;
     const problem = payload.fault();
@@ -27,6 +30,9 @@ export function edit(place, found, path, done) {
       return;
     }
     const body = { replay, headers: headers.changed() };
+    if (replay && to.input.value !== "") {
+      body.to = to.input.value;
+    }
     if (payload.changed() !== undefined) {
       body.payload = payload.changed();
     }
@@ -46,6 +52,7 @@ export function edit(place, found, path, done) {
     payload.node,
     el("h3", {}, "Headers"),
     headers.node,
+    to.node,
     el("div", { class: "buttons" }, button("Replay as edited", go(true), { class: "primary" }), button("Keep as edited", go(false)), button("Cancel", close)),
   );
   form.addEventListener("keydown", (event) => {
@@ -81,6 +88,13 @@ function payloadField(found) {
     changed: () => (input.value === before ? undefined : input.value),
     fault: check,
   };
+}
+
+/** Where it goes: to the channel that it came from, unless that is gone, or another application shall handle it. */
+function channelField(own, channels) {
+  const others = channels.filter((name) => name !== own);
+  const input = el("select", { id: "edited-channel" }, el("option", { value: "" }, own), others.map((name) => el("option", { value: name }, name)));
+  return { node: el("p", {}, el("label", { for: "edited-channel" }, "Replayed to the channel "), input), input };
 }
 
 function headerFields(given) {

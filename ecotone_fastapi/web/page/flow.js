@@ -8,6 +8,7 @@ import { cell, rowHead, table } from "./tables.js";
 
 const SIZE = { width: 210, height: 44, across: 80, down: 18 };
 const MARGIN = 16;
+const SMALLEST = 0.65; // at first: below, a drawing is scrolled rather than illegible
 const LONGEST = 27; // characters that fit into a node
 const LINKS = {
   handler: (node) => `#/handlers/${encodeURIComponent(node.id.replace(/^handler:/, ""))}`,
@@ -22,7 +23,7 @@ export function open(place, { live }) {
   place.append(el("div", { class: "heading" }, el("h1", {}, "Message flow"), el("p", { class: "faint" }, "What is declared; what else a handler sends is known when it does so.")), content);
   get("diagram", {}, request.signal).then(
     (diagram) => {
-      content.append(...shown(diagram));
+      content.append(...shown(diagram, content.clientWidth));
       tellDepths(content, live.overview);
     },
     (error) => error.name !== "AbortError" && content.append(el("p", { class: "failure" }, error.message)),
@@ -39,17 +40,19 @@ function tellDepths(content, now) {
   }
 }
 
-function shown(diagram) {
+function shown(diagram, width) {
   if (diagram.nodes.length === 0) {
     return [el("p", { class: "empty" }, "This application has no handlers.")];
   }
   const drawing = draw(diagram);
-  const scale = { value: 1 };
+  const whole = drawing.viewBox.baseVal;
+  let scale = 1;
   const zoom = (factor) => () => {
-    scale.value = Math.min(2, Math.max(0.3, scale.value * factor));
-    set(drawing, "width", Math.round(drawing.viewBox.baseVal.width * scale.value));
-    set(drawing, "height", Math.round(drawing.viewBox.baseVal.height * scale.value));
+    scale = Math.min(2, Math.max(0.3, scale * factor));
+    set(drawing, "width", Math.round(whole.width * scale));
+    set(drawing, "height", Math.round(whole.height * scale));
   };
+  zoom(Math.min(1, Math.max(SMALLEST, (width - 2 * MARGIN) / whole.width)))();
   return [
     el("div", { class: "buttons" }, button("Larger", zoom(1.25)), button("Smaller", zoom(0.8))),
     el("div", { class: "drawing", tabindex: "0", role: "region", "aria-label": "Drawing of the message flow" }, drawing),

@@ -61,7 +61,7 @@ const TILES = [
       const lag = oldest(now.projections.map((one) => one.lag));
       const building = now.projections.filter((one) => one.versions.some((version) => version.done !== null)).length;
       const halted = now.projections.filter((one) => one.versions.some((version) => version.halt !== null)).length;
-      const told = [halted && `${number(halted)} stand still`, building && `${number(building)} rebuilding`].filter(Boolean);
+      const told = [halted && `${number(halted)} ${halted === 1 ? "stands" : "stand"} still`, building && `${number(building)} rebuilding`].filter(Boolean);
       const more = told.join(", ") || (lag === null ? "" : lag > 0 ? `at most ${duration(lag)} behind` : "up to date");
       return [number(now.projections.length), more, halted ? "bad" : null];
     },

@@ -134,7 +134,7 @@ function refused(refusal) {
 }
 
 drawSections();
-say(document.getElementById("application"), `Operations of ${location.host}`);
+say(document.getElementById("application"), location.host);
 document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault(); // the part of the address behind # says which section is shown
   document.getElementById("main").focus();

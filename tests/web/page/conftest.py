@@ -6,13 +6,15 @@ from urllib.parse import urlsplit
 
 import pytest
 from fastapi import Depends
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.conftest import SERVERS
 from tests.web.page.shop import Shop, anybody
 
 SIZE: Any = {"viewport": {"width": 1280, "height": 860}}
 PATIENCE = 15_000  # milliseconds that something on the page may take on a busy machine
+
+expect.set_options(timeout=PATIENCE)
 
 Open = Callable[..., Awaitable[Page]]
 

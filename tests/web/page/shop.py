@@ -27,6 +27,7 @@ from ecotone_fastapi import (
     query_handler,
 )
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.errors import ChannelError
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Assembly
@@ -148,15 +149,25 @@ class Shop:
         url: The URL of its database.
         prefix: Where its router is included.
         operations: What its operations stand behind.
+        handlers: What it handles beside the usual.
+        channels: Channels beside the usual.
     """
 
-    def __init__(self, url: str, *, prefix: str = "/ecotone", operations: Sequence[Any] | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "/ecotone",
+        operations: Sequence[Any] | None,
+        handlers: Sequence[object] = (),
+        channels: Sequence[Channel] = (),
+    ) -> None:
         self.bank = Bank()
         self.database = SqlAlchemy(url, create_schema=True)
         self.prefix = prefix
         self.ecotone = Ecotone(
-            [Payments(self.bank), move, balances(self.bank)],
-            channels=[self.database.channel("payments"), self.database.channel("mails")],
+            [Payments(self.bank), move, balances(self.bank), *handlers],
+            channels=[self.database.channel("payments"), self.database.channel("mails"), *channels],
             plugins=[self.database, BankServer(self.bank)],
             operations=operations,
         )

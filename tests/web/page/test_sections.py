@@ -1,14 +1,19 @@
 """The other sections in a real browser: overview, channels, scheduled messages, projections, handlers, message flow."""
 
 import re
+from collections.abc import Awaitable, Callable
 
 import pytest
+from fastapi import Depends
 from playwright.async_api import Page, expect
 
-from ecotone_fastapi import ScheduledMessages
-from tests.web.page.shop import MoneyWasMoved, RemindCustomer, Shop
+from ecotone_fastapi import ScheduledMessages, asynchronous, command_handler
+from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
+from tests.web.page.shop import MoneyWasMoved, RemindCustomer, Shop, anybody
 
 pytestmark = pytest.mark.chromium
+
+Open = Callable[..., Awaitable[Page]]
 
 
 async def go_to(page: Page, section: str) -> None:
@@ -50,6 +55,28 @@ async def test_a_server_that_does_not_answer_is_told(shop: Shop, page: Page) -> 
     await expect(page.get_by_role("list", name="What needs attention")).to_contain_text(
         "The server bank does not answer: ChannelError: the line is dead"
     )
+
+
+async def test_a_broker_that_is_down_is_told_with_what_waits_for_it(sqlite_url: str, opening: Open) -> None:
+    @asynchronous("parcels")
+    @command_handler("ship", id="ship")
+    async def ship(order_id: str) -> None: ...
+
+    broker = RabbitMQChannel("parcels", "amqp://127.0.0.1:9/")
+    async with Shop(sqlite_url, operations=[Depends(anybody)], handlers=[ship], channels=[broker]).served() as shop:
+        await shop.ecotone.command_bus.send("order-1", to="ship")
+        page = await opening(shop.address)
+
+        await expect(tile(page, "Outbox")).to_contain_text("1")
+        await expect(page.get_by_role("list", name="What needs attention")).to_contain_text(
+            re.compile("parcels has broken off and tries again .* ChannelError")
+        )
+        await expect(page.locator(".concerns li").filter(has_text="parcels")).to_have_count(1)
+        await go_to(page, "Channels")
+        lanes = page.get_by_role("table", name="Outbox")
+        await expect(lanes.get_by_role("row", name="parcels")).to_contain_text("outbox")
+        others = page.get_by_role("table", name="What else runs beside the application")
+        await expect(others.get_by_role("row", name=re.compile("^outbox"))).to_be_visible()
 
 
 async def test_what_waits_on_a_channel_is_shown(shop: Shop, page: Page) -> None:

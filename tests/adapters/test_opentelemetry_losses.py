@@ -1,0 +1,175 @@
+"""What is counted when leases, connections and confirms are lost."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from ecotone_fastapi import (
+    Ecotone,
+    EventStore,
+    asynchronous,
+    command_handler,
+    event_handler,
+    projection,
+)
+from ecotone_fastapi.adapters.memory import MemoryChannel
+from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.core import Limits, Message
+from ecotone_fastapi.testing.faults import tcp_proxy
+from tests.adapters.measured import ALL, Measured, Ship, Shipped, Shipping, rabbit
+from tests.servers import until
+
+SQLITE = pytest.param("sqlite", id="sqlite")
+POSTGRESQL = pytest.param("postgresql", id="postgresql", marks=pytest.mark.postgresql)
+BOTH = pytest.mark.parametrize("kind", [SQLITE, POSTGRESQL])
+
+
+@pytest.fixture
+def url(kind: str, request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(f"{kind}_url")
+    return found
+
+
+@BOTH
+async def test_a_lease_that_is_lost_to_another_consumer_is_counted_although_the_commit_tells_it(url: str) -> None:
+    class Robbed:
+        times = 1
+
+        @asynchronous("shipping")
+        @command_handler(id="ship")
+        async def ship(self, command: Ship, session: AsyncSession) -> None:
+            if self.times:
+                self.times -= 1
+                # As another consumer does that takes over when a lease has ended.
+                await session.execute(text("UPDATE ecotone_message SET lease_token = :other"), {"other": token()})
+
+    def token() -> object:
+        return uuid4() if "postgresql" in url else uuid4().bytes
+
+    measured = Measured()
+    database = SqlAlchemy(url, create_schema=True)
+    plugins = [database, measured.plugin]
+    async with Ecotone([Robbed()], channels=[database.channel("shipping")], plugins=plugins).running(
+        consumers=False
+    ) as ecotone:
+        await ecotone.command_bus.send(Ship(1))
+        await ecotone.run("shipping", ALL)
+
+    [lost] = measured.points("ecotone.leases.lost")
+    assert (lost.value, lost.attributes["messaging.destination.name"]) == (1, "shipping")
+    failed, succeeded = measured.points("messaging.process.duration")
+    assert failed.attributes["error.type"] == "ecotone_fastapi.core.errors.LeaseLostError"
+    assert "error.type" not in succeeded.attributes
+
+
+@BOTH
+async def test_a_message_that_the_relay_could_not_remove_in_time_is_counted(url: str) -> None:
+    class Slow(MemoryChannel):
+        delivery = "outbox"
+        sent = 0
+
+        async def send(self, messages: Sequence[Message[bytes]]) -> None:
+            await super().send(messages)
+            self.sent += 1
+            if self.sent == 1:  # another relay takes over meanwhile
+                async with engine.begin() as connection:
+                    await connection.execute(text("UPDATE ecotone_message SET lease_token = :other"), {"other": other})
+
+    measured, engine = Measured(), create_async_engine(url)
+    other: object = uuid4() if "postgresql" in url else uuid4().bytes
+    channel = Slow("shipping")
+    channel.capabilities = replace(channel.capabilities, durable=True)
+    plugins = [SqlAlchemy(url, create_schema=True), measured.plugin]
+    async with Ecotone([Shipping], channels=[channel], plugins=plugins).running(consumers=False) as ecotone:
+        await ecotone.command_bus.send(Ship(1))
+        await ecotone.run("outbox", ALL)
+    await engine.dispose()
+
+    [lost] = measured.points("ecotone.leases.lost")
+    assert (lost.value, lost.attributes["messaging.destination.name"]) == (1, "outbox/shipping")
+
+
+@pytest.mark.postgresql
+async def test_a_projection_that_was_taken_over_by_another_process_is_counted_as_a_lost_lease(
+    postgresql_url: str,
+) -> None:
+    @projection("shipped", categories=["order"], mode="asynchronous")
+    class Robbed:
+        @event_handler
+        async def count(self, event: Shipped) -> None:
+            async with engine.begin() as connection:
+                await connection.execute(text("UPDATE ecotone_projection SET lease_token = lease_token + 1"))
+
+    measured, engine = Measured(), create_async_engine(postgresql_url)
+    plugins = [SqlAlchemy(postgresql_url, create_schema=True), measured.plugin]
+    async with Ecotone([Robbed], plugins=plugins).running(consumers=False) as ecotone:
+        events = ecotone.assembly.services[EventStore]
+        assert isinstance(events, EventStore)
+        await events.append("order-1", [Shipped(1)])
+        await ecotone.run("shipped", Limits(until_empty=True, seconds=1.0))
+    await engine.dispose()
+
+    lost = measured.points("ecotone.leases.lost")[0]
+    assert lost.value >= 1
+    assert lost.attributes == {
+        "messaging.system": "ecotone_event_store",
+        "messaging.destination.name": "shipped",
+    }
+    assert measured.points("messaging.process.duration")[0].attributes["error.type"].endswith(".LeaseLostError")
+
+
+@pytest.mark.rabbitmq
+async def test_messages_that_rabbitmq_did_not_confirm_are_counted(sqlite_url: str) -> None:
+    measured = Measured()
+    database = SqlAlchemy(sqlite_url, create_schema=True)
+    async with (
+        tcp_proxy(5672) as network,
+        rabbit(network) as channel,
+        Ecotone([Shipping], channels=[channel], plugins=[database, measured.plugin]).running(
+            consumers=False
+        ) as ecotone,
+    ):
+        await ecotone.command_bus.send(Ship(1))
+        network.drop_answers()
+        await ecotone.run("outbox", Limits(seconds=0.1, grace=20.0))
+        network.restore()
+        network.cut()
+
+    [unknown] = measured.points("ecotone.publish.unknown")
+    assert (unknown.value, unknown.attributes["messaging.system"]) == (1, "rabbitmq")
+    [attempted] = measured.points("messaging.client.sent.messages", system="rabbitmq")
+    assert attempted.attributes["error.type"] == "ecotone_fastapi.core.errors.OutcomeUnknownError"
+
+
+@pytest.mark.rabbitmq
+async def test_a_connection_that_is_lost_while_a_message_is_handled_costs_a_lease_and_brings_the_message_again(
+    sqlite_url: str,
+) -> None:
+    class CutOff:
+        @asynchronous("shipping")
+        @command_handler(id="ship")
+        async def ship(self, command: Ship) -> None:
+            subscription = channel._subscription
+            network.cut()
+            await until(lambda: subscription is not None and subscription.lost is not None)
+
+    measured = Measured()
+    plugins = [SqlAlchemy(sqlite_url, create_schema=True), measured.plugin]
+    async with (
+        tcp_proxy(5672) as network,
+        rabbit(network) as channel,
+        Ecotone([CutOff], channels=[channel], plugins=plugins).running() as ecotone,
+    ):
+        await ecotone.command_bus.send(Ship(1))
+        await until(lambda: measured.value("ecotone.redeliveries"))
+
+    [lost] = measured.points("ecotone.leases.lost")
+    assert (lost.value, lost.attributes["messaging.system"]) == (1, "rabbitmq")
+    [again] = measured.points("ecotone.redeliveries")
+    assert (again.value, again.attributes["messaging.system"]) == (1, "rabbitmq")
+    assert measured.value("messaging.client.consumed.messages") == 2
+    assert measured.points("ecotone.retries") == []
