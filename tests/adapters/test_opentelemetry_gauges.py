@@ -290,6 +290,26 @@ async def test_an_exporter_that_hangs_keeps_no_handler_waiting() -> None:
         await anyio.to_thread.run_sync(provider.shutdown)
 
 
+async def test_applications_with_one_provider_are_all_shown_one_after_the_other_and_at_once() -> None:
+    measured = Measured()
+    first, second = measured.plugin, Metrics(measured.provider)
+    for _ in range(2):  # as when an application is made anew in one process
+        again = Metrics(measured.provider)
+        async with Ecotone([], channels=[MemoryChannel("shop")], plugins=[again]).running(consumers=False):
+            await again.refresh()
+            [depth] = measured.points("ecotone.channel.depth")
+            assert depth.attributes["messaging.destination.name"] == "shop"
+    async with (
+        Ecotone([], channels=[MemoryChannel("shop")], plugins=[first]).running(consumers=False),
+        Ecotone([], channels=[MemoryChannel("billing")], plugins=[second]).running(consumers=False),
+    ):
+        await first.refresh()
+        await second.refresh()
+
+        depths = measured.points("ecotone.channel.depth")
+        assert {depth.attributes["messaging.destination.name"] for depth in depths} == {"shop", "billing"}
+
+
 async def test_somebody_looks_every_few_seconds_by_himself() -> None:
     measured = Measured(interval=0.01)
     async with Ecotone([Shipping], channels=[MemoryChannel("shipping")], plugins=[measured.plugin]).running(
