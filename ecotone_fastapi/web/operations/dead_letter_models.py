@@ -114,11 +114,11 @@ class DeletedDeadLetters:
 class FilterAsked(Asked):
     """Which dead letters are meant: those to which everything applies that is said here."""
 
-    handler: str | None = Field(None, description="The id of the handler that failed.")
-    error: str | None = Field(None, description="The class of the exception, with its module or without.")
-    channel: str | None = Field(None, description="The channel that it was taken from.")
-    text: str | None = Field(None, description="Is part of its id, error, traceback, headers or body.")
-    tenant: str | None = Field(None, description="What its header `tenant` says.")
+    handler: str | None = Field(None, min_length=1, description="The id of the handler that failed.")
+    error: str | None = Field(None, min_length=1, description="The class of the exception, with its module or without.")
+    channel: str | None = Field(None, min_length=1, description="The channel that it was taken from.")
+    text: str | None = Field(None, min_length=1, description="Is part of its id, error, traceback, headers or body.")
+    tenant: str | None = Field(None, min_length=1, description="What its header `tenant` says.")
     since: AwareDatetime | None = Field(None, description="Parked at this moment or later, with its time zone.")
     until: AwareDatetime | None = Field(None, description="Parked before this moment, with its time zone.")
 

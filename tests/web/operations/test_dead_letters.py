@@ -230,6 +230,8 @@ async def test_one_that_cannot_go_back_does_not_hold_up_the_others() -> None:
         {},
         {"ids": ["a"], "filter": {}},
         {"filter": {"tennant": "acme"}},
+        {"filter": {"text": ""}},
+        {"filter": {"handler": ""}},
         {"filter": None},
         {"filter": {"since": "2026-01-01T00:00:00"}},
         {"ids": "a"},
