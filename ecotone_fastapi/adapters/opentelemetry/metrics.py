@@ -45,8 +45,9 @@ class Metrics:
     seconds in a task beside the application; whoever collects is shown what was seen last and asks no server. What was
     seen too long ago is not shown, and what could not be asked is told by `ecotone.observation.failed`.
 
-    Looking costs a few statements for each channel and projection. Every process of an application does it, and shows
-    the same depths and lags, because they are those of servers: take the maximum over processes, not the sum.
+    Looking costs a few statements for each database and projection, and a question to a broker for each channel. Every
+    process of an application does it, and shows the same depths and lags, because they are those of servers: take the
+    maximum over processes, not the sum.
 
     The provider is looked for when the application starts. When there is none by then, nothing is plugged in.
 
