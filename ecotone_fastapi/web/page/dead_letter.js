@@ -20,20 +20,21 @@ export function open(place, { id, live }) {
     el("div", { class: "heading" }, heading, el("p", { class: "faint mono" }, id)),
     content,
   );
-  get(path, {}, request.signal).then(
+  const load = () => get(path, {}, request.signal).then(
     (found) => {
       content.removeAttribute("aria-busy");
       const type = shortName(found.type);
       say(heading, type ? `Dead letter: ${type}` : "Dead letter");
-      content.append(...drawn(found, path, live));
+      content.replaceChildren(...drawn(found, path, live, load));
     },
     (error) => {
       if (error.name !== "AbortError") {
         content.removeAttribute("aria-busy");
-        content.append(el("p", { class: "failure" }, error.status === 404 ? "It is not there any more: it was replayed or deleted." : error.message));
+        content.replaceChildren(el("p", { class: "failure" }, error.status === 404 ? "It is not there any more: it was replayed or deleted." : error.message));
       }
     },
   );
+  load();
   return { close: () => request.abort() };
 }
 
@@ -53,10 +54,10 @@ function leave(event) {
   }
 }
 
-function drawn(found, path, live) {
+function drawn(found, path, live, anew) {
   const editor = el("div");
   const replay = button("Replay", () => act(replay, () => post(`${path}/replay`), "The dead letter was replayed."), { class: "primary" });
-  const change = button("Edit and replay …", () => edit(editor, found, path, { channels: (live.overview?.channels ?? []).map((one) => one.name), done: () => leave() }));
+  const change = button("Edit and replay …", () => edit(editor, found, path, { channels: (live.overview?.channels ?? []).map((one) => one.name), done: () => leave(), anew }));
   const drop = button("Delete …", async () => {
     if (await confirm({ title: "Delete this dead letter?", text: ["It cannot be brought back."], yes: "Delete it", danger: true })) {
       await act(drop, () => remove(path), "The dead letter was deleted.");

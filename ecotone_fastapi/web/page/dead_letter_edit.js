@@ -1,6 +1,6 @@
 // A dead letter is mended: another payload, other headers, and back it goes.
 
-import { post } from "./api.js";
+import { get, post } from "./api.js";
 import { attempt, notice } from "./dialogs.js";
 import { button, el, say, set } from "./dom.js";
 import { fault, pretty } from "./json.js";
@@ -13,8 +13,9 @@ import { fault, pretty } from "./json.js";
  * @param {Object} given
  * @param {string[]} given.channels The channels that it can go to.
  * @param {function(): void} given.done Is called when something was done.
+ * @param {function(): void} given.anew Loads the dead letter as it is now.
  */
-export function edit(place, found, path, { channels, done }) {
+export function edit(place, found, path, { channels, done, anew }) {
   if (place.firstChild !== null) {
     place.querySelector("textarea, input, button").focus();
     return;
@@ -22,6 +23,24 @@ export function edit(place, found, path, { channels, done }) {
   const payload = payloadField(found);
   const headers = headerFields(found.headers);
   const to = channelField(found.channel, channels);
+  const conflict = el(
+    "div",
+    { class: "failure", role: "alert", hidden: true },
+    el("strong", {}, "Somebody else has changed this dead letter meanwhile."),
+    el("p", {}, "Nothing of yours was done. What you typed is still here; it is given up when the dead letter is loaded anew."),
+    button("Load it anew", anew),
+  );
+  const sent = async (body) => {
+    try {
+      await post(`${path}/edit`, body);
+    } catch (refusal) {
+      // The same status says that there is no such channel or handler.
+      if (refusal.status !== 409 || (await get(path)).revision === found.revision) {
+        throw refusal;
+      }
+      conflict.hidden = false;
+    }
+  };
   const go = (replay) => async (event) => {
     const pressed = event.currentTarget;
     const problem = payload.fault();
@@ -29,14 +48,15 @@ export function edit(place, found, path, { channels, done }) {
       payload.input.focus();
       return;
     }
-    const body = { replay, headers: headers.changed() };
+    const body = { replay, headers: headers.changed(), revision: found.revision };
     if (replay && to.input.value !== "") {
       body.to = to.input.value;
     }
     if (payload.changed() !== undefined) {
       body.payload = payload.changed();
     }
-    if (await attempt(pressed, () => post(`${path}/edit`, body))) {
+    conflict.hidden = true;
+    if (await attempt(pressed, () => sent(body)) && conflict.hidden) {
       notice(replay ? "The dead letter was replayed as edited." : "The dead letter was kept as edited.");
       done();
     }
@@ -53,6 +73,7 @@ export function edit(place, found, path, { channels, done }) {
     el("h3", {}, "Headers"),
     headers.node,
     to.node,
+    conflict,
     el("div", { class: "buttons" }, button("Replay as edited", go(true), { class: "primary" }), button("Keep as edited", go(false)), button("Cancel", close)),
   );
   form.addEventListener("keydown", (event) => {

@@ -4,11 +4,11 @@ import { get, getAll, post } from "./api.js";
 import { attempt, confirm, notice } from "./dialogs.js";
 import { Keyed, button, el, say } from "./dom.js";
 import { filterAddress, filterForm, inWords } from "./dead_letter_filter.js";
+import { replayAll } from "./dead_letter_replay.js";
 import { moment, now, number, relative, several, shortName, shortened, zone } from "./format.js";
 import { cell, rowHead, table } from "./tables.js";
 
 const PAGE = 50;
-const AT_ONCE = 500; // how many are replayed by one request: each answer is a sign of life
 
 /** Shows the list. */
 export function open(place, { live, query }) {
@@ -232,14 +232,14 @@ class List {
       return;
     }
     await attempt(this.replayAll, async () => {
-      let replayed = 0;
-      let answer;
-      do {
-        answer = await post("dead-letters/replay", { filter: said(filter), limit: AT_ONCE });
-        replayed += answer.replayed;
-        say(this.counter, `${number(replayed)} replayed, ${number(answer.remaining)} to go`);
-      } while (answer.remaining > 0 && answer.refused_count === 0);
-      await this.afterwards(replayed, "replayed", answer);
+      let told;
+      try {
+        told = await replayAll(said(filter), (replayed, rest) => say(this.counter, `${number(replayed)} replayed, ${number(rest)} to go`));
+      } catch (refusal) {
+        await this.load();
+        throw refusal;
+      }
+      await this.afterwards(told.replayed, "replayed", told);
     });
   }
 

@@ -1,12 +1,13 @@
 // Messages that wait under a key.
 
-import { get, post, remove } from "./api.js";
+import { get, post } from "./api.js";
 import { attempt, confirm, notice } from "./dialogs.js";
 import { Keyed, button, el, say } from "./dom.js";
-import { moment, relative, several, shortName, zone } from "./format.js";
+import { moment, relative, several, shortName, shortened, zone } from "./format.js";
 import { cell, rowHead, table } from "./tables.js";
 
 const PAGE = 100;
+const SHOWN = 120; // characters of a key; what is asked for has all of them
 
 /** Shows them. */
 export function open(place, { live }) {
@@ -61,34 +62,34 @@ class List {
   }
 
   makeRow(item) {
-    const path = `scheduled/${encodeURIComponent(item.key)}`;
+    const shown = shortened(item.key, SHOWN);
     const due = el("time");
     const exact = el("span", { class: "second" });
     const later = button("Reschedule …", async () => {
       const when = el("input", { type: "datetime-local", id: "due", step: "1", required: true });
       const given = await confirm({
-        title: `When shall ${item.key} be due?`,
+        title: `When shall ${shown} be due?`,
         text: [el("p", {}, el("label", { for: "due" }, `Moment (${zone()}) `), when)],
         yes: "Reschedule",
         answer: () => new Date(when.value).toISOString(),
       });
-      if (given && (await attempt(later, () => post(`${path}/reschedule`, { due_at: given })))) {
-        notice(`${item.key} is due ${moment(given)}.`);
+      if (given && (await attempt(later, () => post("scheduled/reschedule", { key: item.key, due_at: given })))) {
+        notice(`${shown} is due ${moment(given)}.`);
         await this.load();
       }
-    }, { "aria-label": `Reschedule ${item.key}` });
+    }, { "aria-label": `Reschedule ${shown}` });
     const cancel = button("Cancel …", async () => {
-      const sure = await confirm({ title: `Cancel what waits under ${item.key}?`, text: ["It will not be handled, and cannot be brought back."], yes: "Cancel it", danger: true });
-      if (sure && (await attempt(cancel, () => remove(path)))) {
-        notice(`What waited under ${item.key} was cancelled.`);
+      const sure = await confirm({ title: `Cancel what waits under ${shown}?`, text: ["It will not be handled, and cannot be brought back."], yes: "Cancel it", danger: true });
+      if (sure && (await attempt(cancel, () => post("scheduled/cancel", { key: item.key })))) {
+        notice(`What waited under ${shown} was cancelled.`);
         await this.load();
         document.getElementById("main").focus();
       }
-    }, { class: "danger", "aria-label": `Cancel ${item.key}` });
+    }, { class: "danger", "aria-label": `Cancel ${shown}` });
     const node = el(
       "tr",
       {},
-      rowHead(item.key, el("span", { class: "second" }, shortName(item.type))),
+      rowHead(el("span", { title: item.key }, shown), el("span", { class: "second" }, shortName(item.type))),
       cell("Handler", {}, item.endpoint ?? "unknown"),
       cell("Channel", {}, item.channel),
       cell("Due", { class: "when" }, due, exact),

@@ -97,3 +97,30 @@ async def test_what_the_api_refuses_is_told_and_nothing_is_lost(shop: Shop, page
     await expect(page.locator(".notice.bad")).to_contain_text("gone")
     await expect(page.get_by_label("Value of endpoint")).to_have_value("gone")
     assert await shop.parked() == 1
+
+
+@pytest.mark.parametrize("button", ["Keep as edited", "Replay as edited"])
+async def test_what_somebody_else_has_changed_meanwhile_is_not_overruled(shop: Shop, page: Page, button: str) -> None:
+    await shop.charge("order-1")
+    edited = await only_id(shop)
+    await page.goto(f"{shop.address}#/dead-letters/{edited}")
+    await page.get_by_role("button", name="Edit and replay").click()
+    mine, theirs = '{"order_id": "mine", "amount": 0}', b'{"order_id": "theirs", "amount": 0}'
+    await page.locator("#edited-payload").fill(mine)
+    await shop.ecotone.dead_letters.edit(edited, payload=theirs)
+
+    await page.get_by_role("button", name=button).click()
+
+    alert = page.get_by_role("alert").filter(has_text="Somebody else has changed this dead letter meanwhile.")
+    await expect(alert).to_be_visible()
+    await expect(page.locator("#edited-payload")).to_have_value(mine)
+    [kept] = await shop.ecotone.dead_letters.list()
+    assert bytes(kept.message.payload) == theirs
+    await alert.get_by_role("button", name="Load it anew").click()
+    await expect(page.get_by_role("region", name="Payload")).to_contain_text("theirs")
+
+    await page.get_by_role("button", name="Edit and replay").click()
+    await page.locator("#edited-payload").fill(mine)
+    await page.get_by_role("button", name="Replay as edited").click()
+    await shop.until(shop.charged, 1)
+    assert shop.bank.charged == [ChargeCard("mine", 0)]

@@ -1,38 +1,17 @@
 """Whatever a payload is, the tab of the operator stays usable."""
 
-from datetime import UTC, datetime
-
 import pytest
 from playwright.async_api import Page
 
-from ecotone_fastapi.core.message import Message
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
 from tests.web.page.shop import Shop
+from tests.web.page.visits import park
 
 pytestmark = pytest.mark.chromium
 
 
-async def park(shop: Shop, payload: str) -> None:
-    """Put a message into the dead letter as a consumer does."""
-    message = Message(payload.encode(), {"id": "one", "content_type": "application/json", "endpoint": "charge-card"})
-    parked = ParkedMessage(
-        id="one",
-        message=message,
-        channel="payments",
-        endpoint="charge-card",
-        error_type="builtins.ValueError",
-        error_message="no",
-        traceback="",
-        attempts=1,
-        deliveries=1,
-        parked_at=datetime.now(UTC),
-    )
-    await shop.ecotone.assembly.services[DeadLetterStore].park(parked)
-
-
 @pytest.mark.parametrize("depth", [5_000, 31_000])
 async def test_a_payload_that_is_nested_deeply_is_shown_and_edited(shop: Shop, page: Page, depth: int) -> None:
-    await park(shop, "[" * depth + "]" * depth)
+    await park(shop, "one", "[" * depth + "]" * depth)
 
     await page.goto(f"{shop.address}#/dead-letters/one")
 

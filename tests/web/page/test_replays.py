@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from ecotone_fastapi import DeadLetterFilter
 from tests.web.page.shop import ChargeCard, Shop
-from tests.web.page.visits import list_of, only_id
+from tests.web.page.visits import list_of, only_id, park
 
 pytestmark = pytest.mark.chromium
 
@@ -60,6 +60,52 @@ async def test_all_that_a_filter_means_are_replayed_after_a_confirmation(shop: S
     await expect(page.locator(".badge:visible")).to_have_text(["1"])
     await shop.until(shop.charged, 3)
     assert await shop.ecotone.dead_letters.count(DeadLetterFilter(error_type="TimeoutError")) == 1
+
+
+async def few_at_once(route: Route) -> None:
+    """Let a request ask for two dead letters, where the page asks for hundreds."""
+    await route.continue_(post_data={**route.request.post_data_json, "limit": 2})
+
+
+async def test_those_that_are_refused_do_not_keep_the_others_back(shop: Shop, page: Page) -> None:
+    for number in range(3):
+        await park(shop, f"refused-{number}", "{}", endpoint="gone")
+    for number in range(5):
+        await park(shop, f"good-{number}", f'{{"order_id":"order-{number}","amount":5}}')
+    shop.bank.works = True
+    await list_of(shop, page)
+    await page.route("**/dead-letters/replay", few_at_once)
+
+    await page.get_by_role("button", name="Replay all 8").click()
+    await page.get_by_role("button", name="Replay 8 dead letters").click()
+
+    notice = page.locator(".notice.bad")
+    await expect(notice).to_contain_text("5 replayed, 3 refused: ")
+    await expect(notice).to_contain_text("gone")
+    await expect(page.locator("#dead-letter-count")).to_have_text("3 messages")
+    await shop.until(shop.charged, 5)
+    await page.unroute("**/dead-letters/replay")
+
+
+async def test_how_many_were_replayed_before_a_failure_is_told(shop: Shop, page: Page) -> None:
+    await shop.charge("order-1", "order-2", "order-3")
+    shop.bank.works = True
+    await list_of(shop, page)
+    asked = 0
+
+    async def once(route: Route) -> None:
+        nonlocal asked
+        asked += 1
+        await (few_at_once(route) if asked == 1 else route.abort())
+
+    await page.route("**/dead-letters/replay", once)
+    await page.get_by_role("button", name="Replay all 3").click()
+    await page.get_by_role("button", name="Replay 3 dead letters").click()
+
+    told = "2 dead letters replayed before this: The application does not answer."
+    await expect(page.locator(".notice.bad")).to_contain_text(told)
+    await expect(page.locator("#dead-letter-count")).to_have_text("1 message")
+    await page.unroute("**/dead-letters/replay")
 
 
 async def test_nothing_is_replayed_without_the_confirmation(shop: Shop, page: Page) -> None:
