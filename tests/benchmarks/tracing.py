@@ -16,7 +16,7 @@ from ecotone_fastapi.core import Plugin
 from tests.benchmarks.dispatch import BARE
 from tests.benchmarks.measure import Candidate, Row, show, take_turns
 
-MOST_WITHOUT = 1.02  # of a dispatch without the plugin
+MOST_WITHOUT = 0.02  # that a dispatch takes longer with the plugin alone
 MOST_MICROSECONDS = 40.0  # that a traced dispatch takes longer
 
 
@@ -55,7 +55,7 @@ async def tracing(console: Console) -> bool:
     plugins: dict[str, list[Plugin]] = {
         "without": [],
         "off": [Tracing()],
-        "without, again": [],
+        "again": [],
         "unsampled": [Tracing(unsampled)],
         "simple": [Tracing(simple)],
         "batch": [Tracing(batched)],
@@ -71,28 +71,35 @@ async def tracing(console: Console) -> bool:
         for name, given in plugins.items():
             ecotone = Ecotone([Shipping], plugins=given)
             candidates[name] = sending(await stack.enter_async_context(ecotone.running(consumers=False)))
-        took = await take_turns(candidates, times=300, rounds=101)
+        took = await take_turns(candidates, times=100, rounds=61)
     for provider in (unsampled, simple, batched):
         await asyncio.to_thread(provider.shutdown)
-    # Others are at work on the machine, too: what a candidate takes is what it takes when it is let alone.
+    # What others take of the machine meanwhile is no part of it: the best of many short rounds is what counts.
     best = {name: min(result.rounds) for name, result in took.items()}
-    without = min(best["without"], best["without, again"])
+    without = min(best["without"], best["again"])
     most = MOST_MICROSECONDS * 1e-6 * max(1.0, best["bare"] / BARE)
 
     def row(name: str, key: str) -> Row:
         return Row(name, best[key], without)
 
+    def off(name: str, key: str) -> Row:
+        more = best[key] / without - 1
+        return Row(name, best[key], without, f"at most 2 % more: {more:+.1%} here", more <= MOST_WITHOUT)
+
     def traced(name: str, key: str) -> Row:
-        target = f"{MOST_MICROSECONDS:g} µs more where a bare await takes 0.2: {most * 1e6:.1f} here"
-        return Row(name, best[key], without, target, best[key] - without <= most)
+        more = best[key] - without
+        target = (
+            f"{MOST_MICROSECONDS:g} µs more where a bare await takes 0.2: {more * 1e6:.1f} of {most * 1e6:.1f} here"
+        )
+        return Row(name, best[key], without, target, more <= most)
 
     return show(
         console,
         "A dispatch, traced: the best of many rounds",
         [
             row("without the plugin (limit)", "without"),
-            row("without the plugin, once more: what is left to chance", "without, again"),
-            Row("no provider", best["off"], without, "at most 2 % more", best["off"] <= without * MOST_WITHOUT),
+            row("without the plugin, once more: what is left to chance", "again"),
+            off("no provider", "off"),
             row("2 spans that are not sampled", "unsampled"),
             traced("2 spans for an exporter that does nothing", "simple"),
             traced("2 spans in batches for an exporter that does nothing", "batch"),

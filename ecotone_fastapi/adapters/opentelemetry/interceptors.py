@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from opentelemetry import trace
-from opentelemetry.context import attach, create_key, detach, get_current, get_value, set_value
+from opentelemetry.context import Context, attach, create_key, detach, get_current, get_value, set_value
 from opentelemetry.trace import Span, SpanKind, Tracer, set_span_in_context
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
@@ -85,9 +85,9 @@ class Interceptors:
             return await proceed(call)
         payload_type: Any = type(message.payload)
         name, attributes = _dispatched(kind, payload_type, call.key)
-        # Whoever has lost the context, or brings one from elsewhere, may have it in the message.
         context = get_current()
-        if not trace.get_current_span(context).get_span_context().is_valid:
+        # Whoever has lost the context, or brings one from elsewhere, may have it in the message.
+        if self._propagation.is_told(message.headers) and not _has_span(context):
             context = self._propagation.read(message.headers, context)
         span = self._tracer.start_span(name, context, attributes=identified(attributes, message))
         token = attach(set_span_in_context(span, context))
@@ -107,8 +107,9 @@ class Interceptors:
         known = self._handlers.get(endpoint.id)
         if known is None:
             known = self._handlers[endpoint.id] = _handled(endpoint)
-        span = self._tracer.start_span(known[0], attributes=known[1])
-        context = set_span_in_context(span)
+        current = get_current()
+        span = self._tracer.start_span(known[0], current, attributes=known[1])
+        context = set_span_in_context(span, current)
         told = Message(message.payload, ToldHeaders(self._propagation, message.headers, context))
         cause = current_message()
         assert cause is not None
@@ -204,6 +205,10 @@ class Interceptors:
             attributes = {**about(destination, operation, operation), conventions.CHANNEL: channel}
             known = self._channels_described[channel, operation] = (f"{operation} {destination.name}", attributes)
         return known
+
+
+def _has_span(context: Context) -> bool:
+    return trace.get_current_span(context).get_span_context().is_valid
 
 
 @lru_cache(maxsize=1024)

@@ -61,6 +61,10 @@ class Propagation:
         self._propagator: TextMapPropagator = propagator or propagate.get_global_textmap()
         self.fields: frozenset[str] = frozenset(self._propagator.fields)
 
+    def is_told(self, headers: Mapping[str, str]) -> bool:
+        """Whether headers say anything about a trace or its baggage."""
+        return not self.fields.isdisjoint(headers)
+
     def read(self, headers: Mapping[str, str], onto: Context | None = None) -> Context:
         """Return a context with what headers say about a trace and its baggage.
 
@@ -69,7 +73,7 @@ class Propagation:
             onto: The context that is returned otherwise; an empty one unless told.
         """
         context = Context() if onto is None else onto
-        if self.fields.isdisjoint(headers):
+        if not self.is_told(headers):
             return context
         try:
             return self._propagator.extract(headers, context, _HEADERS)
