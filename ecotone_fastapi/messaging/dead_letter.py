@@ -203,11 +203,15 @@ class DeadLetterStore(Protocol):
         """
         ...
 
-    async def delete(self, parked_id: str) -> None:
+    async def delete(self, parked_id: str, *, saying: Message[bytes] | None = None) -> None:
         """Remove one parked message, in the unit of work that is open in the calling task's scope, if any.
 
+        Args:
+            parked_id: Its id.
+            saying: Only if it still says this: somebody may have edited it meanwhile.
+
         Raises:
-            DeadLetterNotFoundError: No dead letter has this id.
+            DeadLetterNotFoundError: No dead letter has this id, or it says something else.
         """
         ...
 
@@ -333,9 +337,9 @@ class DeadLetters:
             await self._gateway.transmit(channel, [message])
             if self._unit is not None and not self._unit.covers(self._store):
                 # Deleted before the commit, it would be nowhere if that failed.
-                await scope.enter(self._deleted_afterwards(parked_id), outermost=True)
+                await scope.enter(self._deleted_afterwards(parked), outermost=True)
             else:
-                await self._store.delete(parked_id)
+                await self._store.delete(parked_id, saying=parked.message)
         logger.info("dead letter %s went back to channel %s", parked_id, channel)
 
     async def replay_all(
@@ -389,8 +393,8 @@ class DeadLetters:
         message = self._edited(parked.message, payload, headers)
         endpoint = message.headers.get(HeaderName.endpoint, parked.endpoint)
         async with self._one_unit(message):
-            # Who has replayed it meanwhile must not find it here again.
-            await self._store.delete(parked_id)
+            # Who has replayed it meanwhile must not find it here again, and who has edited it is not to be overruled.
+            await self._store.delete(parked_id, saying=parked.message)
             await self._store.park(replace(parked, message=message, endpoint=endpoint))
         logger.info("dead letter %s was edited", parked_id)
 
@@ -452,9 +456,9 @@ class DeadLetters:
             yield scope
 
     @asynccontextmanager
-    async def _deleted_afterwards(self, parked_id: str) -> AsyncIterator[None]:
+    async def _deleted_afterwards(self, parked: ParkedMessage) -> AsyncIterator[None]:
         yield
-        await self._store.delete(parked_id)
+        await self._store.delete(parked.id, saying=parked.message)
 
 
 def _with(message: Message[bytes], headers: Mapping[str, Any]) -> Message[bytes]:

@@ -25,6 +25,7 @@ FIELDS = (
 )
 """The names of all fields that a record may have, those of a trace included."""
 
+_LONGEST = 190  # characters of a field: as many as an id has anywhere
 _MOST_ATTEMPTS = 1_000_000_000  # what somebody else has written may be any number
 
 
@@ -35,6 +36,8 @@ def message_fields() -> dict[str, str | int]:
     - `endpoint`: the id of the handler, once it is known.
     - `channel`: the channel that it was taken from.
     - `attempt`: the number of this run of the handler, from 1; that of a channel's delivery.
+
+    What others have written is cut to 190 characters with a mark, and has no line breaks.
 
     Outside of any message there is at most the `correlation_id`: that of the HTTP request, or of the block
     `with conversation(...)`, which a message would have that is sent now. A task that a handler has left behind still
@@ -59,9 +62,16 @@ def message_fields() -> dict[str, str | int]:
         "endpoint": handler or headers.get(HeaderName.endpoint),
         "channel": None if call is None else call.channel,
     }
-    fields: dict[str, str | int] = {name: text for name, text in texts.items() if text is not None}
+    fields: dict[str, str | int] = {name: _in_one_line(text) for name, text in texts.items() if text is not None}
     fields["attempt"] = 1 + _failed_attempts(headers)
     return fields
+
+
+def _in_one_line(text: str) -> str:
+    """Return a text as part of one line of a log: what is on a channel may have been written by anybody."""
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode()
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text)} characters)"
 
 
 def _failed_attempts(headers: Mapping[str, str]) -> int:
@@ -69,6 +79,12 @@ def _failed_attempts(headers: Mapping[str, str]) -> int:
         return max(0, min(int(headers.get(HeaderName.attempt, "0")), _MOST_ATTEMPTS))
     except ValueError:  # written by somebody else
         return 0
+
+
+class _Absent(str):
+    """What stands for a field that one filter did not know; another one may."""
+
+    __slots__ = ()
 
 
 class MessageFields(logging.Filter):
@@ -91,7 +107,7 @@ class MessageFields(logging.Filter):
     def __init__(self, more: Callable[[], Mapping[str, object]] | None = None, *, absent: str | None = None) -> None:
         super().__init__()
         self._more = more
-        self._absent = absent
+        self._absent = None if absent is None else _Absent(absent)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Put the fields on the record; return True."""
@@ -100,6 +116,8 @@ class MessageFields(logging.Filter):
             fields.update(self._more())
         if self._absent is not None:
             fields = {**dict.fromkeys(FIELDS, self._absent), **fields}
+        known = vars(record)
         for name, value in fields.items():
-            vars(record).setdefault(name, value)
+            if name not in known or isinstance(known[name], _Absent):
+                known[name] = value
         return True

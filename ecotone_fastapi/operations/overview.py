@@ -64,13 +64,16 @@ class Overview:
         about three, and a channel elsewhere up to two questions.
 
         Args:
-            max_age: A report that somebody was given up to so many seconds ago is good enough. Those who ask at the
-                same time share one, so that any number of watchers costs as much as one.
+            max_age: A report that was begun up to so many seconds ago is good enough. Those who ask at the same time
+                share one, so that any number of watchers costs as much as one or two.
         """
+        earliest = time.monotonic() - max_age
         async with self._looking:
-            if self._last is None or time.monotonic() - self._looked_at >= max_age:
+            # Those who have waited for a look that was under way share the next one.
+            if self._last is None or self._looked_at < earliest:
+                began = time.monotonic()
                 self._last = await self._look()
-                self._looked_at = time.monotonic()
+                self._looked_at = began
             return self._last
 
     def runnables(self) -> tuple[RunnableReport, ...]:

@@ -35,7 +35,8 @@ class CorrelationMiddleware:
 
     Messages that are sent while the request is answered have it, unless their sender gives another one or a message is
     being handled. What is no printable ASCII or longer than 128 characters is not taken, and an HTTP request without an
-    id gets a new one; messages that a WebSocket without one sends begin conversations of their own.
+    id gets a new one; messages that a WebSocket without one sends begin conversations of their own, and the answer to
+    its handshake has the header only if the request had it.
 
     Responses that are made outside of it, by a middleware that was added later, do not have the header.
 
@@ -74,7 +75,7 @@ class CorrelationMiddleware:
             if is_request:
                 await self._answer(scope, receive, send)
             else:
-                await self.app(scope, receive, send)
+                await self._open(scope, receive, send)
 
     def _brought(self, scope: AsgiScope) -> str | None:
         """The id that a request brings along, if it is one."""
@@ -84,6 +85,15 @@ class CorrelationMiddleware:
         shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
         logger.debug("%s %a of %d characters is no correlation id: ignored", self.header, shown, len(text))
         return None
+
+    async def _open(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        async def send_with_header(message: AsgiMessage) -> None:
+            if message["type"] in ("websocket.accept", "websocket.http.response.start"):
+                message.setdefault("headers", [])
+                _write(scope, MutableHeaders(scope=message))
+            await send(message)
+
+        await self.app(scope, receive, send_with_header)
 
     async def _answer(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         begun = False

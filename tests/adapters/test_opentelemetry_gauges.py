@@ -26,6 +26,7 @@ from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.opentelemetry import Metrics
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core import Limits
+from ecotone_fastapi.operations.overview import Overview
 from ecotone_fastapi.testing.faults import tcp_proxy
 from ecotone_fastapi.testing.flow import TravellingClock
 from tests.adapters.measured import ALL, Measured, Ship, Shipped, Shipping, rabbit
@@ -33,7 +34,8 @@ from tests.servers import RemoteChannel, Server, until
 
 SQLITE = pytest.param("sqlite", id="sqlite")
 POSTGRESQL = pytest.param("postgresql", id="postgresql", marks=pytest.mark.postgresql)
-BOTH = pytest.mark.parametrize("kind", [SQLITE, POSTGRESQL])
+MARIADB = pytest.param("mariadb", id="mariadb", marks=pytest.mark.mariadb)
+EVERY = pytest.mark.parametrize("kind", [SQLITE, POSTGRESQL, MARIADB])
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def url(kind: str, request: pytest.FixtureRequest) -> str:
 # ------------------------------------------------------------------------------------------------------ in databases
 
 
-@BOTH
+@EVERY
 async def test_depth_and_age_of_a_channel_in_a_database(url: str) -> None:
     measured = Measured()
     database = SqlAlchemy(url, create_schema=True)
@@ -67,7 +69,7 @@ async def test_depth_and_age_of_a_channel_in_a_database(url: str) -> None:
         assert measured.value("ecotone.channel.oldest_age") == 0
 
 
-@BOTH
+@EVERY
 async def test_dead_letters_in_a_database_are_counted(url: str) -> None:
     measured = Measured()
     database = SqlAlchemy(url, create_schema=True)
@@ -85,7 +87,7 @@ async def test_dead_letters_in_a_database_are_counted(url: str) -> None:
         assert await measured.seen("ecotone.dead_letters") == 0
 
 
-@BOTH
+@EVERY
 async def test_messages_that_wait_under_a_key_are_counted(url: str) -> None:
     class Reminding:
         @delayed(timedelta(days=1), key=lambda command: f"order-{command.order}")
@@ -108,7 +110,7 @@ async def test_messages_that_wait_under_a_key_are_counted(url: str) -> None:
         assert measured.value("ecotone.channel.oldest_age") == 0
 
 
-@BOTH
+@EVERY
 async def test_a_projection_that_is_behind_tells_by_how_many_events_and_for_how_long(url: str) -> None:
     @projection("shipped", categories=["order"], mode="asynchronous")
     class Counting:
@@ -136,7 +138,7 @@ async def test_a_projection_that_is_behind_tells_by_how_many_events_and_for_how_
 # ------------------------------------------------------------------------------------------------------ with a broker
 
 
-@BOTH
+@EVERY
 @pytest.mark.rabbitmq
 async def test_an_outbox_fills_while_the_broker_is_away_and_empties_when_it_is_back(url: str) -> None:
     measured = Measured()
@@ -290,6 +292,26 @@ async def test_an_exporter_that_hangs_keeps_no_handler_waiting() -> None:
         await anyio.to_thread.run_sync(provider.shutdown)
 
 
+async def test_applications_with_one_provider_are_all_shown_one_after_the_other_and_at_once() -> None:
+    measured = Measured()
+    first, second = measured.plugin, Metrics(measured.provider)
+    for _ in range(2):  # as when an application is made anew in one process
+        again = Metrics(measured.provider)
+        async with Ecotone([], channels=[MemoryChannel("shop")], plugins=[again]).running(consumers=False):
+            await again.refresh()
+            [depth] = measured.points("ecotone.channel.depth")
+            assert depth.attributes["messaging.destination.name"] == "shop"
+    async with (
+        Ecotone([], channels=[MemoryChannel("shop")], plugins=[first]).running(consumers=False),
+        Ecotone([], channels=[MemoryChannel("billing")], plugins=[second]).running(consumers=False),
+    ):
+        await first.refresh()
+        await second.refresh()
+
+        depths = measured.points("ecotone.channel.depth")
+        assert {depth.attributes["messaging.destination.name"] for depth in depths} == {"shop", "billing"}
+
+
 async def test_somebody_looks_every_few_seconds_by_himself() -> None:
     measured = Measured(interval=0.01)
     async with Ecotone([Shipping], channels=[MemoryChannel("shipping")], plugins=[measured.plugin]).running(
@@ -345,6 +367,26 @@ async def test_a_database_that_is_down_breaks_nothing_and_is_visible(
                     await anyio.lowlevel.checkpoint()
             assert measured.points("ecotone.observation.failed") == []
             assert "dead_letters can be told again" in caplog.text
+
+
+async def test_a_look_that_fails_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        async def report(self) -> None:
+            raise RuntimeError("nobody knows")
+
+    measured = Measured(interval=0.01)
+    async with Ecotone(
+        [Shipping],
+        channels=[MemoryChannel("shipping")],
+        plugins=[measured.plugin],
+        services={Overview: Broken()},
+    ).running(consumers=False) as ecotone:
+        await until(lambda: caplog.text.count("could not be looked at, again in 0.0 s") > 1)
+        await ecotone.command_bus.send(Ship(1))
+        assert await ecotone.run("shipping", ALL) == 1
+
+    assert "nobody knows" in caplog.text
+    assert measured.points("ecotone.channel.depth") == []
 
 
 async def test_a_start_that_fails_tells_what_is_wrong_and_not_that_there_was_a_task_beside() -> None:

@@ -32,6 +32,7 @@ from ecotone_fastapi.messaging.failures import Failures
 from ecotone_fastapi.messaging.policies import Backoff, Discard
 from ecotone_fastapi.testing.flow import TravellingClock
 from tests.adapters.measured import Measured, Point
+from tests.servers import RemoteChannel, Server
 
 ALL = Limits(until_empty=True)
 AT_ONCE = Failures(Backoff(retries=1, first=0.0, jitter=0.0))
@@ -181,6 +182,22 @@ async def test_nothing_is_measured_while_a_consumer_waits_in_vain() -> None:
         await ecotone.run("shipping", ALL)
 
     assert measured.points("messaging.client.operation.duration") == []
+
+
+async def test_a_channel_that_cannot_be_received_from_is_measured_with_its_error() -> None:
+    measured, server = Measured(), Server()
+    async with Ecotone([Shipping()], channels=[RemoteChannel("shipping", server)], plugins=[measured.plugin]).running(
+        consumers=False
+    ) as ecotone:
+        server.stop()
+        with pytest.raises(ChannelError):
+            await ecotone.run("shipping", ALL)
+        server.start()
+
+    failed = only(measured.points("messaging.client.operation.duration"))
+    assert failed.attributes["messaging.operation.name"] == "receive"
+    assert failed.attributes["error.type"] == "ecotone_fastapi.core.errors.ChannelError"
+    assert measured.points("messaging.client.consumed.messages") == []
 
 
 async def test_a_failure_that_becomes_a_retry_is_measured_as_a_failure() -> None:

@@ -360,6 +360,38 @@ async def test_a_dead_letter_that_is_replayed_while_it_is_edited_does_not_come_b
         assert len(await flow.waiting("mails")) == 1
 
 
+@pytest.mark.parametrize(
+    "edit", [{"payload": b'{"order_id": "right"}'}, {"headers": {"a": "b"}}], ids=["payload", "headers"]
+)
+@pytest.mark.parametrize("late", ["replay", "edit"])
+async def test_what_was_edited_meanwhile_is_neither_replayed_nor_edited_as_it_was_before(
+    database: SqlAlchemy, mails: Mails, monkeypatch: pytest.MonkeyPatch, edit: dict[str, Any], late: str
+) -> None:
+    channels = [database.channel("mails"), database.channel("thanks")]
+    async with flow_test([mails], channels=channels, plugins=[database, AT_ONCE]) as flow:
+        [parked] = await parked_by(flow, "1")
+        dead_letters = flow.ecotone.dead_letters
+        store: Any = flow.ecotone.assembly.services[DeadLetterStore]
+        get = store.get
+
+        async def get_and_be_late(parked_id: str) -> ParkedMessage:
+            found: ParkedMessage = await get(parked_id)
+            monkeypatch.undo()
+            await dead_letters.edit(parked_id, **edit)
+            return found
+
+        monkeypatch.setattr(store, "get", get_and_be_late)
+        with pytest.raises(DeadLetterNotFoundError, match="edited"):
+            await (
+                dead_letters.replay(parked.id) if late == "replay" else dead_letters.edit(parked.id, headers={"x": "y"})
+            )
+
+        [edited] = await flow.dead_letters()
+        assert edited.message != parked.message
+        assert "x" not in edited.message.headers
+        assert await flow.waiting("mails") == []
+
+
 async def test_an_edit_that_cannot_be_kept_leaves_the_dead_letter_as_it_was(
     database: SqlAlchemy, mails: Mails, monkeypatch: pytest.MonkeyPatch
 ) -> None:

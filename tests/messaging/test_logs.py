@@ -407,6 +407,18 @@ async def test_a_message_that_somebody_else_has_put_on_the_channel_tells_what_it
     assert book.said("placed") == {"endpoint": "place-order", "channel": "orders", "attempt": 1}
 
 
+async def test_what_somebody_else_has_written_begins_no_line_of_the_log_and_is_cut_with_a_mark() -> None:
+    headers = {"correlation_id": "a\nERROR forged", "id": "m" * 5000, "causation_id": "\x1b[31mred\ud800"}
+    async with flow_test([]) as flow:
+        gateway = flow.ecotone.prepare()
+        async with gateway.unit_of_work(Message(b"", headers)):
+            fields = message_fields()
+
+    assert fields["correlation_id"] == r"a\nERROR forged"
+    assert fields["message_id"] == "m" * 190 + "… (5000 characters)"
+    assert fields["causation_id"] == r"\x1b[31mred\ud800"
+
+
 @pytest.mark.parametrize(("attempt", "told"), [("2", 3), ("a few", 1), ("-7", 1), ("9" * 50, 1_000_000_001)])
 async def test_a_count_that_somebody_else_has_written_is_a_number_all_the_same(attempt: str, told: int) -> None:
     async with flow_test([]) as flow:
@@ -437,6 +449,17 @@ async def test_fields_that_are_not_known_may_have_something_in_their_place() -> 
 
     told = {name: vars(record)[name] for name in (*FIELDS, "trace_id", "span_id")}
     assert set(told.values()) == {"-"}
+
+
+async def test_what_one_handler_does_not_know_another_one_may_tell() -> None:
+    """Both filters see the same record: the console's placeholder is no value."""
+    record = logging.makeLogRecord({"msg": "hello"})
+
+    MessageFields(absent="-").filter(record)
+    MessageFields(lambda: {"trace_id": "4bf92f"}).filter(record)
+    MessageFields(lambda: {"trace_id": "other"}, absent="none").filter(record)
+
+    assert (vars(record)["trace_id"], vars(record)["span_id"]) == ("4bf92f", "none")
 
 
 async def test_further_fields_come_from_whoever_knows_them() -> None:

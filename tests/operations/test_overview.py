@@ -188,6 +188,32 @@ async def test_many_who_look_at_the_same_time_cost_as_much_as_one() -> None:
         assert asked == 2
 
 
+async def test_those_who_wait_for_a_look_that_is_under_way_share_the_next_one() -> None:
+    asked = 0
+    goes_on = anyio.Event()
+
+    async def count() -> int:
+        nonlocal asked
+        asked += 1
+        await goes_on.wait()
+        return asked
+
+    async with Ecotone([], channels=[Silent("orders", count)]).running() as ecotone:
+        found: list[int | None] = []
+
+        async def look() -> None:
+            found.append(channel_of(await ecotone.overview.report(), "orders").depth)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(look)
+                await until(lambda: asked == 1)
+            goes_on.set()
+
+        assert asked == 2
+        assert sorted(one or 0 for one in found) == [1, *[2] * 9]
+
+
 async def test_a_handler_may_look_within_its_transaction(sqlite_url: str) -> None:
     @command_handler("look")
     async def look(order: str, overview: Overview) -> Any:

@@ -490,9 +490,14 @@ class DropsTracebacks(MemoryDeadLetters):
 
 
 class DeletesAnything(MemoryDeadLetters):
-    async def delete(self, parked_id: str) -> None:
+    async def delete(self, parked_id: str, *, saying: Message[bytes] | None = None) -> None:
         with suppress(DeadLetterNotFoundError):
             await super().delete(parked_id)
+
+
+class DeletesWhatWasEdited(MemoryDeadLetters):
+    async def delete(self, parked_id: str, *, saying: Message[bytes] | None = None) -> None:
+        await super().delete(parked_id)
 
 
 @pytest.mark.parametrize(
@@ -503,6 +508,7 @@ class DeletesAnything(MemoryDeadLetters):
         (DropsTracebacks, "a_parked_message_is_kept_with_every_detail"),
         (DropsTracebacks, "any_text_survives"),
         (DeletesAnything, "a_deleted_message_is_gone"),
+        (DeletesWhatWasEdited, "what_says_something_else_by_now_is_not_deleted"),
     ],
 )
 async def test_the_suite_finds_a_wrong_store(kind: Callable[[], DeadLetterStore], case: str) -> None:

@@ -12,6 +12,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.middleware import Middleware
+from starlette.testclient import WebSocketDenialResponse
 
 from ecotone_fastapi import (
     CommandBus,
@@ -446,3 +447,28 @@ def test_the_messages_of_a_websocket_have_the_id_of_its_handshake(serve: Serve) 
 
     assert orders.seen[:4] == ["c-1"] * 4
     assert len({*orders.seen[4:]}) == 2  # without one, each message begins a conversation of its own
+
+
+@both_ways
+def test_the_answer_to_the_handshake_of_a_websocket_has_its_id(serve: Serve) -> None:
+    app = serve()
+
+    @app.websocket("/ws")
+    async def talk(socket: WebSocket) -> None:
+        await socket.accept(headers=[(b"x-other", b"1")])
+
+    @app.websocket("/closed")
+    async def refuse(socket: WebSocket) -> None:
+        await socket.send_denial_response(Response("no", 403))
+
+    with TestClient(app) as client:
+        with client.websocket_connect("/ws", headers={HEADER: "c-1"}) as socket:
+            told = {name.decode().lower(): value for name, value in socket.extra_headers or []}
+        with (
+            pytest.raises(WebSocketDenialResponse) as denied,
+            client.websocket_connect("/closed", headers={HEADER: "c-2"}),
+        ):
+            pass
+
+    assert (told[HEADER.lower()], told["x-other"]) == (b"c-1", b"1")
+    assert denied.value.headers[HEADER] == "c-2"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
+from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.messaging.dead_letter import EVERYTHING, DeadLetterFilter, ParkedMessage
 
 
@@ -40,14 +41,16 @@ class MemoryDeadLetters:
         except KeyError:
             raise self._unknown(parked_id) from None
 
-    async def delete(self, parked_id: str) -> None:
+    async def delete(self, parked_id: str, *, saying: Message[bytes] | None = None) -> None:
         """Remove one parked message.
 
         Raises:
-            DeadLetterNotFoundError: No dead letter has this id.
+            DeadLetterNotFoundError: No dead letter has this id, or it says something else.
         """
-        if self._parked.pop(parked_id, None) is None:
+        parked = self._parked.get(parked_id)
+        if parked is None or (saying is not None and parked.message != saying):
             raise self._unknown(parked_id)
+        del self._parked[parked_id]
 
     async def delete_all(self, which: DeadLetterFilter = EVERYTHING) -> int:
         """Remove all that are meant; return how many."""
@@ -68,5 +71,5 @@ class MemoryDeadLetters:
         return DeadLetterNotFoundError(
             f"no dead letter has the id {parked_id!r}",
             tried=f"the memory of this process, where {len(self._parked)} are parked",
-            hint="it may have been replayed or deleted; list() tells what is there",
+            hint="it may have been replayed, edited or deleted; list() tells what is there",
         )

@@ -7,8 +7,10 @@ Only the API of OpenTelemetry is used here: who is told what was measured is for
 
 import logging
 import math
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import Meter, MeterProvider, get_meter
 
@@ -23,6 +25,19 @@ from ecotone_fastapi.core.plugin import Assembly
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.metrics")
 
 
+@dataclass
+class _Made:
+    """What was made by one meter."""
+
+    instruments: Instruments
+    observing: Observing | None = None
+
+
+# A meter keeps the callbacks of the first gauge of a name and not those of another: applications that have one, at the
+# same time or one after the other, share it.
+_made: WeakKeyDictionary[Meter, _Made] = WeakKeyDictionary()
+
+
 class Metrics:
     """The plugin that measures: what is sent, received, settled and handled, and how everything is.
 
@@ -30,8 +45,9 @@ class Metrics:
     seconds in a task beside the application; whoever collects is shown what was seen last and asks no server. What was
     seen too long ago is not shown, and what could not be asked is told by `ecotone.observation.failed`.
 
-    Looking costs a few statements for each channel and projection. Every process of an application does it, and shows
-    the same depths and lags, because they are those of servers: take the maximum over processes, not the sum.
+    Looking costs a few statements for each database and projection, and a question to a broker for each channel. Every
+    process of an application does it, and shows the same depths and lags, because they are those of servers: take the
+    maximum over processes, not the sum.
 
     The provider is looked for when the application starts. When there is none by then, nothing is plugged in.
 
@@ -67,8 +83,8 @@ class Metrics:
         self._meter_provider = meter_provider
         self._interval = interval
         self._application = application
-        self._instruments: Instruments | None = None
         self._observing: Observing | None = None
+        self._sights: list[Sight] = []
 
     def __repr__(self) -> str:
         return f"Metrics(interval={self._interval})"
@@ -81,20 +97,26 @@ class Metrics:
             # One of the API itself: it measures nothing, or waits for a provider.
             logger.info("nothing is measured: there is no provider of OpenTelemetry")
             return
-        # A meter keeps the callbacks of the first instrument of a name, and not those of another.
-        self._instruments = self._instruments or Instruments(meter)
-        measuring = Measuring(self._instruments, assembly.gateway)
+        known = _made.get(meter)
+        if known is None:
+            known = _made[meter] = _Made(Instruments(meter))
+        measuring = Measuring(known.instruments, assembly.gateway)
         assembly.add_watcher(measuring)
         assembly.add_interceptor(measuring.count_redelivery, stage=Stage.RECEIVE, order=Order.TRACING)
         assembly.add_interceptor(measuring.measure, stage=Stage.RECEIVE, order=Order.RETRY + 1)
         if self._interval is not None:
-            self._observing = self._observing or Observing(meter)
-            assembly.add_lifespan(partial(observed, self._observing, Sight(assembly, self._interval)))
+            if known.observing is None:
+                known.observing = Observing(meter)
+            self._observing = known.observing
+            sight = Sight(assembly, self._interval)
+            self._sights.append(sight)
+            assembly.add_lifespan(partial(observed, self._observing, sight))
 
     async def refresh(self) -> None:
         """Look now, and not only when the next interval is over: for programs that end soon, and for tests.
 
         Nothing is looked at that does not run, and nothing without a provider or an interval.
         """
-        for sight in tuple(self._observing.sights if self._observing is not None else ()):
-            await sight.look()
+        for sight in self._sights:
+            if self._observing is not None and sight in self._observing.sights:
+                await sight.look()

@@ -64,6 +64,7 @@ class SqlDeadLetters:
         self._select_ids = f"SELECT id FROM {table}"
         self._get = text(f"SELECT {names} FROM {table} WHERE id = :id")
         self._delete = text(f"DELETE FROM {table} WHERE id = :id")
+        self._delete_saying = text(f"DELETE FROM {table} WHERE id = :id AND headers = :headers AND body = :body")
         self._delete_all = f"DELETE FROM {table}"
         self._count = f"SELECT count(*) FROM {table}"
         dialect = transactions.dialect.name
@@ -114,15 +115,19 @@ class SqlDeadLetters:
             return self._parked(row)
         raise self._unknown(parked_id)
 
-    async def delete(self, parked_id: str) -> None:
+    async def delete(self, parked_id: str, *, saying: Message[bytes] | None = None) -> None:
         """Remove one parked message, with the unit of work of the calling task's scope, if any.
 
         Raises:
-            DeadLetterNotFoundError: No dead letter has this id.
+            DeadLetterNotFoundError: No dead letter has this id, or it says something else.
         """
+        statement, values = self._delete, dict[str, Any](id=_plain(parked_id))
+        if saying is not None:
+            statement = self._delete_saying
+            values |= {"headers": headers_as_json(saying.headers), "body": bytes(saying.payload)}
 
         async def delete(connection: AsyncConnection) -> int:
-            return (await connection.execute(self._delete, {"id": _plain(parked_id)})).rowcount
+            return (await connection.execute(statement, values)).rowcount
 
         await self._prepare()
         if not await self._transactions.join(delete, "deleting a dead letter"):
@@ -203,7 +208,7 @@ class SqlDeadLetters:
         return DeadLetterNotFoundError(
             f"no dead letter has the id {parked_id!r}",
             tried=f"the database {self._transactions.address}",
-            hint="it may have been replayed or deleted; list() tells what is there",
+            hint="it may have been replayed, edited or deleted; list() tells what is there",
         )
 
 

@@ -229,6 +229,21 @@ class StoreConformance(Hooks):
             with pytest.raises(DeadLetterNotFoundError, match="one"):
                 await store.delete("one")
 
+    async def test_what_says_something_else_by_now_is_not_deleted(self) -> None:
+        """Who has read it before it was edited neither replays nor deletes what it says now."""
+        async with self.dead_letters() as store:
+            odd = {"id": "1", "quote": 'it\'s "so"', "umlaut": "ä\U0001f600"}
+            before = replace(parked("one"), message=Message(b"\x00\xff'", odd))
+            for after in (Message(b"\x00\xff", odd), Message(b"\x00\xff'", {**odd, "more": "1"})):
+                await store.park(replace(before, message=after))
+                with pytest.raises(DeadLetterNotFoundError, match="one"):
+                    await store.delete("one", saying=before.message)
+                assert (await store.get("one")).message == after
+            await store.park(before)
+            await store.delete("one", saying=(await store.get("one")).message)
+
+            assert await store.count() == 0
+
     async def test_an_empty_dead_letter_is_no_error(self) -> None:
         """There is nothing to list and nothing to get."""
         async with self.dead_letters() as store:

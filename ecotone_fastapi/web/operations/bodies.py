@@ -7,6 +7,8 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from ecotone_fastapi.web.operations.opening import is_admitted
+
 M = TypeVar("M", bound="Asked")
 
 
@@ -14,14 +16,16 @@ class Asked(BaseModel, extra="forbid"):
     """What a request asks for. What is misspelled is refused: a filter that nobody reads would mean everything."""
 
 
-def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+def body_of(model: type[M]) -> Callable[[Request], Awaitable[M | None]]:
     """Return a dependency that reads the body of a request; without any, nothing is said.
 
     Args:
         model: What it is to be.
     """
 
-    async def read(request: Request) -> M:
+    async def read(request: Request) -> M | None:
+        if not is_admitted(request):
+            return None  # nobody will ask for it
         try:
             return model.model_validate_json(await request.body() or b"{}")
         except ValidationError as error:

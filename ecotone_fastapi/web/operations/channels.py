@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 from fastapi import APIRouter, Depends, HTTPException, Query
+from pydantic import Field
 
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.operations.report import ChannelReport
@@ -44,7 +45,7 @@ class WaitingMessages:
 class PauseAsked(Asked):
     """Why a consumer is to pause."""
 
-    reason: str = ""
+    reason: str = Field("", max_length=1000, description="Why, for those who come after you.")
 
 
 def add_channels(router: APIRouter, ecotone: Operated) -> None:

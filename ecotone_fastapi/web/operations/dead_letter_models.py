@@ -5,13 +5,14 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import Query
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import Field, model_validator
 
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, ParkedMessage
 from ecotone_fastapi.operations.cutting import LINE, NAME, TEXT, cut, cut_headers, cut_or_none, cut_within
 from ecotone_fastapi.web.operations.bodies import Asked
 from ecotone_fastapi.web.operations.messages import payload_of
+from ecotone_fastapi.web.operations.paging import Moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class ReplayedDeadLetters:
         replayed: How many went back to their channels.
         refused: Why others did not, by their ids, for the first hundred of them; they are where they were.
         refused_count: How many were refused.
-        remaining: How many were not tried, because they were more than the limit.
+        remaining: How many were not tried, because so many had gone back as were asked for.
     """
 
     replayed: int
@@ -114,13 +115,13 @@ class DeletedDeadLetters:
 class FilterAsked(Asked):
     """Which dead letters are meant: those to which everything applies that is said here."""
 
-    handler: str | None = Field(None, description="The id of the handler that failed.")
-    error: str | None = Field(None, description="The class of the exception, with its module or without.")
-    channel: str | None = Field(None, description="The channel that it was taken from.")
-    text: str | None = Field(None, description="Is part of its id, error, traceback, headers or body.")
-    tenant: str | None = Field(None, description="What its header `tenant` says.")
-    since: AwareDatetime | None = Field(None, description="Parked at this moment or later, with its time zone.")
-    until: AwareDatetime | None = Field(None, description="Parked before this moment, with its time zone.")
+    handler: str | None = Field(None, min_length=1, description="The id of the handler that failed.")
+    error: str | None = Field(None, min_length=1, description="The class of the exception, with its module or without.")
+    channel: str | None = Field(None, min_length=1, description="The channel that it was taken from.")
+    text: str | None = Field(None, min_length=1, description="Is part of its id, error, traceback, headers or body.")
+    tenant: str | None = Field(None, min_length=1, description="What its header `tenant` says.")
+    since: Moment | None = Field(None, description="Parked at this moment or later, with its time zone.")
+    until: Moment | None = Field(None, description="Parked before this moment, with its time zone.")
 
     def meant(self) -> DeadLetterFilter:
         """Return it as the dead letter knows it."""
@@ -142,8 +143,8 @@ async def filter_of_query(
     channel: Annotated[str | None, Query(description="The channel that it was taken from.")] = None,
     text: Annotated[str | None, Query(description="Is part of its id, error, traceback, headers or body.")] = None,
     tenant: Annotated[str | None, Query(description="What its header `tenant` says.")] = None,
-    since: Annotated[AwareDatetime | None, Query(description="Parked at this moment or later.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Parked before this moment.")] = None,
+    since: Annotated[Moment | None, Query(description="Parked at this moment or later.")] = None,
+    until: Annotated[Moment | None, Query(description="Parked before this moment.")] = None,
 ) -> DeadLetterFilter:
     """Return which dead letters are meant; what is left empty, as forms do, is not said."""
     return FilterAsked(
@@ -179,7 +180,7 @@ class ReplayAsked(Asked):
 class SeveralReplaysAsked(DeadLettersAsked, ReplayAsked):
     """Several dead letters that are to be replayed."""
 
-    limit: int = Field(1000, ge=1, le=10_000, description="How many at most; the oldest go first.")
+    limit: int = Field(1000, ge=1, le=10_000, description="How many go back at most; the oldest first.")
 
 
 def item(parked: ParkedMessage) -> DeadLetterItem:

@@ -27,6 +27,7 @@ from ecotone_fastapi.web.operations.opening import Operated
 from ecotone_fastapi.web.operations.paging import AfterQuery, LimitQuery, Place, page, place
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No dead letter has this id"}}
+_MOST = 10_000  # that one request tries
 _TOLD = 100  # refusals that an answer tells one by one
 _STEP = timedelta(microseconds=1)  # between two moments that databases can tell apart
 
@@ -58,14 +59,20 @@ def add_dead_letters(router: APIRouter, ecotone: Operated) -> None:
     ) -> ReplayedDeadLetters:
         """Send dead letters back to the channels they failed on, the oldest first; those that cannot go back stay."""
         ids = await _ids(asked, ecotone)
-        chosen = ids[: asked.limit]
-        replayed = await ecotone.dead_letters.replay_all(chosen, to=asked.to)
-        told = list(replayed.refused.items())[:_TOLD]
+        tried, replayed = 0, 0
+        refused: dict[str, str] = {}
+        # Those that cannot go back do not count: else the oldest of them would keep all others from ever being tried.
+        while replayed < asked.limit and tried < min(len(ids), _MOST):
+            some = ids[tried : min(tried + asked.limit - replayed, _MOST)]
+            found = await ecotone.dead_letters.replay_all(some, to=asked.to)
+            tried, replayed = tried + len(some), replayed + found.count
+            refused |= {id_: error.what for id_, error in found.refused.items()}
+        told = list(refused.items())[:_TOLD]
         return ReplayedDeadLetters(
-            replayed=replayed.count,
-            refused={cut(id_, LINE): cut(error.what, LINE) for id_, error in told},
-            refused_count=len(replayed.refused),
-            remaining=len(ids) - len(chosen),
+            replayed=replayed,
+            refused={cut(id_, LINE): cut(why, LINE) for id_, why in told},
+            refused_count=len(refused),
+            remaining=len(ids) - tried,
         )
 
     @router.post("/dead-letters/delete", openapi_extra=described(DeadLettersAsked))

@@ -77,6 +77,6 @@ def _payload(asked: EditAsked, parked: ParkedMessage) -> bytes:
     if "json" in (headers.get(HeaderName.content_type) or ""):
         try:
             json.loads(asked.payload)
-        except ValueError as error:  # it would come back at once
+        except (ValueError, RecursionError) as error:  # it would come back at once
             raise HTTPException(422, f"The payload is to be JSON, and is none: {error}") from error
     return asked.payload.encode()

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from fastapi import APIRouter, HTTPException
 
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
-from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.modelling.factories import CreatesInstead
+from ecotone_fastapi.operations.cutting import NAME, cut
 from ecotone_fastapi.operations.diagram import Diagram, diagram_of
-from ecotone_fastapi.operations.journey import Journey, find, journey_to
+from ecotone_fastapi.operations.journey import Journey, journey_to
 from ecotone_fastapi.operations.mermaid import flowchart
 from ecotone_fastapi.operations.wording import channels_of, told_kind, told_route, type_text
 from ecotone_fastapi.web.operations.opening import Operated
@@ -86,11 +86,12 @@ def add_handlers(router: APIRouter, ecotone: Operated) -> None:
     async def journey(id: str) -> Journey:
         """Tell the way of a message to a handler with every interceptor, as `ecotone explain` does."""
         assembly = ecotone.assembly
-        try:
-            endpoint = find(assembly, id)
-        except ConfigurationError as error:
-            raise HTTPException(404, error.what) from error
-        return journey_to(endpoint, assembly)
+        found = [one for one in assembly.endpoints if one.id == id] or [
+            one for one in assembly.endpoints if one.label == id
+        ]
+        if not found:
+            raise HTTPException(404, f"There is no handler {cut(id, NAME)!r}; /handlers tells which there are")
+        return journey_to(found[0], assembly)
 
     @router.get("/diagram")
     async def diagram() -> DrawnDiagram:

@@ -5,11 +5,14 @@ Whatever a route does, these come before it, in this order: the dependencies of 
 other site: that can send no JSON. Bodies are read behind them, so that whoever may not operate learns nothing.
 """
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from inspect import Parameter, Signature
 from typing import Any, Protocol
 
+import anyio
 import fastapi
 from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from ecotone_fastapi.core.errors import (
@@ -101,13 +104,41 @@ async def closed() -> None:
     )
 
 
+def admitted_by(dependencies: Sequence[Any]) -> Callable[..., Awaitable[None]]:
+    """Return one dependency that is passed when all of these are, and notes it.
+
+    Where a dependency misses what it needs, a header for example, FastAPI asks the others nevertheless, and tells in
+    the end all that is missing and wrong. What stands behind this one is not to be judged then.
+    """
+
+    async def admit(request: Request, **_: Any) -> None:
+        request.scope[_ADMITTED] = True
+
+    request = Parameter("request", Parameter.POSITIONAL_OR_KEYWORD, annotation=Request)
+    others = [
+        Parameter(f"dependency_{number}", Parameter.KEYWORD_ONLY, default=one)
+        for number, one in enumerate(dependencies)
+    ]
+    told: Any = admit  # what FastAPI reads
+    told.__signature__ = Signature([request, *others])
+    return admit
+
+
+_ADMITTED = "ecotone.admitted"
+
+
+def is_admitted(request: Request) -> bool:
+    """Whether all dependencies of the application have let a request pass."""
+    return request.scope.get(_ADMITTED) is True
+
+
 async def comes_from_a_program(request: Request) -> None:
     """Refuse what a form on some other site could have sent.
 
     Raises:
         HTTPException: The request changes something and does not say that it is JSON.
     """
-    if request.method != "POST":
+    if request.method != "POST" or not is_admitted(request):
         return  # a form cannot delete, and to look changes nothing
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -123,6 +154,10 @@ STATUS_OF_OPERATIONS: dict[type[EcotoneError], int] = {
 """Errors that elsewhere are mistakes of the application, and here of what was asked for."""
 
 
+PATIENCE = 15.0
+"""Seconds after which nobody waits any longer for what was only to be looked at."""
+
+
 class OperationsRoute(APIRoute):
     """A route whose errors are answered by the tables, whether the application has handlers for them or not."""
 
@@ -131,10 +166,19 @@ class OperationsRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def answered(request: Request) -> Response:
+            response: Response | None = None
             try:
-                response = await handle(request)
+                # A server that has fallen silent is not to collect those who look; what changes something takes time.
+                with anyio.move_on_after(PATIENCE if request.method == "GET" else None):
+                    response = await handle(request)
             except EcotoneError as error:
                 response = await _answer(request, error)
+            except RequestValidationError as error:
+                if is_admitted(request):
+                    raise
+                raise HTTPException(401, "Not authenticated") from error
+            if response is None:
+                raise HTTPException(503, f"There was no answer within {PATIENCE:.0f} seconds: a server is silent")
             # What is shown here is for nobody else: neither for a cache nor for a browser that guesses what it is.
             response.headers.setdefault("cache-control", "no-store")
             response.headers.setdefault("x-content-type-options", "nosniff")
@@ -156,11 +200,11 @@ async def _answer(request: Request, error: EcotoneError) -> Response:
 
 def opened_to(dependencies: Sequence[Any] | None) -> APIRouter:
     """Return a router without routes, behind these dependencies; behind a closed door without any."""
-    door = list(dependencies) if dependencies is not None else [fastapi.Depends(closed)]
+    door = fastapi.Depends(admitted_by(dependencies) if dependencies is not None else closed)
     return APIRouter(
         tags=["operations"],
         route_class=OperationsRoute,
-        dependencies=[*door, fastapi.Depends(comes_from_a_program)],
+        dependencies=[door, fastapi.Depends(comes_from_a_program)],
         include_in_schema=dependencies is not None,
         responses={401: {"description": "Not authenticated"}, 403: {"description": "Not allowed"}},
     )

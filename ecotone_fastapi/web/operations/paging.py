@@ -8,11 +8,24 @@ from datetime import datetime
 from typing import Annotated, TypeVar
 
 from fastapi import HTTPException, Query
+from pydantic import AfterValidator, AwareDatetime
 
 T = TypeVar("T")
 
 LimitQuery = Annotated[int, Query(ge=1, le=500, description="How many items at most.")]
-AfterQuery = Annotated[str | None, Query(description="What the page before has told as `next`.")]
+AfterQuery = Annotated[str | None, Query(max_length=4000, description="What the page before has told as `next`.")]
+
+_YEARS = range(1970, 9999)  # every database can keep them, in every time zone
+
+
+def _in_reach(moment: datetime) -> datetime:
+    if moment.year not in _YEARS:
+        raise ValueError("no message is so old or so far away: say a moment from 1970 to 9998")
+    return moment
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_reach)]
+"""A moment with its time zone that every database can keep."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,8 @@ def place(after: str | None) -> Place | None:
         found = Place(datetime.fromisoformat(moment), str(id_))
         if found.moment.tzinfo is None:
             raise ValueError(moment)
-    except (ValueError, TypeError) as error:
+        _in_reach(found.moment)
+    except (ValueError, TypeError, RecursionError) as error:
         raise HTTPException(422, "This `after` was told by no page: leave it out to begin anew") from error
     return found
 

@@ -6,14 +6,14 @@ from datetime import datetime
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, HTTPException, Query
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages
 from ecotone_fastapi.operations.cutting import LINE, NAME, cut, cut_or_none
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.opening import Operated
-from ecotone_fastapi.web.operations.paging import AfterQuery, LimitQuery, Place, page, place
+from ecotone_fastapi.web.operations.paging import AfterQuery, LimitQuery, Moment, Place, page, place
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "Nothing waits under this key"}}
 
@@ -79,7 +79,7 @@ class RescheduledMessages:
 class RescheduleAsked(Asked):
     """When what waits is to be due."""
 
-    due_at: AwareDatetime = Field(description="The moment, with its time zone; what is past is due now.")
+    due_at: Moment = Field(description="The moment, with its time zone; what is past is due now.")
 
 
 def add_scheduled(router: APIRouter, ecotone: Operated) -> None:
@@ -91,7 +91,9 @@ def add_scheduled(router: APIRouter, ecotone: Operated) -> None:
     @router.get("/scheduled")
     async def scheduled(
         key: Annotated[str | None, Query(description="Only what waits under this key.")] = None,
-        channel: Annotated[str | None, Query(description="Only what will come to this channel.")] = None,
+        channel: Annotated[
+            str | None, Query(pattern=r"^[^\x00]*$", description="Only what will come to this channel.")
+        ] = None,
         limit: LimitQuery = 50,
         after: AfterQuery = None,
     ) -> ScheduledPage:

@@ -66,7 +66,9 @@ async def test_a_consumer_pauses_without_a_reason_and_without_a_body() -> None:
         assert answer.json()["consumer"]["reason"] is None
 
 
-@pytest.mark.parametrize("body", [{"reason": 7}, {"because": "typo"}, [], "text"])
+@pytest.mark.parametrize(
+    "body", [{"reason": 7}, {"reason": "x" * 1_001}, {"because": "typo"}, [], "text"], ids=lambda one: str(one)[:30]
+)
 async def test_a_pause_that_says_something_else_is_refused(body: Any) -> None:
     async with operated() as operations:
         answer = await operations.call("POST", "/channels/mails/pause", json=body)

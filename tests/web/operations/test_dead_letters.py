@@ -1,5 +1,6 @@
 """Dead letters over HTTP."""
 
+import base64
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -140,7 +141,14 @@ async def test_filters_choose(url: str | None) -> None:
         {"after": "W10="},
         {"after": "WzcsIDhd"},
         {"after": ""},
+        {"after": "WyI5OTk5LTEyLTMxVDIzOjU5OjU5Ljk5OTk5OSswMDowMCIsICJ4Il0="},
+        {"after": "WyIwMDAxLTAxLTAxVDAwOjAwOjAwKzE0OjAwIiwgIngiXQ=="},
+        {"after": base64.urlsafe_b64encode(b"[" * 2_900).decode()},
+        {"after": "x" * 4_001},
+        {"since": "9999-12-31T23:59:59.999999-14:00"},
+        {"until": "0001-01-01T00:00:00+14:00"},
     ],
+    ids=lambda query: str(query)[:60],
 )
 async def test_a_question_that_makes_no_sense_is_refused(query: dict[str, Any]) -> None:
     async with operated() as operations:
@@ -213,6 +221,20 @@ async def test_all_are_replayed_by_an_empty_filter_the_oldest_first_and_as_many_
         assert operations.shop.sent == ["a", "b"]
 
 
+async def test_the_oldest_that_cannot_go_back_do_not_keep_the_others_from_being_tried(url: str | None) -> None:
+    async with shop_of(url) as operations:
+        ids = await operations.fails(*"abcdef")
+        for id_ in ids[:3]:
+            await operations.post(f"/dead-letters/{id_}/edit", headers={"endpoint": "gone"})
+
+        first = await operations.post("/dead-letters/replay", filter={}, limit=2)
+        second = await operations.post("/dead-letters/replay", filter={}, limit=2)
+
+        assert (first["replayed"], first["refused_count"], first["remaining"]) == (2, 3, 1)
+        assert (second["replayed"], second["refused_count"], second["remaining"]) == (1, 3, 0)
+        assert (await operations.get("/dead-letters"))["total"] == 3
+
+
 async def test_one_that_cannot_go_back_does_not_hold_up_the_others() -> None:
     async with operated() as operations:
         ids = await operations.fails("a", "b")
@@ -230,6 +252,8 @@ async def test_one_that_cannot_go_back_does_not_hold_up_the_others() -> None:
         {},
         {"ids": ["a"], "filter": {}},
         {"filter": {"tennant": "acme"}},
+        {"filter": {"text": ""}},
+        {"filter": {"handler": ""}},
         {"filter": None},
         {"filter": {"since": "2026-01-01T00:00:00"}},
         {"ids": "a"},

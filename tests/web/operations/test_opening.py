@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Security
@@ -12,7 +13,7 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials, SecurityScopes
 
 from ecotone_fastapi import ConfigurationError, Ecotone, QueryBusDep, query_handler
 from ecotone_fastapi.core.errors import ChannelError, EcotoneError, UnknownEndpointError
-from ecotone_fastapi.web.operations import operations_router
+from ecotone_fastapi.web.operations import opening, operations_router
 from ecotone_fastapi.web.operations.opening import OperationsRoute
 from tests.web.operations.shops import ADMIN, JSON, operated, require_admin
 
@@ -49,6 +50,17 @@ def closed_app() -> FastAPI:
 @pytest.fixture(scope="module")
 def opened_app() -> FastAPI:
     return application(Ecotone([], operations=[Depends(require_admin)]))
+
+
+async def demand_token(x_token: Annotated[str, Header()]) -> None:
+    """A dependency as FastAPI's own tutorial has them: without the header it is not even asked."""
+    if x_token != "secret":
+        raise HTTPException(403, "not you")
+
+
+@pytest.fixture(scope="module")
+def demanding_app() -> FastAPI:
+    return application(Ecotone([], operations=[Depends(demand_token)]))
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:
@@ -173,6 +185,43 @@ async def test_a_dependency_can_be_overridden_as_everywhere() -> None:
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
         assert (await http.get("/ecotone/operations/overview")).status_code == 200
+
+
+@every_call
+@pytest.mark.parametrize("mistake", [{}, {"content": b"{"}, {"params": {"limit": "0", "seconds": "0"}}], ids=str)
+async def test_who_does_not_even_say_who_it_is_learns_nothing_of_what_else_is_wrong(
+    method: str, path: str, mistake: dict[str, Any], demanding_app: FastAPI
+) -> None:
+    async with client(demanding_app) as http:
+        answer = await http.request(method, path, **mistake)
+
+    assert (answer.status_code, answer.json()) == (401, {"detail": "Not authenticated"})
+
+
+async def test_who_says_so_is_told_by_the_dependency_and_then_by_the_route(demanding_app: FastAPI) -> None:
+    async with client(demanding_app) as http:
+        refused = await http.get("/dead-letters?limit=0", headers={"x-token": "wrong"})
+        wrong = await http.get("/dead-letters?limit=0", headers=ADMIN)
+        form = await http.post("/dead-letters/delete", headers=ADMIN, content=b"{")
+        broken = await http.post("/dead-letters/delete", headers={**ADMIN, **JSON}, content=b"{")
+
+    assert (refused.status_code, refused.json()) == (403, {"detail": "not you"})
+    assert (wrong.status_code, wrong.json()["detail"][0]["loc"]) == (422, ["query", "limit"])
+    assert (form.status_code, broken.status_code) == (415, 422)
+
+
+async def test_a_server_that_has_fallen_silent_does_not_collect_those_who_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "PATIENCE", 0.05)
+    async with operated() as operations:
+
+        async def be_silent(_: object) -> int:
+            return int(await anyio.sleep_forever() or 0)
+
+        monkeypatch.setattr(operations.ecotone.dead_letters, "count", be_silent)
+        answer = await operations.call("GET", "/dead-letters")
+
+    assert answer.status_code == 503
+    assert "a server is silent" in answer.json()["detail"]
 
 
 async def test_a_security_dependency_is_asked_with_its_scopes_and_may_use_the_buses() -> None:

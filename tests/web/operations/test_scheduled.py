@@ -125,6 +125,7 @@ async def test_a_key_may_have_any_characters() -> None:
         ({"due_at": "9999-01-01T00:00:00Z"}, 422),
         ({"due": "2200-01-01T00:00:00Z"}, 422),
         ({"due_at": None}, 422),
+        ({"due_at": "0001-01-01T00:00:00+14:00"}, 422),
     ],
 )
 async def test_a_moment_that_is_none_changes_nothing(body: Any, status: int) -> None:
@@ -146,3 +147,15 @@ async def test_nothing_is_put_off_that_is_not_there() -> None:
 
         assert answer.status_code == 404
         assert answer.json()["detail"] == f"Nothing waits under the key '{'x' * 300}… (cut, 400 characters in all)'"
+
+
+@pytest.mark.parametrize("query", [{"channel": "a\0b"}, {"limit": 0}, {"after": "WzFd"}], ids=str)
+async def test_a_question_that_makes_no_sense_is_refused(query: dict[str, Any]) -> None:
+    async with operated() as operations:
+        assert (await operations.call("GET", "/scheduled", params=query)).status_code == 422
+
+
+async def test_a_key_that_no_database_takes_is_just_not_there(url: str | None) -> None:
+    async with shop_of(url) as operations:
+        assert (await operations.call("DELETE", "/scheduled/a%00b")).status_code == 404
+        assert (await operations.get("/scheduled", key="a\0b"))["total"] == 0

@@ -1,50 +1,19 @@
-"""The dead letter in a real browser: looked at, filtered, replayed, edited and deleted."""
+"""The dead letter in a real browser: looked at and filtered, and nothing in it comes alive."""
 
-import re
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import cast
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from ecotone_fastapi import DeadLetterFilter
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
-from tests.web.page.shop import SCRIPT, ChargeCard, Shop
+from tests.web.page.shop import SCRIPT, Shop
+from tests.web.page.visits import list_of, only_id
 
 pytestmark = pytest.mark.chromium
 
 LARGE = 12345678901234567890  # more than a number of JavaScript can hold
-Open = Callable[..., Awaitable[Page]]
-
-
-async def list_of(shop: Shop, page: Page, filter_: str = "") -> None:
-    await page.goto(f"{shop.address}#/dead-letters{filter_}")
-    await expect(page.locator("main table")).to_be_visible()
-
-
-async def only_id(shop: Shop) -> str:
-    [one] = await shop.ecotone.dead_letters.list()
-    return one.id
-
-
-async def test_the_counter_falls_when_a_dead_letter_is_replayed_from_the_page(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1", "order-2", "order-3")
-    await list_of(shop, page)
-    badge = page.get_by_role("link", name=re.compile("^Dead letters")).locator(".badge")
-    await expect(badge).to_have_text("3")
-    shop.bank.works = True
-
-    await page.get_by_role("row").filter(has_text="order-2").get_by_role("link").click()
-    await expect(page.get_by_role("heading", level=1)).to_have_text("Dead letter: ChargeCard")
-    await page.get_by_role("button", name="Replay", exact=True).click()
-
-    await expect(page.locator(".notice")).to_contain_text("was replayed")
-    await expect(page.locator("#dead-letter-count")).to_have_text("2 messages")
-    await expect(badge).to_have_text("2")
-    await shop.until(shop.charged, 1)
-    assert shop.bank.charged == [ChargeCard("order-2", 5)]
 
 
 async def test_the_list_is_filtered_by_handler_error_channel_and_text(shop: Shop, page: Page) -> None:
@@ -109,19 +78,6 @@ async def test_a_dead_letter_is_shown_with_its_payload_headers_and_traceback(sho
     await expect(page.get_by_role("region", name="Traceback")).to_contain_text("raise CardError")
     await expect(page.locator(".failure")).to_contain_text("card refused for order-1")
     await expect(page.locator(".facts")).to_contain_text("charge-card")
-
-
-async def test_a_payload_that_is_too_long_is_cut_with_a_mark_and_not_edited(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1", note="x" * 100_000)
-    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
-
-    await expect(page.get_by_text("only the beginning is shown")).to_be_visible()
-    await expect(page.get_by_role("region", name="Payload")).to_contain_text("(cut, 100")
-    await page.get_by_role("button", name="Edit and replay").click()
-    await expect(page.get_by_text("It is too long to be edited here. Its headers can.")).to_be_visible()
-    await page.get_by_role("button", name="Replay as edited").click()
-
-    await expect(page.locator(".notice")).to_contain_text("replayed as edited")
 
 
 async def test_a_payload_that_is_no_text_is_shown_as_base64(shop: Shop, page: Page) -> None:
@@ -192,171 +148,6 @@ async def test_a_script_that_comes_into_the_page_could_neither_run_nor_tell_anyb
     assert "fetch" in refused
     assert "run" not in await page.title()
     await page.close()
-
-
-async def test_several_that_are_selected_are_replayed(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1", "order-2", "order-3")
-    await list_of(shop, page)
-    shop.bank.works = True
-    for order in ("order-1", "order-3"):
-        await page.get_by_role("row").filter(has_text=order).get_by_role("checkbox").check()
-
-    await page.get_by_role("button", name="Replay selected (2)").click()
-
-    await expect(page.locator("#dead-letter-count")).to_have_text("1 message")
-    await expect(page.locator("main tbody tr")).to_contain_text(["order-2"])
-    await shop.until(shop.charged, 2)
-    assert [one.order_id for one in shop.bank.charged] == ["order-1", "order-3"]
-
-
-async def test_all_that_a_filter_means_are_replayed_after_a_confirmation(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1", "order-2", "order-3")
-    await shop.receipt("order-4")
-    shop.bank.works = True
-    await list_of(shop, page, "?error=CardError")
-
-    await page.get_by_role("button", name="Replay all 3 of this filter").click()
-    question = page.get_by_role("dialog")
-    await expect(question).to_contain_text("Meant are those whose error is “CardError”.")
-    await question.get_by_role("button", name="Replay 3 dead letters").click()
-
-    await expect(page.locator(".notice")).to_have_text(re.compile("^3 dead letters replayed"))
-    await expect(page.locator(".badge:visible")).to_have_text(["1"])
-    await shop.until(shop.charged, 3)
-    assert await shop.ecotone.dead_letters.count(DeadLetterFilter(error_type="TimeoutError")) == 1
-
-
-async def test_nothing_is_replayed_without_the_confirmation(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1")
-    shop.bank.works = True
-    await list_of(shop, page)
-    everything = page.get_by_role("button", name="Replay all 1")
-
-    await everything.click()
-    await expect(page.get_by_role("dialog")).to_be_visible()
-    await page.keyboard.press("Escape")
-
-    await expect(page.get_by_role("dialog")).to_have_count(0)
-    await expect(everything).to_be_focused()
-    assert await shop.parked() == 1
-
-
-async def test_all_are_deleted_only_when_their_number_was_typed(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1", "order-2")
-    await list_of(shop, page)
-    await page.get_by_role("button", name="Delete all 2").click()
-    question = page.get_by_role("dialog")
-    delete = question.get_by_role("button", name="Delete 2 dead letters")
-
-    await question.get_by_role("textbox").fill("3")
-    await expect(delete).to_be_disabled()
-    await question.get_by_role("textbox").fill("2")
-    await delete.click()
-
-    await expect(page.get_by_text("There are no dead letters.")).to_be_visible()
-    assert await shop.parked() == 0
-
-
-async def test_one_is_deleted(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1")
-    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
-
-    await page.get_by_role("button", name="Delete …").click()
-    await expect(page.get_by_role("button", name="Cancel")).to_be_focused()
-    await page.get_by_role("button", name="Delete it").click()
-
-    await expect(page.get_by_text("There are no dead letters.")).to_be_visible()
-    assert await shop.parked() == 0
-
-
-async def test_a_dead_letter_is_edited_and_replayed(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1", headers={"tenant": "acme", "old": "yes"})
-    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
-    await page.get_by_role("button", name="Edit and replay").click()
-    payload = page.get_by_label("Payload", exact=True).and_(page.get_by_role("textbox"))
-
-    await payload.fill((await payload.input_value()).replace('"amount": 5', '"amount": 0'))
-    await page.get_by_label("Value of tenant").fill("umbrella")
-    await page.get_by_role("button", name="Remove the header old").click()
-    await page.get_by_role("button", name="Add a header").click()
-    await page.get_by_label("Name of the header").last.fill("mended_by")
-    await page.get_by_label("Value of the header").last.fill("ada")
-    await page.get_by_role("button", name="Replay as edited").click()
-
-    await expect(page.locator(".notice")).to_contain_text("replayed as edited")
-    await shop.until(shop.charged, 1)
-    [headers] = shop.bank.headers
-    assert shop.bank.charged == [ChargeCard("order-1", 0)]
-    assert (headers["tenant"], headers["mended_by"], "old" in headers) == ("umbrella", "ada", False)
-
-
-async def test_a_dead_letter_goes_to_another_channel(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1")
-    await shop.ecotone.consumers.pause("mails")
-    shop.bank.works = True
-    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
-    await page.get_by_role("button", name="Edit and replay").click()
-
-    await page.get_by_label("Replayed to the channel").select_option("mails")
-    await page.get_by_role("button", name="Replay as edited").click()
-
-    await expect(page.locator(".notice")).to_contain_text("replayed as edited")
-    await page.goto(f"{shop.address}#/channels/mails")
-    await expect(page.get_by_role("row").filter(has_text="charge-card")).to_contain_text("order-1")
-
-
-async def test_a_dead_letter_is_kept_as_edited(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1", headers={"tenant": "acme"})
-    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
-    await page.get_by_role("button", name="Edit and replay").click()
-
-    await page.get_by_label("Value of tenant").fill("umbrella")
-    await page.get_by_role("button", name="Keep as edited").click()
-
-    await expect(page.locator(".notice")).to_contain_text("kept as edited")
-    [kept] = await shop.ecotone.dead_letters.list()
-    assert kept.message.headers["tenant"] == "umbrella"
-    assert bytes(kept.message.payload) == b'{"order_id":"order-1","amount":5,"note":""}'
-
-
-async def test_what_is_no_json_any_more_is_not_sent(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1")
-    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
-    await page.get_by_role("button", name="Edit and replay").click()
-    payload = page.get_by_label("Payload", exact=True).and_(page.get_by_role("textbox"))
-
-    await payload.fill('{"order_id": ')
-    await page.get_by_role("button", name="Replay as edited").click()
-
-    await expect(page.locator(".fault")).to_contain_text("This is no JSON")
-    await expect(payload).to_be_focused()
-    assert await shop.parked() == 1
-
-
-async def test_what_the_api_refuses_is_told_and_nothing_is_lost(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1")
-    await page.goto(f"{shop.address}#/dead-letters/{await only_id(shop)}")
-    await page.get_by_role("button", name="Edit and replay").click()
-
-    await page.get_by_label("Value of endpoint").fill("gone")
-    await page.get_by_role("button", name="Replay as edited").click()
-
-    await expect(page.locator(".notice.bad")).to_contain_text("gone")
-    await expect(page.get_by_label("Value of endpoint")).to_have_value("gone")
-    assert await shop.parked() == 1
-
-
-async def test_a_dead_letter_that_somebody_else_has_replayed_is_told_to_be_gone(shop: Shop, page: Page) -> None:
-    await shop.charge("order-1")
-    gone = await only_id(shop)
-    await page.goto(f"{shop.address}#/dead-letters/{gone}")
-    replay = page.get_by_role("button", name="Replay", exact=True)
-    await expect(replay).to_be_visible()
-    await shop.ecotone.dead_letters.delete(gone)
-
-    await replay.click()
-
-    await expect(page.locator(".notice.bad")).to_contain_text(gone)
 
 
 async def test_more_than_one_page_can_be_seen(shop: Shop, page: Page) -> None:
