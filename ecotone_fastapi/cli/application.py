@@ -214,7 +214,7 @@ def _import(name: str) -> Any:
                 f"there is no module {error.name!r}", hint=f"modules are looked for in {Path.cwd()} and on PYTHONPATH"
             ) from error
         raise _failed(f"importing {name}", error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(f"importing {name}", error) from error
 
 
@@ -225,11 +225,11 @@ def _make(text: str, factory: Callable[[], Any]) -> Any:
         return factory()
     except EcotoneError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(f"{text}()", error) from error
 
 
-def _failed(doing: str, error: Exception) -> ConfigurationError:
+def _failed(doing: str, error: BaseException) -> ConfigurationError:
     """The failure of the application's own code, in one line with its place."""
     text = "".join(traceback.format_exception_only(error)).strip()
     frames = [

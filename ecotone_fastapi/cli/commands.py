@@ -1,6 +1,7 @@
 """All commands together, and what becomes of errors."""
 
 import importlib.metadata
+from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,17 @@ from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
 class ReportingGroup(TyperGroup):
     """Shows errors of ours as people read them, and ends with 2 when the caller can mend them, else with 1."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what stands before the name of the command."""
+        ctx.meta[_FOR_MACHINES] = "--json" in takewhile(lambda one: one != "--", args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            _tell_machines(ctx, error, getattr(error, "exit_code", 1))
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:
@@ -32,16 +44,27 @@ class ReportingGroup(TyperGroup):
         except EcotoneError as error:
             code = 2 if isinstance(error, ConfigurationError) else 1
             show_error(error)
-            if is_for_machines():
-                say_json(error_told(error, code))
+            _tell_machines(ctx, error, code)
             raise typer.Exit(code) from None
         except typer.Exit:
             raise
+        except KeyboardInterrupt as error:
+            _tell_machines(ctx, error, _INTERRUPTED)
+            raise
         except Exception as error:
             # Whoever calls this wants one document, whatever happens; people get the traceback.
-            if is_for_machines():
-                say_json(error_told(error, getattr(error, "exit_code", 1)))
+            _tell_machines(ctx, error, getattr(error, "exit_code", 1))
             raise
+
+
+_FOR_MACHINES = "ecotone_fastapi.cli.for_machines"
+_INTERRUPTED = 130  # what shells take for a process that Ctrl+C has ended
+
+
+def _tell_machines(context: Any, error: BaseException, code: int) -> None:
+    # What is wrong with the options is found before --json itself is read.
+    if is_for_machines() or context.meta[_FOR_MACHINES]:
+        say_json(error_told(error, code))
 
 
 commands: typer.Typer = typer.Typer(

@@ -3,12 +3,13 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from typing import Any, TextIO
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
@@ -58,7 +59,7 @@ def show_error(error: EcotoneError) -> None:
     remark(Text.assemble((f"{name}: ", "bold red"), str(error)))
 
 
-def error_told(error: Exception, code: int) -> dict[str, Any]:
+def error_told(error: BaseException, code: int) -> dict[str, Any]:
     """Return an error for machines.
 
     Args:
@@ -68,9 +69,12 @@ def error_told(error: Exception, code: int) -> dict[str, Any]:
     return {"error": _told(error), "code": code}
 
 
-def _told(error: Exception) -> dict[str, Any]:
+def _told(error: BaseException) -> dict[str, Any]:
     if not isinstance(error, EcotoneError):
-        return {"type": type(error).__name__, "what": str(error), "tried": "", "hint": ""}
+        # What is wrong with an option names it only in its message for people.
+        what = str(getattr(error, "format_message", error.__str__)())
+        what = what or ("interrupted" if isinstance(error, KeyboardInterrupt) else "")
+        return {"type": type(error).__name__, "what": what, "tried": "", "hint": ""}
     told: dict[str, Any] = {
         "type": type(error).__name__, "what": error.what, "tried": error.tried, "hint": error.hint
     }  # fmt: skip
@@ -84,9 +88,22 @@ def harmless(text: str) -> str:
     return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
 
 
+class _HarmlessConsole(Console):
+    """Writes what is asked of it and no commands that somebody else has put into a text."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Make it harmless before its width is measured."""
+        return super().render_str(harmless(text), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Make harmless what came in another way; colours are not written yet, and what moves the cursor is apart."""
+        for one in super().render(renderable, options):
+            yield one if one.control else one._replace(text=harmless(one.text))
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return the console for a stream as it is now: programs and tests replace streams."""
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    made = _HarmlessConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = _WIDTH_OF_A_FILE
     return made

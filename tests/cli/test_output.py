@@ -56,6 +56,47 @@ def test_errors_go_to_stderr_and_keep_their_brackets(shop: Project) -> None:
     assert "there is no handler '[red]nothing'" in result.stderr
 
 
+@pytest.fixture
+def painted(project: Project) -> Project:
+    """An application whose names are commands to a terminal."""
+    project.write(
+        "painted.py",
+        r"""
+        from ecotone_fastapi import Ecotone, asynchronous, command_handler
+        from ecotone_fastapi.adapters.memory import MemoryChannel
+
+        NAME = "pay\x1b[31m\x1b]0;title\x07\u202e"
+
+
+        @asynchronous(NAME)
+        @command_handler("pay", id="pay\x1b[31m")
+        async def pay(order_id: str) -> None: ...
+
+
+        ecotone = Ecotone([pay], channels=[MemoryChannel(NAME)])
+        """,
+    )
+    return project
+
+
+@pytest.mark.parametrize(
+    "arguments", [("list",), ("explain", "pay"), ("explain", "nothing"), ("diagram",), ("doctor",)]
+)
+def test_names_that_are_commands_to_a_terminal_are_written_out(painted: Project, arguments: tuple[str, ...]) -> None:
+    command, *rest = arguments
+
+    told = painted.ecotone(command, "painted:ecotone", *rest)
+
+    assert r"pay\x1b[31m" in told.stdout + told.stderr or command in ("diagram", "doctor")
+    assert [one for one in told.stdout + told.stderr if not one.isprintable() and one != "\n"] == []
+
+
+def test_a_table_keeps_its_columns_whatever_its_names_are(painted: Project) -> None:
+    head, row = painted.ecotone("list", "painted:ecotone").stdout.splitlines()[:2]
+
+    assert row.index("MemoryChannel") == head.index("TYPE")
+
+
 def test_what_the_application_prints_does_not_disturb_json(shop: Project) -> None:
     shop.write("chatty.py", "print('hello')\nfrom shop import ecotone\n")
 

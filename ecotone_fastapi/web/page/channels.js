@@ -11,10 +11,11 @@ const WORDS = { waiting: "broken off, tries again" };
 
 /** Shows channels, the outbox and the other runnables. */
 export function open(place) {
-  const channels = channelTable({ actions: true });
+  const heading = el("h1", { id: "channels" }, "Channels");
+  const channels = channelTable({ actions: true, heading });
   const outbox = outboxTable();
   const others = othersTable();
-  place.append(el("div", { class: "heading" }, el("h1", {}, "Channels")), channels.node, outbox.node, others.node);
+  place.append(el("div", { class: "heading" }, heading), channels.node, outbox.node, others.node);
   return {
     update: (now) => {
       channels.update(now);
@@ -26,15 +27,16 @@ export function open(place) {
 
 /**
  * Makes the table of channels.
- * @param {{actions: boolean, only: string|undefined}} given Whether they can be paused here; the only one that is shown.
+ * @param {{actions: boolean, only: string|undefined, heading: Element|undefined}} given Whether they can be paused here; the
+ *   only one that is shown; what stands above it and says already what it is about.
  */
-export function channelTable({ actions, only }) {
+export function channelTable({ actions, only, heading }) {
   const columns = ["Channel", { name: "Waiting", class: "number" }, "Oldest ready", "Consumer", { name: "Rate", class: "number" },
     { name: "Handled", class: "number" }, { name: "Failed", class: "number" }];
   if (actions) {
     columns.push({ name: "Actions", hidden: true });
   }
-  const made = table("Channels", columns, only === undefined ? "This application has no channels." : "There is no such channel.");
+  const made = table(heading ?? "Channels", columns, only === undefined ? "This application has no channels." : "There is no such channel.");
   const rows = new Keyed(made.body, (one) => one.name, (one) => channelRow(one, actions));
   return {
     node: made.node,

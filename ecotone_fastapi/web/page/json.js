@@ -1,24 +1,28 @@
 // JSON with lines and indents, in which every number and every text stays exactly as it was written.
 
-const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g;
+const TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],:]|[^\s{}[\],:"]+/g;
 const INDENT = "  ";
+const DEEPEST = 50; // levels that have lines of their own; what lies deeper stays in one
+const LONGER = 4; // how many times as long as the text its lines and indents make it at most
+const ANYWAY = 262144; // characters that are never too many
 
 /** Returns the parts of a text that is JSON, or null when it is none. */
-export function tokens(text) {
+function tokens(text) {
   try {
     JSON.parse(text);
+    return text.match(TOKEN);
   } catch {
-    return null;
+    return null; // or it is more than the browser can take
   }
-  return text.match(TOKEN);
 }
 
-/** Returns JSON with its lines and indents, or null when the text is none. */
+/** Returns JSON with its lines and indents, the text itself where these would be too many, or null when it is no JSON. */
 export function pretty(text) {
   const found = tokens(text);
   if (found === null) {
     return null;
   }
+  const most = Math.max(LONGER * text.length, ANYWAY);
   let depth = 0;
   let written = "";
   for (let at = 0; at < found.length; at += 1) {
@@ -30,19 +34,23 @@ export function pretty(text) {
       written += empty ? token : token + newLine(depth);
     } else if (token === "}" || token === "]") {
       const empty = found[at - 1] === "{" || found[at - 1] === "[";
+      written += empty ? token : newLine(depth, -1) + token;
       depth -= empty ? 0 : 1;
-      written += empty ? token : newLine(depth) + token;
     } else if (token === ",") {
       written += token + newLine(depth);
     } else {
       written += token === ":" ? ": " : token;
     }
+    if (written.length > most) {
+      return text;
+    }
   }
   return written;
 }
 
-function newLine(depth) {
-  return `\n${INDENT.repeat(depth)}`;
+/** Begins a line in brackets so deep, or the one that closes them. */
+function newLine(depth, beside = 0) {
+  return depth > DEEPEST ? "" : `\n${INDENT.repeat(depth + beside)}`;
 }
 
 /** Says why a text is no JSON, or null when it is. */

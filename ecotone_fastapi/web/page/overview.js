@@ -79,12 +79,13 @@ export function open(place, { live }) {
   const list = el("ul", { class: "concerns", "aria-label": "What needs attention" });
   const keyed = new Keyed(list, (one) => one.key, makeConcern);
   const tiles = TILES.map(makeTile);
-  const channels = channelTable({ actions: false });
+  const heading = el("h2", { id: "channels" }, "Channels");
+  const channels = channelTable({ actions: false, heading });
   place.append(
     el("div", { class: "heading" }, el("h1", {}, "Overview")),
     list,
     el("ul", { class: "tiles" }, tiles.map((one) => one.node)),
-    el("h2", {}, "Channels"),
+    heading,
     channels.node,
   );
   const request = new AbortController();

@@ -4,7 +4,7 @@ import { el, say, set } from "./dom.js";
 
 /**
  * Makes a table.
- * @param {string} caption What is in it.
+ * @param {string|Element} caption What is in it; or the heading that says so, which has an id.
  * @param {Array<string|{name: string, class?: string, hidden?: boolean}>} columns Its columns.
  * @param {string} nothing What is said when there is nothing in it.
  * @returns {{node: Element, body: Element, showEmpty: function(boolean): void}}
@@ -16,7 +16,8 @@ export function table(caption, columns, nothing) {
     const { name, class: kind, hidden } = typeof one === "string" ? { name: one } : one;
     return el("th", { scope: "col", class: kind }, hidden ? el("span", { class: "unseen" }, name) : name);
   });
-  const inner = el("table", { class: "cards" }, el("caption", {}, caption), el("thead", {}, el("tr", {}, heads)), body);
+  const isHeading = caption instanceof Element;
+  const inner = el("table", { class: "cards", "aria-labelledby": isHeading ? caption.id : null }, isHeading ? null : el("caption", {}, caption), el("thead", {}, el("tr", {}, heads)), body);
   const node = el("div", { class: "table" }, inner, empty);
   return {
     node,

@@ -47,6 +47,16 @@ async def test_the_overview_shows_how_much_there_is_and_what_needs_attention(sho
     await expect(page.get_by_role("heading", level=1)).to_have_text("Dead letters")
 
 
+@pytest.mark.parametrize("section", ["overview", "channels"])
+async def test_what_a_table_is_about_is_said_once(shop: Shop, page: Page, section: str) -> None:
+    await page.goto(f"{shop.address}#/{section}")
+
+    await expect(page.get_by_role("table", name="Channels")).to_be_visible()
+    told = page.get_by_role("main").get_by_text("Channels", exact=True)
+    await expect(told).to_have_count(1)
+    await expect(told).to_have_role("heading")
+
+
 async def test_a_server_that_does_not_answer_is_told(shop: Shop, page: Page) -> None:
     shop.bank.down = True
 
