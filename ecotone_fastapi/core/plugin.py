@@ -1,4 +1,4 @@
-"""What extends the kernel, and where: ten sockets, used by our own features and by the user's alike.
+"""What extends the kernel, and where: eleven sockets, used by our own features and by the user's alike.
 
 >>> class Greeting:
 ...     def install(self, assembly):
@@ -154,6 +154,7 @@ class Assembly:
     lifespans: list[Lifespan] = field(default_factory=list)
     plugins: list[Plugin] = field(default_factory=list)
     watchers: list[Watcher] = field(default_factory=list)
+    beginnings: list[Callable[[], object]] = field(default_factory=list)
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
         """Add a handler."""
@@ -232,3 +233,12 @@ class Assembly:
     def add_lifespan(self, lifespan: Lifespan) -> None:
         """Open something before the channels and close it after them."""
         self.lifespans.append(lifespan)
+
+    def add_beginning(self, beginning: Callable[[], object]) -> None:
+        """Do something in each task that runs beside the application, before its consumer or other runnable begins.
+
+        For what is current where the application is started, and must not be current for as long as it runs. What a
+        beginning sets in a `ContextVar` is seen by its task and all that it starts. What is run by the caller itself,
+        by `Ecotone.run` or `work`, is part of what is current there.
+        """
+        self.beginnings.append(beginning)

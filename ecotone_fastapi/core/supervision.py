@@ -235,7 +235,7 @@ class Supervisor:
                 else:
                     health = self._opened_later[channel.name] = RunnableHealth(channel.name)
                     health.failed(error)
-                    tasks.start_soon(supervise, _Opening(channel), health, Limits(stop=anyio.Event()))
+                    tasks.start_soon(self._beside, _Opening(channel), health, Limits(stop=anyio.Event()))
 
     @asynccontextmanager
     async def run_beside(self, runnables: Iterable[Runnable], *, grace: float) -> AsyncIterator[None]:
@@ -248,7 +248,8 @@ class Supervisor:
         limits = Limits(stop=anyio.Event(), grace=grace)
         assert limits.stop is not None
         async with _tasks() as tasks:
-            self._start(runnables, limits, tasks)
+            for runnable in runnables:
+                tasks.start_soon(self._beside, runnable, self.runnables[runnable.name], limits)
             try:
                 yield
             finally:
@@ -264,12 +265,14 @@ class Supervisor:
             limits: When to end, for each on its own.
         """
         async with anyio.create_task_group() as tasks:
-            self._start(runnables, limits, tasks)
+            for runnable in runnables:
+                tasks.start_soon(supervise, runnable, self.runnables[runnable.name], limits)
         return {name: health.handled for name, health in self.runnables.items()}
 
-    def _start(self, runnables: Iterable[Runnable], limits: Limits, tasks: TaskGroup) -> None:
-        for runnable in runnables:
-            tasks.start_soon(supervise, runnable, self.runnables[runnable.name], limits)
+    async def _beside(self, runnable: Runnable, health: RunnableHealth, limits: Limits) -> None:
+        for beginning in self.assembly.beginnings:
+            beginning()
+        await supervise(runnable, health, limits)
 
     def health(self) -> tuple[RunnableHealth, ...]:
         """Return how those are at this moment that run, or ran last."""

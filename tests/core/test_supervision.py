@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import anyio
 import pytest
@@ -408,6 +409,26 @@ async def test_what_the_block_raises_comes_out_as_it_is() -> None:
             raise KeyError("mine")
 
     assert supervised.runnables["script"].condition is Condition.STOPPED
+
+
+async def test_what_runs_beside_begins_apart_from_what_is_current_and_what_the_caller_runs_does_not() -> None:
+    current, seen = ContextVar[str]("current"), []
+
+    async def look(limits: Limits) -> int:
+        seen.append(current.get())
+        return 0
+
+    looking = Script(look, look)
+    supervised = supervisor(beginnings=[lambda: current.set("apart")])
+    current.set("the caller")
+
+    async with supervised.open([looking], patient=False):
+        async with supervised.run_beside([looking], grace=1.0):
+            await until(lambda: seen)
+        await supervised.run([looking], endless())
+
+    assert seen == ["apart", "the caller"]
+    assert current.get() == "the caller"
 
 
 async def test_a_runnable_that_does_not_listen_is_cancelled_after_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:

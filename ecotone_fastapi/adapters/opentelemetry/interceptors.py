@@ -1,16 +1,17 @@
 """The spans around single messages: on a bus, in a handler, on their way into a channel, and out of it."""
 
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any, Literal
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, create_key, detach, get_current, get_value, set_value
-from opentelemetry.trace import Span, SpanKind, Tracer, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, set_span_in_context
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
+from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation, ToldHeaders, link_to
 from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, joined, note_failure
+from ecotone_fastapi.adapters.opentelemetry.texts import shown
 from ecotone_fastapi.core import (
     Assembly,
     Call,
@@ -23,6 +24,7 @@ from ecotone_fastapi.core import (
     current_message,
     destination_of,
 )
+from ecotone_fastapi.core.errors import EcotoneError
 from ecotone_fastapi.core.message import name_of
 from ecotone_fastapi.messaging.dead_letter import failed_attempts
 from ecotone_fastapi.messaging.outbox import ThroughOutbox
@@ -35,6 +37,7 @@ Described = tuple[str, dict[str, str | int]]
 """The name of a span, and the attributes that are the same each time."""
 
 _VERBS = {Kind.COMMAND: "send", Kind.QUERY: "ask", Kind.EVENT: "publish"}
+_MOST_DESCRIBED = 1024  # a key may be of a pattern, and classes may be made while the application runs
 _SENDING = create_key("ecotone-sending")
 
 
@@ -62,20 +65,21 @@ class Interceptors:
 
     Args:
         assembly: The application.
-        tracer: Makes the spans.
+        spans: Begins and ends the spans.
         propagation: Writes their context into messages.
         process_parent: See `Tracing`.
     """
 
     def __init__(
-        self, assembly: Assembly, tracer: Tracer, propagation: Propagation, process_parent: ProcessParent
+        self, assembly: Assembly, spans: Guarded, propagation: Propagation, process_parent: ProcessParent
     ) -> None:
         self._gateway = assembly.gateway
         self._channels = assembly.channels
-        self._tracer = tracer
+        self._spans = spans
         self._propagation = propagation
         self._joins_creation = process_parent == "creation"
         self._handlers: dict[str, Described] = {}
+        self._dispatched_described: dict[tuple[Kind, type[Any], str | None], Described] = {}
         self._channels_described: dict[tuple[str, str], Described] = {}
 
     async def dispatch(self, call: Call, proceed: Proceed) -> Any:
@@ -84,12 +88,12 @@ class Interceptors:
         if kind is None or kind is Kind.INTERNAL:  # the framework's own: projections and the like
             return await proceed(call)
         payload_type: Any = type(message.payload)
-        name, attributes = _dispatched(kind, payload_type, call.key)
+        name, attributes = self._dispatched(call, kind, payload_type)
         context = get_current()
         # Whoever has lost the context, or brings one from elsewhere, may have it in the message.
         if self._propagation.is_told(message.headers) and not _has_span(context):
             context = self._propagation.read(message.headers, context)
-        span = self._tracer.start_span(name, context, attributes=identified(attributes, message))
+        span = self._spans.begin(name, context, attributes=identified(attributes, message))
         token = attach(set_span_in_context(span, context))
         try:
             return await proceed(call)
@@ -98,7 +102,7 @@ class Interceptors:
             raise
         finally:
             detach(token)
-            span.end()
+            self._spans.end(span)
 
     async def handle(self, call: Call, proceed: Proceed) -> Any:
         """Open a span around the handler, and let what it sends and stores tell where it came from."""
@@ -108,7 +112,7 @@ class Interceptors:
         if known is None:
             known = self._handlers[endpoint.id] = _handled(endpoint)
         current = get_current()
-        span = self._tracer.start_span(known[0], current, attributes=known[1])
+        span = self._spans.begin(known[0], current, attributes=known[1])
         context = set_span_in_context(span, current)
         told = Message(message.payload, ToldHeaders(self._propagation, message.headers, context))
         cause = current_message()
@@ -124,8 +128,8 @@ class Interceptors:
             raise
         finally:
             detach(token)
-            span.end()
             self._gateway.standing_for(cause)
+            self._spans.end(span)
 
     async def send(self, call: Call, proceed: Proceed) -> Any:
         """Write into a message where it was created: in a span that is the sending if it leaves at once."""
@@ -134,7 +138,7 @@ class Interceptors:
         waits = call.scope.state.get(Outgoing) is not None or isinstance(channel, ThroughOutbox)
         operation = conventions.CREATE if waits else conventions.SEND
         name, attributes = self._at(call.channel, operation)
-        span = self._tracer.start_span(name, kind=SpanKind.PRODUCER, attributes=identified(attributes, call.message))
+        span = self._spans.begin(name, kind=SpanKind.PRODUCER, attributes=identified(attributes, call.message))
         context = set_span_in_context(span)
         message = self._propagation.renewed(call.message, context)
         token = attach(context if waits else set_value(_SENDING, True, context))
@@ -145,7 +149,7 @@ class Interceptors:
             raise
         finally:
             detach(token)
-            span.end()
+            self._spans.end(span)
 
     async def process(self, call: Call, proceed: Proceed) -> Any:
         """Open a span around a message that was received, in the trace that has created it."""
@@ -164,9 +168,9 @@ class Interceptors:
         attributes = identified(attributes, message)
         endpoint = message.headers.get(HeaderName.endpoint)
         if endpoint is not None:
-            attributes[conventions.CONSUMER_GROUP] = endpoint
+            attributes[conventions.CONSUMER_GROUP] = shown(endpoint)
         attributes[conventions.ATTEMPT] = failed_attempts(delivery) + 1
-        span = self._tracer.start_span(name, context, SpanKind.CONSUMER, attributes, links)
+        span = self._spans.begin(name, context, SpanKind.CONSUMER, attributes, links)
         processing = _Process(span)
         known = _processing.set(processing)
         token = attach(set_span_in_context(span, context))
@@ -180,7 +184,7 @@ class Interceptors:
             raise
         finally:
             detach(token)
-            span.end()
+            self._spans.end(span)
             _processing.reset(known)
 
     async def note(self, call: Call, proceed: Proceed) -> Any:
@@ -193,6 +197,23 @@ class Interceptors:
             note_failure(processing.span, error)
             raise
 
+    def _dispatched(self, call: Call, kind: Kind, type_: type[Any]) -> Described:
+        """Describe a message on a bus; once for each key that leads anywhere, for the others may come from anybody."""
+        key = call.key
+        known = self._dispatched_described.get((kind, type_, key))
+        if known is None:
+            leads = key is None or self._leads(call, kind)
+            known = _described(kind, type_, key, named=leads)
+            if leads and len(self._dispatched_described) < _MOST_DESCRIBED:
+                self._dispatched_described[kind, type_, key] = known
+        return known
+
+    def _leads(self, call: Call, kind: Kind) -> bool:
+        try:
+            return bool(self._gateway.endpoints_of(kind, call.message, call.key))
+        except EcotoneError:  # the message itself is told about it
+            return False
+
     def _at(self, channel: str, operation: str) -> Described:
         """Describe an operation at a channel; once, for an adapter has to ask itself where its messages are."""
         known = self._channels_described.get((channel, operation))
@@ -203,7 +224,10 @@ class Interceptors:
                 found = found.channel
             destination = destination_of(found, channel, sending=sending)
             attributes = {**about(destination, operation, operation), conventions.CHANNEL: channel}
-            known = self._channels_described[channel, operation] = (f"{operation} {destination.name}", attributes)
+            known = self._channels_described[channel, operation] = (
+                f"{operation} {shown(destination.name)}",
+                attributes,
+            )
         return known
 
 
@@ -211,12 +235,11 @@ def _has_span(context: Context) -> bool:
     return trace.get_current_span(context).get_span_context().is_valid
 
 
-@lru_cache(maxsize=1024)
-def _dispatched(kind: Kind, type_: type[Any], key: str | None) -> Described:
+def _described(kind: Kind, type_: type[Any], key: str | None, *, named: bool) -> Described:
     attributes: dict[str, str | int] = {conventions.KIND: kind.value, conventions.TYPE: name_of(type_)}
     if key is not None:
-        attributes[conventions.KEY] = key
-    return f"{_VERBS[kind]} {key or type_.__name__}", attributes
+        attributes[conventions.KEY] = shown(key)
+    return f"{_VERBS[kind]} {shown(key) if named and key else type_.__name__}", attributes
 
 
 def is_of_users(endpoint: Endpoint) -> bool:

@@ -14,6 +14,7 @@ from opentelemetry.propagators.textmap import Getter, TextMapPropagator
 from opentelemetry.trace import Link, SpanContext
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
+from ecotone_fastapi.adapters.opentelemetry.texts import shown
 from ecotone_fastapi.core import HeaderName, Message
 
 P = TypeVar("P")
@@ -88,8 +89,11 @@ class Propagation:
     def carrier(self, context: Context | None = None) -> dict[str, str]:
         """Return the headers that tell of a context; of the current one unless told otherwise."""
         headers: dict[str, str] = {}
-        self._propagator.inject(headers, context)
-        return headers
+        try:
+            self._propagator.inject(headers, context)
+        except Exception as error:  # such as baggage with half a character in it
+            logger.warning("a message does not tell all about its trace: %r", error)
+        return {name: value for name, value in headers.items() if value.isascii() or _is_writable(value)}
 
     def renewed(self, message: Message[P], context: Context) -> Message[P]:
         """Return a message that tells of another context, and no longer of the one that it has inherited."""
@@ -157,4 +161,12 @@ class ToldHeaders(Mapping[str, str]):
 def link_to(creation: SpanContext, message: Message[Any]) -> Link:
     """Return a link to where a message was created."""
     id_ = message.headers.get(HeaderName.id)
-    return Link(creation, {conventions.MESSAGE_ID: id_} if id_ is not None else None)
+    return Link(creation, {conventions.MESSAGE_ID: shown(id_)} if id_ is not None else None)
+
+
+def _is_writable(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

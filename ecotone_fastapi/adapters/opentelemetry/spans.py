@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Mapping
+from traceback import format_exception
 from typing import Any
 
 from opentelemetry import baggage, trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span, Status, StatusCode
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
+from ecotone_fastapi.adapters.opentelemetry.texts import shown
 from ecotone_fastapi.core import Destination, HeaderName, Message
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
 
-_LONGEST_TEXT = 1000  # characters of an error; a span is not the place for a payload
+# Characters of an error and of its traceback; a span is not the place for a payload.
+_LONGEST_TEXT, _LONGEST_TRACEBACK = 1000, 20_000
 
 
 def about(destination: Destination, name: str, type_: str) -> dict[str, str | int]:
@@ -28,14 +31,14 @@ def about(destination: Destination, name: str, type_: str) -> dict[str, str | in
         conventions.SYSTEM: destination.system,
         conventions.OPERATION_NAME: name,
         conventions.OPERATION_TYPE: type_,
-        conventions.DESTINATION_NAME: destination.name,
+        conventions.DESTINATION_NAME: shown(destination.name),
     }
     if destination.address is not None:
         attributes[conventions.SERVER_ADDRESS] = destination.address
         if destination.port is not None:
             attributes[conventions.SERVER_PORT] = destination.port
     if destination.routing_key is not None:
-        attributes[conventions.ROUTING_KEY] = destination.routing_key
+        attributes[conventions.ROUTING_KEY] = shown(destination.routing_key)
     return attributes
 
 
@@ -44,16 +47,16 @@ def identified(attributes: Mapping[str, str | int], message: Message[Any]) -> di
     headers, told = message.headers, dict(attributes)
     id_, conversation = headers.get(HeaderName.id), headers.get(HeaderName.correlation_id)
     if id_ is not None:
-        told[conventions.MESSAGE_ID] = id_
+        told[conventions.MESSAGE_ID] = shown(id_)
     if conversation is not None:
-        told[conventions.CONVERSATION_ID] = conversation
+        told[conventions.CONVERSATION_ID] = shown(conversation)
     return told
 
 
 def ambient() -> bool:
     """Whether something is going on that a span can be part of: a request, for example, but no span that has ended.
 
-    A consumer that is started while the application starts has the span of that in its context for ever.
+    What is run in a task that outlives the span it was made in has that in its context for ever.
     """
     span = trace.get_current_span()
     context = span.get_span_context()
@@ -70,6 +73,11 @@ def joined(creation: Context, current: Context) -> Context:
 def detached(current: Context) -> Context:
     """Return the current context without its span and its baggage: a message brings its own."""
     return baggage.clear(trace.set_span_in_context(trace.INVALID_SPAN, current))
+
+
+def apart() -> None:
+    """Let the running task begin without the span and the baggage of whoever has started it."""
+    attach(detached(get_current()))
 
 
 def type_of(error: BaseException) -> str:
@@ -89,13 +97,14 @@ def note_failure(span: Span, error: BaseException, *, traceback: bool = False) -
     if not span.is_recording():
         return
     try:
-        text = str(error)
+        text = shown(error, _LONGEST_TEXT)
     except Exception as failure:
         text = f"(its text cannot be told: {type(failure).__name__})"
     span.set_attribute(conventions.ERROR_TYPE, type_of(error))
-    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {text}"[:_LONGEST_TEXT]))
+    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {text}"))
     if traceback:
         try:
-            span.record_exception(error)
+            told = shown("".join(format_exception(error)), _LONGEST_TRACEBACK)
+            span.record_exception(error, {"exception.message": text, "exception.stacktrace": told})
         except Exception as failure:  # it asks the error for its text, too
             logger.debug("%s is not recorded: %r", type_of(error), failure)

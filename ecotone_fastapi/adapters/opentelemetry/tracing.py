@@ -14,8 +14,10 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import NoOpTracer, ProxyTracer, TracerProvider
 
 from ecotone_fastapi.adapters.opentelemetry.conventions import SCHEMA_URL, SCOPE
+from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.interceptors import Interceptors, ProcessParent, is_of_users
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
+from ecotone_fastapi.adapters.opentelemetry.spans import apart
 from ecotone_fastapi.adapters.opentelemetry.watching import Watching
 from ecotone_fastapi.core import Assembly, Order, Stage
 from ecotone_fastapi.core.errors import ConfigurationError
@@ -91,8 +93,8 @@ class Tracing:
         if isinstance(tracer, NoOpTracer | ProxyTracer):
             logger.info("nothing is traced: there is no provider of OpenTelemetry")
             return
-        propagation = Propagation(self._propagator)
-        around = Interceptors(assembly, tracer, propagation, self._process_parent)
+        spans, propagation = Guarded(tracer), Propagation(self._propagator)
+        around = Interceptors(assembly, spans, propagation, self._process_parent)
         assembly.add_interceptor(around.dispatch, stage=Stage.DISPATCH, order=Order.TRACING)
         # Just inside of what sends a message away: only where the handler really runs.
         inside = Order.ASYNCHRONOUS + 1
@@ -101,9 +103,10 @@ class Tracing:
         assembly.add_interceptor(around.process, stage=Stage.RECEIVE, order=Order.TRACING)
         # Just inside of those who judge a failure: they swallow it.
         assembly.add_interceptor(around.note, stage=Stage.RECEIVE, order=Order.FAILURE + 2)
+        assembly.add_beginning(apart)  # a consumer outlives the request or the span in which it was started
         assembly.add_watcher(
             Watching(
-                tracer,
+                spans,
                 propagation,
                 assembly.gateway.clock,
                 joins=self._process_parent == "creation",

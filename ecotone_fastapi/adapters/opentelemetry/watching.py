@@ -7,13 +7,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.context import Context, get_current
-from opentelemetry.trace import Link, SpanKind, Tracer
+from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.trace import Link, SpanKind
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
+from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.interceptors import is_sending
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
 from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, note_failure
+from ecotone_fastapi.adapters.opentelemetry.texts import shown
 from ecotone_fastapi.core import Clock, Destination, HeaderName, Message, Operation, Work, destination_of
 
 _TYPES = {
@@ -30,15 +32,15 @@ class Watching:
     """What the plugin sees of work on channels. One operation is one span, however many messages it is about.
 
     Args:
-        tracer: Makes the spans.
+        spans: Begins and ends the spans.
         propagation: Reads where messages were created.
         clock: What time it is.
         joins: Whether what is done with a single message belongs to the trace that has created it.
         receive: Whether there are spans of receiving.
     """
 
-    def __init__(self, tracer: Tracer, propagation: Propagation, clock: Clock, *, joins: bool, receive: bool) -> None:
-        self._tracer = tracer
+    def __init__(self, spans: Guarded, propagation: Propagation, clock: Clock, *, joins: bool, receive: bool) -> None:
+        self._spans = spans
         self._propagation = propagation
         self._clock = clock
         self._joins = joins
@@ -71,23 +73,26 @@ class Watching:
             if work.messages or failure is not None:
                 links = self._propagation.links_to(list(work.messages))
                 name, attributes = _described(work)
-                span = self._tracer.start_span(name, None, SpanKind.CLIENT, attributes, links, began_at)
+                span = self._spans.begin(name, None, SpanKind.CLIENT, attributes, links, at=began_at)
                 if failure is not None:
                     note_failure(span, failure)
-                span.end()
+                self._spans.end(span)
 
     @contextmanager
     def _spanning(self, work: Work) -> Iterator[None]:
         name, attributes = _described(work)
         links = self._propagation.links_to(list(work.messages))
         kind = SpanKind.CONSUMER if work.operation is Operation.PROCESS else SpanKind.CLIENT
-        span = self._tracer.start_span(name, self._parent_of(work, links), kind, attributes, links)
-        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-            try:
-                yield
-            except BaseException as error:
-                note_failure(span, error, traceback=work.operation is Operation.PROCESS)
-                raise
+        span = self._spans.begin(name, self._parent_of(work, links), kind, attributes, links)
+        token = attach(trace.set_span_in_context(span))
+        try:
+            yield
+        except BaseException as error:
+            note_failure(span, error, traceback=work.operation is Operation.PROCESS)
+            raise
+        finally:
+            detach(token)
+            self._spans.end(span)
 
     def _parent_of(self, work: Work, links: list[Link]) -> Context:
         current = get_current()
@@ -121,9 +126,9 @@ def _described(work: Work) -> tuple[str, dict[str, str | int]]:
     if work.channel is not None:
         attributes[conventions.CHANNEL] = work.channel.name
     if work.operation is Operation.PROCESS:
-        attributes[conventions.CONSUMER_GROUP] = work.place
+        attributes[conventions.CONSUMER_GROUP] = shown(work.place)
     if len(work.messages) == 1:
         attributes = identified(attributes, work.messages[0])
     elif work.messages:
         attributes[conventions.BATCH_COUNT] = len(work.messages)
-    return f"{work.name} {destination.name}", attributes
+    return f"{work.name} {shown(destination.name)}", attributes
