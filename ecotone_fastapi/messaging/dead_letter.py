@@ -13,14 +13,22 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, cast
 
 import anyio
 
 from ecotone_fastapi.core.channel import Delivery
 from ecotone_fastapi.core.conversion import header_texts
-from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError, UnknownEndpointError
+from ecotone_fastapi.core.errors import (
+    ChannelError,
+    ConcurrencyError,
+    ConfigurationError,
+    DeadLetterNotFoundError,
+    EcotoneError,
+    HeaderError,
+    UnknownEndpointError,
+)
 from ecotone_fastapi.core.gateway import Gateway, current_scope, unknown_channel
 from ecotone_fastapi.core.message import HeaderName, Message, check_given, name_of
 from ecotone_fastapi.core.pipeline import Scope
@@ -67,6 +75,12 @@ class ParkedMessage:
     def replays(self) -> int:
         """How often it had been here before, and was replayed."""
         return replays_of(self.message)
+
+    @property
+    def revision(self) -> str:
+        """What tells this state of it from any other: give it back when you change what you have seen."""
+        told = json.dumps([self.id, sorted(self.message.headers.items()), self.parked_at.astimezone(UTC).isoformat()])
+        return hashlib.sha256(told.encode() + bytes(self.message.payload)).hexdigest()[:32]
 
 
 def replays_of(message: Message[Any]) -> int:
@@ -306,6 +320,7 @@ class DeadLetters:
         to: str | None = None,
         payload: Any = _AS_IT_WAS,
         headers: Mapping[str, Any] | None = None,
+        revision: str | None = None,
     ) -> None:
         """Send a dead letter back to the channel it failed on.
 
@@ -318,28 +333,31 @@ class DeadLetters:
             to: Another channel, when the first one no longer exists, or another application is to handle it.
             payload: What the message is to say instead: bytes, or text in the media type of the message, as it goes
                 over the wire; else an object, which is encoded.
-            headers: Headers to set; `None` takes one away. `endpoint` may name another handler.
+            headers: Headers to set; `None` takes one away. `endpoint` may name another handler. What is said here of
+                waiting, of a key or of a life counts from now on.
+            revision: The `revision` of what you have seen; `None` takes it as it is.
 
         Raises:
             DeadLetterNotFoundError: No dead letter has this id.
+            ConcurrencyError: Somebody else has changed it meanwhile.
             UnknownChannelError: There is no such channel.
             UnknownEndpointError: The handler does not exist any more.
             ConversionError: What it is to say instead cannot be written.
             ChannelError: The channel did not take it.
         """
-        parked = await self._store.get(parked_id)
-        message = self._edited(parked.message, payload, headers)
+        parked = await self._seen(parked_id, revision)
+        past = _PAST if to is None else (*_PAST, HeaderName.forward_to)
+        message = self._edited(parked.message.without_headers(past), payload, headers)
         channel = to if to is not None else parked.channel
         self._check(parked, message, channel, elsewhere=to is not None)
-        past = _PAST if to is None else (*_PAST, HeaderName.forward_to)
-        message = message.without_headers(past).with_headers({HeaderName.replays: str(parked.replays + 1)})
+        message = message.with_headers({HeaderName.replays: str(parked.replays + 1)})
         async with self._one_unit(message) as scope:
             await self._gateway.transmit(channel, [message])
             if self._unit is not None and not self._unit.covers(self._store):
                 # Deleted before the commit, it would be nowhere if that failed.
                 await scope.enter(self._deleted_afterwards(parked), outermost=True)
             else:
-                await self._store.delete(parked_id, saying=parked.message)
+                await self._delete_as_it_was(parked)
         logger.info("dead letter %s went back to channel %s", parked_id, channel)
 
     async def replay_all(
@@ -376,7 +394,12 @@ class DeadLetters:
         return Replayed(count=len(ids) - len(refused), refused=refused)
 
     async def edit(
-        self, parked_id: str, *, payload: Any = _AS_IT_WAS, headers: Mapping[str, Any] | None = None
+        self,
+        parked_id: str,
+        *,
+        payload: Any = _AS_IT_WAS,
+        headers: Mapping[str, Any] | None = None,
+        revision: str | None = None,
     ) -> None:
         """Change what a dead letter says, and leave it where it is, to be replayed later.
 
@@ -384,17 +407,21 @@ class DeadLetters:
             parked_id: The id in the dead letter, which stays the same.
             payload: What the message is to say instead, as in `replay`.
             headers: Headers to set; `None` takes one away. `endpoint` may name another handler.
+            revision: The `revision` of what you have seen; `None` takes it as it is.
 
         Raises:
             DeadLetterNotFoundError: No dead letter has this id.
+            ConcurrencyError: Somebody else has changed it meanwhile.
+            HeaderError: A header says what a later replay would take away: how long to wait, or under which key.
             ConversionError: What it is to say instead cannot be written.
         """
-        parked = await self._store.get(parked_id)
+        parked = await self._seen(parked_id, revision)
         message = self._edited(parked.message, payload, headers)
+        _check_lasting(parked, headers or {})
         endpoint = message.headers.get(HeaderName.endpoint, parked.endpoint)
         async with self._one_unit(message):
             # Who has replayed it meanwhile must not find it here again, and who has edited it is not to be overruled.
-            await self._store.delete(parked_id, saying=parked.message)
+            await self._delete_as_it_was(parked)
             await self._store.park(replace(parked, message=message, endpoint=endpoint))
         logger.info("dead letter %s was edited", parked_id)
 
@@ -409,6 +436,19 @@ class DeadLetters:
     async def delete_all(self, which: DeadLetterFilter = EVERYTHING) -> int:
         """Delete dead letters; return how many there were."""
         return await self._store.delete_all(which)
+
+    async def _seen(self, parked_id: str, revision: str | None) -> ParkedMessage:
+        parked = await self._store.get(parked_id)
+        if revision not in (None, parked.revision):
+            raise _changed(parked_id)
+        return parked
+
+    async def _delete_as_it_was(self, parked: ParkedMessage) -> None:
+        try:
+            await self._store.delete(parked.id, saying=parked.message)
+        except DeadLetterNotFoundError:
+            await self._store.get(parked.id)  # says so when it is gone
+            raise _changed(parked.id) from None
 
     def _edited(self, message: Message[bytes], payload: Any, headers: Mapping[str, Any] | None) -> Message[bytes]:
         if payload is not _AS_IT_WAS:
@@ -458,7 +498,28 @@ class DeadLetters:
     @asynccontextmanager
     async def _deleted_afterwards(self, parked: ParkedMessage) -> AsyncIterator[None]:
         yield
-        await self._store.delete(parked.id, saying=parked.message)
+        await self._delete_as_it_was(parked)
+
+
+def _changed(parked_id: str) -> ConcurrencyError:
+    return ConcurrencyError(
+        f"dead letter {parked_id!r} was edited by somebody else meanwhile",
+        hint="look at what it says now, and decide again",
+    )
+
+
+def _check_lasting(parked: ParkedMessage, headers: Mapping[str, Any]) -> None:
+    """Refuse headers that would be gone when the dead letter is replayed.
+
+    Raises:
+        HeaderError: There is one.
+    """
+    for name in _PAST:
+        if headers.get(name) not in (None, parked.message.headers.get(name)):
+            raise HeaderError(
+                f"the header {name!r} would be taken away by the replay of the dead letter",
+                hint="say it when you replay: replay(id, headers={...})",
+            )
 
 
 def _with(message: Message[bytes], headers: Mapping[str, Any]) -> Message[bytes]:

@@ -21,6 +21,7 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.endpoint import command_handler, event_handler
 from ecotone_fastapi.core.errors import (
     ChannelError,
+    ConcurrencyError,
     ConfigurationError,
     ConversionError,
     DeadLetterNotFoundError,
@@ -44,6 +45,7 @@ from ecotone_fastapi.messaging.dead_letter import (
 from ecotone_fastapi.messaging.deduplication import deduplicated
 from ecotone_fastapi.messaging.failures import Failures
 from ecotone_fastapi.messaging.policies import Backoff
+from ecotone_fastapi.messaging.scheduling import ScheduledMessages
 from ecotone_fastapi.testing.flow import Flow, TravellingClock, flow_test
 
 AT_ONCE = Failures(Backoff(first=0.0))
@@ -381,7 +383,7 @@ async def test_what_was_edited_meanwhile_is_neither_replayed_nor_edited_as_it_wa
             return found
 
         monkeypatch.setattr(store, "get", get_and_be_late)
-        with pytest.raises(DeadLetterNotFoundError, match="edited"):
+        with pytest.raises(ConcurrencyError, match="edited by somebody else"):
             await (
                 dead_letters.replay(parked.id) if late == "replay" else dead_letters.edit(parked.id, headers={"x": "y"})
             )
@@ -390,6 +392,77 @@ async def test_what_was_edited_meanwhile_is_neither_replayed_nor_edited_as_it_wa
         assert edited.message != parked.message
         assert "x" not in edited.message.headers
         assert await flow.waiting("mails") == []
+
+
+async def test_a_replay_at_the_same_time_as_an_edit_never_loses_it(
+    database: SqlAlchemy, mails: Mails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels = [database.channel("mails"), database.channel("thanks")]
+    async with flow_test([mails], channels=channels, plugins=[database, AT_ONCE]) as flow:
+        [parked] = await parked_by(flow, "wrong")
+        dead_letters = flow.ecotone.dead_letters
+        store: Any = flow.ecotone.assembly.services[DeadLetterStore]
+        get, both_have_read, readers = store.get, anyio.Event(), 0
+
+        async def get_together(parked_id: str) -> ParkedMessage:
+            nonlocal readers
+            found: ParkedMessage = await get(parked_id)
+            readers += 1
+            if readers == 2:
+                both_have_read.set()
+            await both_have_read.wait()
+            return found
+
+        monkeypatch.setattr(store, "get", get_together)
+        replayed, edited = await asyncio.gather(
+            dead_letters.replay(parked.id),
+            dead_letters.edit(parked.id, payload=b'{"order_id": "right"}'),
+            return_exceptions=True,
+        )
+
+        waiting = [message.payload for message in await flow.waiting("mails")]
+        kept = [letter.message.payload for letter in await flow.dead_letters()]
+        assert sorted([replayed is None, edited is None]) == [False, True]
+        assert (waiting, kept) == (
+            ([parked.message.payload], []) if replayed is None else ([], [b'{"order_id": "right"}'])
+        )
+
+
+async def test_who_has_seen_something_else_changes_nothing(flow: Flow) -> None:
+    [parked] = await parked_by(flow, "1")
+    dead_letters = flow.ecotone.dead_letters
+    assert (await dead_letters.get(parked.id)).revision == parked.revision
+    await dead_letters.edit(parked.id, payload=b'{"order_id": "2"}', revision=parked.revision)
+    [edited] = await flow.dead_letters()
+
+    with pytest.raises(ConcurrencyError, match="edited by somebody else"):
+        await dead_letters.edit(parked.id, payload=b'{"order_id": "3"}', revision=parked.revision)
+    with pytest.raises(ConcurrencyError, match="edited by somebody else"):
+        await dead_letters.replay(parked.id, revision=parked.revision)
+
+    assert await flow.dead_letters() == [edited]
+    assert await flow.waiting("mails") == []
+    await dead_letters.replay(parked.id, revision=edited.revision)
+    assert [message.payload for message in await flow.waiting("mails")] == [b'{"order_id": "2"}']
+
+
+async def test_what_somebody_says_of_time_counts_when_it_is_replayed_and_not_before(flow: Flow, mails: Mails) -> None:
+    await park(flow, Message(b'{"order_id": "1"}', wire(delay="7200", time_to_live="0", schedule_key="old")))
+    before = await flow.dead_letters()
+    later = {"delay": 3600.0, "time_to_live": 7200.0, "schedule_key": "new"}
+
+    for name, value in later.items():
+        with pytest.raises(HeaderError, match=name):
+            await flow.ecotone.dead_letters.edit("1", headers={name: value})
+    assert await flow.dead_letters() == before
+    await flow.ecotone.dead_letters.edit("1", headers={"schedule_key": "old", "time_to_live": None})
+    await flow.ecotone.dead_letters.replay("1", headers=later)
+
+    assert [one.key for one in await flow.ecotone.assembly.services[ScheduledMessages].list()] == ["new"]
+    mails.mended = True
+    assert await flow.run("mails") == 0
+    await flow.advance(timedelta(hours=1, seconds=1))
+    assert await flow.run("mails") == 1
 
 
 async def test_an_edit_that_cannot_be_kept_leaves_the_dead_letter_as_it_was(

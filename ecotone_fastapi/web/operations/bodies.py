@@ -1,6 +1,6 @@
 """Bodies of requests, read behind the door: FastAPI would read and judge them in front of it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -38,7 +38,19 @@ def body_of(model: type[M]) -> Callable[[Request], Awaitable[M | None]]:
 
 def described(model: type[BaseModel]) -> dict[str, Any]:
     """Return what OpenAPI is to say of a body that is read by `body_of`."""
-    content = {"application/json": {"schema": model.model_json_schema()}}
+    schema = model.model_json_schema()
+    content = {"application/json": {"schema": _whole(schema, schema.pop("$defs", {}))}}
     return {
         "requestBody": {"required": any(one.is_required() for one in model.model_fields.values()), "content": content}
     }
+
+
+def _whole(part: Any, definitions: Mapping[str, Any]) -> Any:
+    """Put definitions where they are referred to: in the document that this becomes a part of, nobody finds them."""
+    if isinstance(part, list):
+        return [_whole(one, definitions) for one in part]
+    if not isinstance(part, dict):
+        return part
+    defined = definitions.get(str(part.get("$ref")).rpartition("/")[2], {})
+    own = {name: one for name, one in part.items() if name != "$ref"}
+    return {name: _whole(one, definitions) for name, one in {**defined, **own}.items()}

@@ -59,6 +59,8 @@ class DeadLetterDetails(DeadLetterItem):
         payload_encoding: Which of both.
         payload_length: How many bytes it has in all.
         payload_cut: Whether this is only its beginning: then do not send it back as an edited one.
+        revision: What tells this state of it from any other; sent back with an edit, it keeps others from being
+            overruled.
     """
 
     headers: dict[str, str]
@@ -67,6 +69,7 @@ class DeadLetterDetails(DeadLetterItem):
     payload_encoding: Literal["text", "base64"]
     payload_length: int
     payload_cut: bool
+    revision: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,4 +215,5 @@ def details(parked: ParkedMessage) -> DeadLetterDetails:
         payload_encoding=payload.payload_encoding,
         payload_length=payload.payload_length,
         payload_cut=payload.payload_cut,
+        revision=parked.revision,
     )

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.messaging.dead_letter import ParkedMessage
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.opening import Operated
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {404: {"description": "No dead letter has this id"}}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    404: {"description": "No dead letter has this id"},
+    409: {"description": "Somebody else has edited it meanwhile, or there is no such channel or handler"},
+}
+
+_Name = Annotated[str, StringConstraints(min_length=1)]
 
 
 class EditAsked(Asked):
@@ -22,11 +27,14 @@ class EditAsked(Asked):
 
     payload: str | None = Field(None, description="What it is to say: text as it goes over the wire, or base64.")
     payload_encoding: Literal["text", "base64"] = Field("text", description="Which of both the payload is.")
-    headers: dict[str, str | None] = Field(
+    headers: dict[_Name, str | None] = Field(
         default_factory=dict, description="Headers to set; null takes one away. `endpoint` may name another handler."
     )
     replay: bool = Field(False, description="Whether it goes back to its channel at once.")
     to: str | None = Field(None, description="Where it goes, if not to the channel that it was taken from.")
+    revision: str | None = Field(
+        None, description="The revision that was shown: when it has another one by now, nothing is changed."
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> "EditAsked":
@@ -34,6 +42,8 @@ class EditAsked(Asked):
             raise ValueError("what is not replayed goes nowhere: leave `to` out, or say replay: true")
         if self.payload is None and not self.headers and not self.replay:
             raise ValueError("nothing is to be changed: give a payload, headers or both")
+        if self.headers.get(HeaderName.endpoint) == "":
+            raise ValueError("no handler has an empty id: say another `endpoint`, or null for none")
         return self
 
 
@@ -56,7 +66,7 @@ def add_edits(router: APIRouter, ecotone: Operated) -> None:
     @router.post("/dead-letters/{id:path}/edit", responses=_ANSWERS, openapi_extra=described(EditAsked))
     async def edit(id: str, asked: Annotated[EditAsked, Depends(body_of(EditAsked))]) -> EditedDeadLetter:
         """Change payload and headers of a dead letter, and replay it or leave it where it is."""
-        edited: dict[str, Any] = {"headers": asked.headers}
+        edited: dict[str, Any] = {"headers": asked.headers, "revision": asked.revision}
         if asked.payload is not None:
             edited["payload"] = _payload(asked, await ecotone.dead_letters.get(id))
         if asked.replay:
@@ -76,7 +86,12 @@ def _payload(asked: EditAsked, parked: ParkedMessage) -> bytes:
     headers: Mapping[str, str | None] = {**parked.message.headers, **asked.headers}
     if "json" in (headers.get(HeaderName.content_type) or ""):
         try:
-            json.loads(asked.payload)
+            json.loads(asked.payload, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:  # it would come back at once
             raise HTTPException(422, f"The payload is to be JSON, and is none: {error}") from error
     return asked.payload.encode()
+
+
+def _no_number(name: str) -> None:
+    # Python reads NaN and Infinity; JSON has no such numbers, and others would refuse them.
+    raise ValueError(f"{name} is no number in JSON")

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 
+from ecotone_fastapi.operations.cutting import NAME, cut
 from ecotone_fastapi.web.operations.asyncapi import add_asyncapi
 from ecotone_fastapi.web.operations.channels import add_channels
 from ecotone_fastapi.web.operations.dead_letters import add_dead_letters
@@ -40,4 +41,17 @@ def operations_router(ecotone: Operated, dependencies: Sequence[Any] | None) -> 
     ):
         add(router, ecotone)
     add_page(router)
+    router.add_api_route("/{path:path}", nowhere, methods=_METHODS, include_in_schema=False, status_code=204)
     return router
+
+
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+async def nowhere(path: str) -> None:
+    """Stand where there is nothing else: whoever may not operate does not learn by trying what there is.
+
+    Raises:
+        HTTPException: Always.
+    """
+    raise HTTPException(404, f"There is nothing at {cut(path, NAME)!r}, or nothing that could be asked in this way")

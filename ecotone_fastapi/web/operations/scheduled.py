@@ -1,5 +1,6 @@
 """Messages that wait under a key: looked at, called off, put off."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages
-from ecotone_fastapi.operations.cutting import LINE, NAME, cut, cut_or_none
+from ecotone_fastapi.operations.cutting import NAME, cut, cut_or_none
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.opening import Operated
 from ecotone_fastapi.web.operations.paging import AfterQuery, LimitQuery, Moment, Place, page, place
@@ -23,7 +24,7 @@ class ScheduledItem:
     """A message that waits under a key. Texts that are too long are cut, with a mark that says so.
 
     Args:
-        key: The key.
+        key: The key, all of it: what it is called off and put off by.
         channel: The channel that it waits on, or that it will come to from the outbox.
         endpoint: The id of the handler that it is meant for.
         due_at: When it will be handled, or has been due since.
@@ -82,6 +83,16 @@ class RescheduleAsked(Asked):
     due_at: Moment = Field(description="The moment, with its time zone; what is past is due now.")
 
 
+class KeyAsked(Asked):
+    """Under which key something waits."""
+
+    key: str = Field(description="The key, with all of its characters.")
+
+
+class KeyRescheduleAsked(KeyAsked, RescheduleAsked):
+    """Under which key something waits, and when it is to be due."""
+
+
 def add_scheduled(router: APIRouter, ecotone: Operated) -> None:
     """Add the routes about messages that wait under a key."""
 
@@ -108,6 +119,18 @@ def add_scheduled(router: APIRouter, ecotone: Operated) -> None:
         total = await kept().count(key or None, channel=channel or None)
         return ScheduledPage(items=[_item(one) for one in found], next=following, total=total)
 
+    @router.post("/scheduled/cancel", responses=_NOT_FOUND, openapi_extra=described(KeyAsked))
+    async def cancel_key(asked: Annotated[KeyAsked, Depends(body_of(KeyAsked))]) -> CancelledMessages:
+        """Call off what waits under a key that no address can have: `..`, or one that is too long for it."""
+        return await cancel(asked.key)
+
+    @router.post("/scheduled/reschedule", responses=_NOT_FOUND, openapi_extra=described(KeyRescheduleAsked))
+    async def reschedule_key(
+        asked: Annotated[KeyRescheduleAsked, Depends(body_of(KeyRescheduleAsked))],
+    ) -> RescheduledMessages:
+        """Let what waits under a key be due at another time, whatever characters it has."""
+        return await reschedule(asked.key, asked)
+
     @router.delete("/scheduled/{key:path}", responses=_NOT_FOUND)
     async def cancel(key: str) -> CancelledMessages:
         """Call off what waits under a key. What a consumer has borrowed already is handled."""
@@ -128,13 +151,14 @@ def _some(count: int, key: str) -> int:
 
 
 def _place_of(one: ScheduledMessage) -> Place:
-    # Messages for several handlers of one event have one id.
-    return Place(one.due_at, f"{one.message.headers.get(HeaderName.id)} {one.endpoint} {one.key}")
+    # Messages for several handlers of one event have one id. Keys are of any length, and addresses are not.
+    which = f"{one.message.headers.get(HeaderName.id)} {one.endpoint} {one.key}"
+    return Place(one.due_at, hashlib.sha256(which.encode(errors="backslashreplace")).hexdigest())
 
 
 def _item(one: ScheduledMessage) -> ScheduledItem:
     return ScheduledItem(
-        key=cut(one.key, LINE),
+        key=cut(one.key, len(one.key)),
         channel=cut(one.channel, NAME),
         endpoint=cut_or_none(one.endpoint, NAME),
         due_at=one.due_at,

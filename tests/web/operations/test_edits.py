@@ -1,6 +1,7 @@
 """Dead letters that are mended over HTTP."""
 
 import base64
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ async def test_a_dead_letter_is_edited_and_stays_until_it_is_replayed(url: str |
 
         assert told == {"id": id_, "replayed": False}
         assert (after["payload"], after["headers"]["tenant"]) == ('"right"', "other")
-        changed = {"payload", "payload_length", "headers"}
+        changed = {"payload", "payload_length", "headers", "revision"}
         assert {name: after[name] for name in after if name not in changed} == {
             name: before[name] for name in before if name not in changed
         }
@@ -52,6 +53,40 @@ async def test_a_dead_letter_is_edited_and_stays_until_it_is_replayed(url: str |
         await operations.post(f"/dead-letters/{id_}/replay")
         await operations.work("mails")
         assert operations.shop.sent == ["right"]
+
+
+@pytest.mark.parametrize("replay", [True, False])
+async def test_what_somebody_else_has_edited_meanwhile_is_not_overruled(url: str | None, replay: bool) -> None:
+    async with shop_of(url) as operations:
+        [id_] = await operations.fails("wrong")
+        seen = (await operations.get(f"/dead-letters/{id_}"))["revision"]
+        await operations.post(f"/dead-letters/{id_}/edit", payload='"theirs"', revision=seen)
+
+        body = {"payload": '"mine"', "revision": seen, "replay": replay}
+        answer = await operations.call("POST", f"/dead-letters/{id_}/edit", json=body)
+        now = await operations.get(f"/dead-letters/{id_}")
+
+        assert answer.status_code == 409
+        assert "was edited by somebody else meanwhile" in answer.json()["detail"]
+        assert now["payload"] == '"theirs"'
+        assert (await operations.get("/channels/mails/messages"))["items"] == []
+        await operations.post(f"/dead-letters/{id_}/edit", **{**body, "revision": now["revision"]})
+
+
+async def test_a_time_that_is_said_with_the_replay_is_waited_for(url: str | None) -> None:
+    async with shop_of(url) as operations:
+        [id_] = await operations.fails("a")
+        operations.shop.is_down = False
+
+        headers = {"delay": "3600", "schedule_key": "later"}
+        await operations.post(f"/dead-letters/{id_}/edit", headers=headers, replay=True)
+        await operations.work("mails")
+
+        assert operations.shop.sent == []
+        assert [one["key"] for one in (await operations.get("/scheduled"))["items"]] == ["later"]
+        operations.clock.advance(timedelta(hours=2))
+        await operations.work("mails")
+        assert operations.shop.sent == ["a"]
 
 
 async def test_another_handler_may_be_named() -> None:
@@ -103,6 +138,11 @@ async def test_an_edited_one_may_go_to_another_channel() -> None:
         ({"headers": {"a": 7}}, "string"),
         ({"headers": {"a": "b"}, "to": "bytes"}, "what is not replayed goes nowhere"),
         ({"payloads": "x"}, "Extra inputs"),
+        ({"payload": "NaN"}, "NaN is no number"),
+        ({"payload": '{"a": [-Infinity]}'}, "-Infinity is no number"),
+        ({"headers": {"": "x"}}, "at least 1 character"),
+        ({"headers": {"endpoint": ""}}, "no handler has an empty id"),
+        ({"headers": {"delay": "60"}}, "taken away by the replay"),
     ],
     ids=lambda one: str(one)[:60],
 )

@@ -72,7 +72,11 @@ def test_every_route_is_one_that_stands_behind_the_door() -> None:
 
     assert router.routes
     assert [route for route in router.routes if not isinstance(route, OperationsRoute)] == []
-    assert {method for route in routes() for method in route.methods or ()} <= {"GET", "POST", "DELETE"}
+    assert {method for route in routes() if route.include_in_schema for method in route.methods or ()} <= {
+        "GET",
+        "POST",
+        "DELETE",
+    }
 
 
 @every_call
@@ -112,6 +116,30 @@ async def test_who_may_not_operate_is_told_so_and_nothing_else(
         answer = await http.request(*call, **{**mistake, "headers": {**mistake.get("headers", {}), **headers}})
 
     assert (answer.status_code, answer.json()) == (status, {"detail": detail})
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/nowhere"),
+        ("GET", "/overview/"),
+        ("GET", "/"),
+        ("PUT", "/overview"),
+        ("POST", "/overview"),
+        ("DELETE", "/dead-letters"),
+        ("OPTIONS", "/overview"),
+        ("GET", "/channels/x/pause/"),
+    ],
+)
+async def test_who_may_not_operate_cannot_find_out_by_trying_what_there_is(
+    method: str, path: str, opened_app: FastAPI
+) -> None:
+    async with client(opened_app) as http:
+        refused = await http.request(method, path)
+        admitted = await http.request(method, path, headers={**ADMIN, **JSON})
+
+    assert (refused.status_code, refused.json()) == (401, {"detail": "who are you?"})
+    assert admitted.status_code == 404
 
 
 @pytest.mark.parametrize(("method", "path"), calls(["POST"]))
@@ -251,6 +279,29 @@ def test_what_is_closed_is_not_in_the_documentation_and_what_is_open_is() -> Non
     shown = {re.sub(":path", "", f"/ecotone/operations{one.path}") for one in routes() if one.include_in_schema}
     assert documented[True] == shown
     assert "/ecotone/operations/dead-letters/{id}" in shown
+
+
+def test_whatever_the_documentation_refers_to_is_in_it() -> None:
+    app = FastAPI()
+    Ecotone([], operations=[Depends(require_admin)]).install(app)
+    schema = app.openapi()
+    found = []
+
+    def look(part: Any) -> None:
+        if isinstance(part, dict) and isinstance(part.get("$ref"), str):
+            assert part["$ref"].startswith("#/")
+            there = schema
+            for step in part["$ref"].removeprefix("#/").split("/"):
+                there = there[step]
+            found.append(part["$ref"])
+        for one in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            look(one)
+
+    look(schema)
+    bulk = schema["paths"]["/ecotone/operations/dead-letters/replay"]["post"]["requestBody"]
+    [which, _] = bulk["content"]["application/json"]["schema"]["properties"]["filter"]["anyOf"]
+    assert found
+    assert which["properties"].keys() >= {"handler", "since", "until"}
 
 
 def test_every_documented_route_says_what_it_does_and_what_it_answers() -> None:

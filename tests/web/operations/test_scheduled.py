@@ -116,6 +116,41 @@ async def test_a_key_may_have_any_characters() -> None:
         assert answer.json() == {"cancelled": 1}
 
 
+@pytest.mark.parametrize("key", ["..", "a/b", "k" * 5_000, "ends with reschedule/reschedule", "\u2028 "])
+async def test_what_waits_is_called_off_and_put_off_under_any_key_at_all(url: str | None, key: str) -> None:
+    async with shop_of(url) as operations:
+        await operations.ecotone.command_bus.send("a", to="remind", headers={"schedule_key": key})
+        await remind(operations, "b")
+        shown = (await operations.get("/scheduled", limit=1, after=(await first_page(operations))["next"]))["items"]
+        keys = {one["key"] for one in [*(await first_page(operations))["items"], *shown]}
+        assert keys == {key, "remind-b"}
+
+        told = await operations.post("/scheduled/reschedule", key=key, due_at=operations.clock.now().isoformat())
+        assert told == {"rescheduled": 1}
+        assert await operations.post("/scheduled/cancel", key=key) == {"cancelled": 1}
+
+        again = await operations.call("POST", "/scheduled/cancel", json={"key": key})
+        assert again.status_code == 404
+        assert (await operations.get("/scheduled"))["total"] == 1
+
+
+async def first_page(operations: Operations) -> Any:
+    return await operations.get("/scheduled", limit=1)
+
+
+@pytest.mark.parametrize("action", ["cancel", "reschedule"])
+@pytest.mark.parametrize("body", [{}, {"key": 7}, {"key": None}, {"key": "remind-a", "more": "x"}], ids=str)
+async def test_what_names_no_key_changes_nothing(action: str, body: Any) -> None:
+    async with operated() as operations:
+        await remind(operations, "a")
+
+        due = {"due_at": "2200-01-01T00:00:00Z"} if action == "reschedule" else {}
+        answer = await operations.call("POST", f"/scheduled/{action}", json={**body, **due})
+
+        assert answer.status_code == 422
+        assert (await operations.get("/scheduled"))["total"] == 1
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
