@@ -112,7 +112,7 @@ async def test_ids_of_a_foreign_producer_can_be_exported() -> None:
     traces, channel = Traces(), MemoryChannel("shipping")
     foreign = {
         "id": "m" * 90_000,
-        "correlation_id": "\ud800",
+        "correlation_id": "\ud800\nERROR",
         "endpoint": "ship",
         "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
     }
@@ -124,7 +124,7 @@ async def test_ids_of_a_foreign_producer_can_be_exported() -> None:
     (processed,) = traces.named("process shipping")
     assert processed.attributes is not None
     assert processed.attributes["messaging.message.id"] == "m" * 256 + "… (90000 characters)"
-    assert processed.attributes["messaging.message.conversation_id"] == r"\ud800"
+    assert processed.attributes["messaging.message.conversation_id"] == r"\ud800\nERROR"
 
 
 class Broken(SpanProcessor):

@@ -11,7 +11,7 @@ from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation, ToldHeaders, link_to
 from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, joined, note_failure
-from ecotone_fastapi.adapters.opentelemetry.texts import shown
+from ecotone_fastapi.adapters.opentelemetry.texts import named
 from ecotone_fastapi.core import (
     Assembly,
     Call,
@@ -171,7 +171,7 @@ class Interceptors:
         attributes = identified(attributes, message)
         endpoint = message.headers.get(HeaderName.endpoint)
         if endpoint is not None:
-            attributes[conventions.CONSUMER_GROUP] = shown(endpoint)
+            attributes[conventions.CONSUMER_GROUP] = named(endpoint)
         attributes[conventions.ATTEMPT] = failed_attempts(delivery) + 1
         span = self._spans.begin(name, context, SpanKind.CONSUMER, attributes, links)
         processing = _Process(span)
@@ -228,7 +228,7 @@ class Interceptors:
             destination = destination_of(found, channel, sending=sending)
             attributes = {**about(destination, operation, operation), conventions.CHANNEL: channel}
             known = self._channels_described[channel, operation] = (
-                f"{operation} {shown(destination.name)}",
+                f"{operation} {named(destination.name)}",
                 attributes,
             )
         return known
@@ -241,8 +241,8 @@ def _has_span(context: Context) -> bool:
 def _described(kind: Kind, type_: type[Any], key: str | None, *, named: bool) -> Described:
     attributes: dict[str, str | int] = {conventions.KIND: kind.value, conventions.TYPE: name_of(type_)}
     if key is not None:
-        attributes[conventions.KEY] = shown(key)
-    return f"{_VERBS[kind]} {shown(key) if named and key else type_.__name__}", attributes
+        attributes[conventions.KEY] = named(key)
+    return f"{_VERBS[kind]} {named(key) if named and key else type_.__name__}", attributes
 
 
 def is_of_users(endpoint: Endpoint) -> bool:

@@ -14,7 +14,7 @@ from opentelemetry.propagators.textmap import Getter, TextMapPropagator
 from opentelemetry.trace import Link, SpanContext
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
-from ecotone_fastapi.adapters.opentelemetry.texts import shown
+from ecotone_fastapi.adapters.opentelemetry.texts import named
 from ecotone_fastapi.core import HeaderName, Message
 
 P = TypeVar("P")
@@ -187,7 +187,7 @@ class ToldHeaders(Mapping[str, str]):
 def link_to(creation: SpanContext, message: Message[Any]) -> Link:
     """Return a link to where a message was created."""
     id_ = message.headers.get(HeaderName.id)
-    return Link(creation, {conventions.MESSAGE_ID: shown(id_)} if id_ is not None else None)
+    return Link(creation, {conventions.MESSAGE_ID: named(id_)} if id_ is not None else None)
 
 
 def _is_writable(value: str) -> bool:

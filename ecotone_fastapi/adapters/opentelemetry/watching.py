@@ -15,7 +15,7 @@ from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.interceptors import is_sending
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
 from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, note_failure
-from ecotone_fastapi.adapters.opentelemetry.texts import shown
+from ecotone_fastapi.adapters.opentelemetry.texts import named
 from ecotone_fastapi.core import Clock, Destination, HeaderName, Message, Operation, Work, destination_of
 
 _TYPES = {
@@ -130,9 +130,9 @@ def _described(work: Work) -> tuple[str, dict[str, str | int]]:
     if work.channel is not None:
         attributes[conventions.CHANNEL] = work.channel.name
     if work.operation is Operation.PROCESS:
-        attributes[conventions.CONSUMER_GROUP] = shown(work.place)
+        attributes[conventions.CONSUMER_GROUP] = named(work.place)
     if len(work.messages) == 1:
         attributes = identified(attributes, work.messages[0])
     elif work.messages:
         attributes[conventions.BATCH_COUNT] = len(work.messages)
-    return f"{work.name} {shown(destination.name)}", attributes
+    return f"{work.name} {named(destination.name)}", attributes
