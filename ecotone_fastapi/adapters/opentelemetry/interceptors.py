@@ -206,7 +206,7 @@ class Interceptors:
         known = self._dispatched_described.get((kind, type_, key))
         if known is None:
             leads = key is None or self._leads(call, kind)
-            known = _described(kind, type_, key, named=leads)
+            known = _described(kind, type_, key, leads=leads)
             if leads and len(self._dispatched_described) < _MOST_DESCRIBED:
                 self._dispatched_described[kind, type_, key] = known
         return known
@@ -238,11 +238,11 @@ def _has_span(context: Context) -> bool:
     return trace.get_current_span(context).get_span_context().is_valid
 
 
-def _described(kind: Kind, type_: type[Any], key: str | None, *, named: bool) -> Described:
+def _described(kind: Kind, type_: type[Any], key: str | None, *, leads: bool) -> Described:
     attributes: dict[str, str | int] = {conventions.KIND: kind.value, conventions.TYPE: name_of(type_)}
     if key is not None:
         attributes[conventions.KEY] = named(key)
-    return f"{_VERBS[kind]} {named(key) if named and key else type_.__name__}", attributes
+    return f"{_VERBS[kind]} {named(key) if leads and key else type_.__name__}", attributes
 
 
 def is_of_users(endpoint: Endpoint) -> bool:
