@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, create_key, detach, get_current, get_value, set_value
-from opentelemetry.trace import Span, SpanKind, set_span_in_context
+from opentelemetry.trace import Link, Span, SpanKind, set_span_in_context
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
@@ -117,9 +117,9 @@ class Interceptors:
         told = Message(message.payload, ToldHeaders(self._propagation, message.headers, context))
         cause = current_message()
         assert cause is not None
-        same = cause.headers is message.headers
-        headers = told.headers if same else ToldHeaders(self._propagation, cause.headers, context)
-        self._gateway.standing_for(Message(cause.payload, headers))
+        # What it stores tells of the span for ever; what it sends is told the baggage, too, where it leaves.
+        lasting = ToldHeaders(self._propagation, cause.headers, context, lasting=True)
+        self._gateway.standing_for(Message(cause.payload, lasting))
         token = attach(context)
         try:
             return await proceed(call.saying(told))
@@ -160,10 +160,13 @@ class Interceptors:
         creation = self._propagation.read(message.headers, detached(current))
         created = trace.get_current_span(creation).get_span_context()
         links = [link_to(created, message)] if created.is_valid else []
-        if ambient():
-            context = joined(creation, current)
+        around = ambient()
+        if not self._joins_creation:
+            context = set_span_in_context(trace.INVALID_SPAN, creation)
+            if around is not None:
+                links.append(Link(around))
         else:
-            context = creation if self._joins_creation else set_span_in_context(trace.INVALID_SPAN, creation)
+            context = creation if around is None else joined(creation, current)
         name, attributes = self._at(call.channel, conventions.PROCESS)
         attributes = identified(attributes, message)
         endpoint = message.headers.get(HeaderName.endpoint)

@@ -7,7 +7,7 @@ from typing import Any
 
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, get_current
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span, SpanContext, Status, StatusCode
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.texts import shown
@@ -53,14 +53,15 @@ def identified(attributes: Mapping[str, str | int], message: Message[Any]) -> di
     return told
 
 
-def ambient() -> bool:
-    """Whether something is going on that a span can be part of: a request, for example, but no span that has ended.
+def ambient() -> SpanContext | None:
+    """Return what is going on that a span can be part of: a request, for example, but no span that has ended.
 
     What is run in a task that outlives the span it was made in has that in its context for ever.
     """
     span = trace.get_current_span()
     context = span.get_span_context()
-    return context.is_valid and (span.is_recording() or context.is_remote or not context.trace_flags.sampled)
+    goes_on = context.is_valid and (span.is_recording() or context.is_remote or not context.trace_flags.sampled)
+    return context if goes_on else None
 
 
 def joined(creation: Context, current: Context) -> Context:

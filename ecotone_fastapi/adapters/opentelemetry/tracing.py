@@ -43,8 +43,9 @@ class Tracing:
         provider: Makes the spans; that of the process unless told otherwise.
         propagator: Writes headers; that of the process unless told otherwise.
         process_parent: With `creation`, handling a message is part of the trace that has created it, unless something
-            else is going on where it is received; with `link` it is always a trace of its own, with a link.
-        receive: Whether there are spans of receiving, too: of what is received, not of waiting for it.
+            else is going on where it is received; with `link` it is always a trace of its own, with links to both.
+        receive: Whether there are spans of receiving, too. They begin when a consumer begins to wait for what it
+            receives; waiting in vain is none.
 
     Raises:
         ConfigurationError: This makes no spans, or nothing can have such a parent.
