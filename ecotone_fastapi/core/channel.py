@@ -4,11 +4,14 @@ A channel moves `Message[bytes]`. It never looks into a payload, and it never to
 business (`delay`, `time_to_live`, `priority`, `partition_key`, `attempt`).
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from ecotone_fastapi.core.message import Message
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.channel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +192,9 @@ class Inspectable(Protocol):
         ...
 
 
+_cannot_tell: set[type] = set()  # classes of channels that were logged
+
+
 @runtime_checkable
 class TellsDestination(Protocol):
     """A channel that can tell where its messages are."""
@@ -205,6 +211,8 @@ class TellsDestination(Protocol):
 def destination_of(channel: object, name: str, *, sending: bool) -> Destination:
     """Return where the messages of a channel are; of one that cannot tell, its own name.
 
+    That of one that fails to tell is logged once: no message is lost because nobody knows how to call its place.
+
     Args:
         channel: The channel; `None` if there is none.
         name: How it is called here.
@@ -215,5 +223,12 @@ def destination_of(channel: object, name: str, *, sending: bool) -> Destination:
         Destination(system='ecotone', name='orders', address=None, port=None, routing_key=None)
     """
     if isinstance(channel, TellsDestination):
-        return channel.destination(sending=sending)
+        try:
+            return channel.destination(sending=sending)
+        except Exception:
+            if type(channel) not in _cannot_tell:
+                _cannot_tell.add(type(channel))
+                logger.warning(
+                    "channel %s fails to tell where its messages are; this is told once", name, exc_info=True
+                )
     return Destination(system="ecotone", name=name)

@@ -11,7 +11,7 @@ import json
 import logging
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, cast
@@ -352,12 +352,18 @@ class DeadLetters:
         self._check(parked, message, channel, elsewhere=to is not None)
         message = message.with_headers({HeaderName.replays: str(parked.replays + 1)})
         async with self._one_unit(message) as scope:
-            await self._gateway.transmit(channel, [message])
-            if self._unit is not None and not self._unit.covers(self._store):
+            if self._unit is None:
+                await self._gateway.transmit(channel, [message])
+                await self._delete_as_it_was(parked)
+            elif self._unit.covers(self._store):
+                async with self._undone_alone(scope):
+                    # First: of what somebody else has edited meanwhile nothing may be sent.
+                    await self._delete_as_it_was(parked)
+                    await self._gateway.transmit(channel, [message])
+            else:
+                await self._gateway.transmit(channel, [message])
                 # Deleted before the commit, it would be nowhere if that failed.
                 await scope.enter(self._deleted_afterwards(parked), outermost=True)
-            else:
-                await self._delete_as_it_was(parked)
         logger.info("dead letter %s went back to channel %s", parked_id, channel)
 
     async def replay_all(
@@ -494,6 +500,12 @@ class DeadLetters:
             if self._unit is not None:
                 await scope.enter(self._unit.begin(scope))
             yield scope
+
+    def _undone_alone(self, scope: Scope) -> AbstractAsyncContextManager[None]:
+        """In the transaction of a handler, go back to here on a failure: the handler may catch it and go on."""
+        if self._unit is None or UnitOfWork not in scope.state:
+            return nullcontext()
+        return self._unit.savepoint(scope)
 
     @asynccontextmanager
     async def _deleted_afterwards(self, parked: ParkedMessage) -> AsyncIterator[None]:

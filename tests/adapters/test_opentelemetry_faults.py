@@ -9,6 +9,8 @@ import pytest
 from opentelemetry import baggage, trace
 from opentelemetry.context import attach, detach
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
@@ -20,8 +22,8 @@ from ecotone_fastapi import (
     command_handler,
 )
 from ecotone_fastapi.adapters.memory import MemoryChannel
-from ecotone_fastapi.adapters.opentelemetry import Tracing
-from ecotone_fastapi.core import Message
+from ecotone_fastapi.adapters.opentelemetry import Metrics, Tracing
+from ecotone_fastapi.core import Destination, Message
 from ecotone_fastapi.testing import flow_test
 from tests.adapters.traces import Traces, id_of
 from tests.servers import until
@@ -110,7 +112,7 @@ async def test_ids_of_a_foreign_producer_can_be_exported() -> None:
     traces, channel = Traces(), MemoryChannel("shipping")
     foreign = {
         "id": "m" * 90_000,
-        "correlation_id": "\ud800",
+        "correlation_id": "\ud800\nERROR",
         "endpoint": "ship",
         "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
     }
@@ -122,7 +124,7 @@ async def test_ids_of_a_foreign_producer_can_be_exported() -> None:
     (processed,) = traces.named("process shipping")
     assert processed.attributes is not None
     assert processed.attributes["messaging.message.id"] == "m" * 256 + "… (90000 characters)"
-    assert processed.attributes["messaging.message.conversation_id"] == r"\ud800"
+    assert processed.attributes["messaging.message.conversation_id"] == r"\ud800\nERROR"
 
 
 class Broken(SpanProcessor):
@@ -221,3 +223,23 @@ async def test_a_consumer_that_is_started_in_a_span_of_somebody_else_is_not_part
     created, processed = traces.one("send shipping"), traces.one("process shipping")
     assert processed.parent is not None
     assert processed.parent.span_id == id_of(created)
+
+
+class _Lost(MemoryChannel):
+    """A channel that fails to tell where its messages are."""
+
+    def destination(self, *, sending: bool) -> Destination:
+        raise LookupError("nowhere")
+
+
+async def test_a_channel_that_fails_to_tell_where_its_messages_are_is_called_by_its_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    traces, shipping, reader = Traces(), Shipping(), InMemoryMetricReader()
+    plugins = [Tracing(traces.provider), Metrics(MeterProvider([reader]), interval=None)]
+    async with flow_test([shipping], channels=[_Lost("shipping")], plugins=plugins) as flow:
+        await flow.send(Ship("1"))
+        assert await flow.run("shipping") == 1
+
+    assert traces.one("process shipping").attributes is not None
+    assert caplog.text.count("channel shipping fails to tell where its messages are") == 1

@@ -1,7 +1,10 @@
 """The headers of traces: what is written is plain text, and what others have written there fails nothing."""
 
 import weakref
+from copy import copy, deepcopy
 from dataclasses import dataclass
+from pickle import dumps, loads
+from threading import Lock
 from typing import Annotated, Any
 
 import pytest
@@ -14,7 +17,7 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from ecotone_fastapi import EventStore, MessageHeader, asynchronous, command_handler
+from ecotone_fastapi import EventBus, EventStore, MessageHeader, asynchronous, command_handler, event_handler
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.opentelemetry import Tracing
 from ecotone_fastapi.adapters.opentelemetry.propagation import LONGEST, Propagation, ToldHeaders
@@ -231,6 +234,60 @@ def test_headers_of_another_context_are_a_mapping_like_any_other() -> None:
     assert ("tenant" in headers, "baggage" in headers, len(headers)) == (True, False, 3)
     assert repr(headers) == repr(dict(headers))
     assert Message(b"", headers).caused(b"").headers["traceparent"] == FOREIGN
+
+
+def test_headers_of_another_context_are_copied_and_pickled_as_what_they_say() -> None:
+    headers = ToldHeaders(Propagation(), {"id": "m-1"}, Context({"lock": Lock()}))
+    said = {"id": "m-1"}
+
+    assert (headers.copy(), copy(headers), deepcopy(headers), loads(dumps(headers))) == (said, said, said, said)
+    assert loads(dumps(Message("1", headers))) == deepcopy(Message("1", headers)) == Message("1", said)
+    assert (headers | {"id": "m-2"}, {"id": "m-2", "tenant": "acme"} | headers) == (
+        {"id": "m-2"},
+        {"id": "m-1", "tenant": "acme"},
+    )
+
+
+async def test_a_handler_can_hand_its_message_to_another_process() -> None:
+    handed: list[Message[Ship]] = []
+
+    @command_handler
+    async def ship(command: Ship, message: Message[Ship]) -> None:
+        handed.append(loads(dumps(message)))
+
+    traces = Traces()
+    async with flow_test([ship], plugins=[Tracing(traces.provider)]) as flow:
+        await flow.send(Ship("1"))
+
+    assert handed[0].payload == Ship("1")
+    assert handed[0].headers["traceparent"] == traceparent_of(traces.spans[-1])
+
+
+async def test_the_baggage_of_a_client_is_not_stored_with_events_and_reaches_those_who_are_told_of_them() -> None:
+    traces, seen = Traces(), []
+
+    class Reporting:
+        @command_handler
+        async def ship(self, command: Ship, store: EventStore, events: EventBus) -> None:
+            await store.append("order-1", [command])
+            await events.publish(command)
+
+        @asynchronous("reports")
+        @event_handler(id="report")
+        async def report(self, event: Ship) -> None:
+            seen.append(baggage.get_baggage("session"))
+
+    async with flow_test([Reporting], channels=[MemoryChannel("reports")], plugins=[Tracing(traces.provider)]) as flow:
+        await flow.send(Ship("1"), headers={"traceparent": FOREIGN, "tracestate": "a=1", "baggage": "session=secret"})
+        await flow.run("reports")
+        store = flow.ecotone.assembly.services[EventStore]
+        assert isinstance(store, EventStore)
+        (stored,) = await store.load("order-1")
+
+    assert "baggage" not in stored.headers
+    assert stored.headers["traceparent"].startswith(f"00-{TRACE}-")
+    assert stored.headers["tracestate"] == "a=1"
+    assert seen == ["secret"]
 
 
 def test_headers_that_were_written_keep_no_earlier_ones_in_memory() -> None:

@@ -460,6 +460,41 @@ async def test_with_links_alone_what_is_received_is_a_trace_of_its_own(traces: T
     )
 
 
+async def test_with_links_alone_what_is_received_within_a_span_is_linked_to_both(traces: Traces) -> None:
+    tracer = traces.provider.get_tracer("test")
+    async with flow_test(
+        [Mails], channels=[MemoryChannel("mails")], plugins=[Tracing(traces.provider, process_parent="link")]
+    ) as flow:
+        await flow.publish(OrderWasPlaced("1"))
+        with tracer.start_as_current_span("POST /drain"):
+            await flow.run("mails")
+
+    is_drawn(
+        traces,
+        """
+        publish OrderWasPlaced
+          send mails PRODUCER
+        POST /drain
+          ack mails CLIENT ~ send mails
+        process mails CONSUMER ~ send mails ~ POST /drain
+          handle Mails.confirm
+        """,
+    )
+
+
+async def test_receiving_is_not_part_of_a_span_that_has_ended(traces: Traces) -> None:
+    span = traces.provider.get_tracer("test").start_span("start")
+    plugins = [Tracing(traces.provider, receive=True)]
+    async with flow_test([Mails], channels=[MemoryChannel("mails")], plugins=plugins) as flow:
+        await flow.publish(OrderWasPlaced("1"))
+        token = attach(trace.set_span_in_context(span))
+        span.end()
+        await flow.run("mails")
+        detach(token)
+
+    assert traces.one("receive mails").parent is None
+
+
 async def test_what_is_received_within_a_span_is_part_of_that_and_linked_to_its_creation(traces: Traces) -> None:
     tracer = traces.provider.get_tracer("test")
     async with flow_test([Mails], channels=[MemoryChannel("mails")], plugins=[Tracing(traces.provider)]) as flow:

@@ -394,6 +394,31 @@ async def test_what_was_edited_meanwhile_is_neither_replayed_nor_edited_as_it_wa
         assert await flow.waiting("mails") == []
 
 
+async def test_what_was_edited_meanwhile_is_not_sent_to_a_broker_as_it_was_before(
+    database: SqlAlchemy, mails: Mails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with flow_test(
+        [mails], channels=[MemoryChannel("mails"), MemoryChannel("thanks")], plugins=[database, AT_ONCE]
+    ) as flow:
+        [parked] = await parked_by(flow, "1")
+        dead_letters = flow.ecotone.dead_letters
+        store: Any = flow.ecotone.assembly.services[DeadLetterStore]
+        get = store.get
+
+        async def get_and_be_late(parked_id: str) -> ParkedMessage:
+            found: ParkedMessage = await get(parked_id)
+            monkeypatch.undo()
+            await dead_letters.edit(parked_id, headers={"a": "b"})
+            return found
+
+        monkeypatch.setattr(store, "get", get_and_be_late)
+        with pytest.raises(ConcurrencyError, match="edited by somebody else"):
+            await dead_letters.replay(parked.id)
+
+        assert await flow.waiting("mails") == []
+        assert [one.message.headers.get("a") for one in await flow.dead_letters()] == ["b"]
+
+
 async def test_a_replay_at_the_same_time_as_an_edit_never_loses_it(
     database: SqlAlchemy, mails: Mails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -678,6 +703,29 @@ async def test_a_handler_that_replays_and_then_fails_has_replayed_nothing(databa
 
         assert await flow.dead_letters() == []
         assert len(await flow.waiting("mails")) == 1
+
+
+async def test_a_handler_that_goes_on_after_a_replay_has_failed_leaves_the_dead_letter_there(
+    database: SqlAlchemy, mails: Mails
+) -> None:
+    failures = []
+
+    @command_handler("try to replay")
+    async def try_to_replay(parked_id: str, dead_letters: DeadLetters) -> None:
+        try:
+            await dead_letters.replay(parked_id)
+        except ChannelError as error:
+            failures.append(str(error))
+
+    channels: list[Any] = [LostChannel("mails"), MemoryChannel("thanks")]
+    async with flow_test([mails, try_to_replay], channels=channels, plugins=[database, AT_ONCE]) as flow:
+        [parked] = await parked_by(flow, "1")
+        channels[0].lost = True
+
+        await flow.send(parked.id, to="try to replay")
+
+        assert len(failures) == 1
+        assert await flow.dead_letters() == [parked]
 
 
 async def test_only_the_run_that_succeeds_leaves_anything_behind(mails: Mails, database: SqlAlchemy) -> None:

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, create_key, detach, get_current, get_value, set_value
-from opentelemetry.trace import Span, SpanKind, set_span_in_context
+from opentelemetry.trace import Link, Span, SpanKind, set_span_in_context
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation, ToldHeaders, link_to
 from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, joined, note_failure
-from ecotone_fastapi.adapters.opentelemetry.texts import shown
+from ecotone_fastapi.adapters.opentelemetry.texts import named
 from ecotone_fastapi.core import (
     Assembly,
     Call,
@@ -117,9 +117,9 @@ class Interceptors:
         told = Message(message.payload, ToldHeaders(self._propagation, message.headers, context))
         cause = current_message()
         assert cause is not None
-        same = cause.headers is message.headers
-        headers = told.headers if same else ToldHeaders(self._propagation, cause.headers, context)
-        self._gateway.standing_for(Message(cause.payload, headers))
+        # What it stores tells of the span for ever; what it sends is told the baggage, too, where it leaves.
+        lasting = ToldHeaders(self._propagation, cause.headers, context, lasting=True)
+        self._gateway.standing_for(Message(cause.payload, lasting))
         token = attach(context)
         try:
             return await proceed(call.saying(told))
@@ -160,15 +160,18 @@ class Interceptors:
         creation = self._propagation.read(message.headers, detached(current))
         created = trace.get_current_span(creation).get_span_context()
         links = [link_to(created, message)] if created.is_valid else []
-        if ambient():
-            context = joined(creation, current)
+        around = ambient()
+        if not self._joins_creation:
+            context = set_span_in_context(trace.INVALID_SPAN, creation)
+            if around is not None:
+                links.append(Link(around))
         else:
-            context = creation if self._joins_creation else set_span_in_context(trace.INVALID_SPAN, creation)
+            context = creation if around is None else joined(creation, current)
         name, attributes = self._at(call.channel, conventions.PROCESS)
         attributes = identified(attributes, message)
         endpoint = message.headers.get(HeaderName.endpoint)
         if endpoint is not None:
-            attributes[conventions.CONSUMER_GROUP] = shown(endpoint)
+            attributes[conventions.CONSUMER_GROUP] = named(endpoint)
         attributes[conventions.ATTEMPT] = failed_attempts(delivery) + 1
         span = self._spans.begin(name, context, SpanKind.CONSUMER, attributes, links)
         processing = _Process(span)
@@ -203,7 +206,7 @@ class Interceptors:
         known = self._dispatched_described.get((kind, type_, key))
         if known is None:
             leads = key is None or self._leads(call, kind)
-            known = _described(kind, type_, key, named=leads)
+            known = _described(kind, type_, key, leads=leads)
             if leads and len(self._dispatched_described) < _MOST_DESCRIBED:
                 self._dispatched_described[kind, type_, key] = known
         return known
@@ -225,7 +228,7 @@ class Interceptors:
             destination = destination_of(found, channel, sending=sending)
             attributes = {**about(destination, operation, operation), conventions.CHANNEL: channel}
             known = self._channels_described[channel, operation] = (
-                f"{operation} {shown(destination.name)}",
+                f"{operation} {named(destination.name)}",
                 attributes,
             )
         return known
@@ -235,11 +238,11 @@ def _has_span(context: Context) -> bool:
     return trace.get_current_span(context).get_span_context().is_valid
 
 
-def _described(kind: Kind, type_: type[Any], key: str | None, *, named: bool) -> Described:
+def _described(kind: Kind, type_: type[Any], key: str | None, *, leads: bool) -> Described:
     attributes: dict[str, str | int] = {conventions.KIND: kind.value, conventions.TYPE: name_of(type_)}
     if key is not None:
-        attributes[conventions.KEY] = shown(key)
-    return f"{_VERBS[kind]} {shown(key) if named and key else type_.__name__}", attributes
+        attributes[conventions.KEY] = named(key)
+    return f"{_VERBS[kind]} {named(key) if leads and key else type_.__name__}", attributes
 
 
 def is_of_users(endpoint: Endpoint) -> bool:

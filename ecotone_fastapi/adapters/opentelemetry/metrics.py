@@ -16,6 +16,7 @@ from opentelemetry.metrics import Meter, MeterProvider, get_meter
 
 from ecotone_fastapi.adapters.opentelemetry.conventions import APPLICATION, SCHEMA_URL, SCOPE
 from ecotone_fastapi.adapters.opentelemetry.instruments import Instruments
+from ecotone_fastapi.adapters.opentelemetry.lateness import told_when_late
 from ecotone_fastapi.adapters.opentelemetry.measuring import Measuring
 from ecotone_fastapi.adapters.opentelemetry.observing import Observing, Sight, observed
 from ecotone_fastapi.core.errors import ConfigurationError
@@ -49,7 +50,9 @@ class Metrics:
     process of an application does it, and shows the same depths and lags, because they are those of servers: take the
     maximum over processes, not the sum.
 
-    The provider is looked for when the application starts. When there is none by then, nothing is plugged in.
+    The provider is looked for when the application is put together: when it starts, or when it is asked for a bus or
+    its router. When there is none by then, nothing is plugged in; one that comes later, but before the start, is told
+    by a warning.
 
     Args:
         meter_provider: Makes the instruments; that of the process unless told otherwise.
@@ -91,11 +94,14 @@ class Metrics:
 
     def install(self, assembly: Assembly) -> None:
         """Watch the work on channels, stand around handlers in consumers, and look at everything else."""
-        named = None if self._application is None else {APPLICATION: self._application}
-        meter = get_meter(SCOPE, version("ecotone-fastapi"), self._meter_provider, SCHEMA_URL, named)
-        if type(meter).__module__.startswith(Meter.__module__):
-            # One of the API itself: it measures nothing, or waits for a provider.
+        meter = self._meter()
+        if _is_for_nobody(meter):
             logger.info("nothing is measured: there is no provider of OpenTelemetry")
+            assembly.add_lifespan(
+                lambda: told_when_late(
+                    lambda: not _is_for_nobody(self._meter()), logger, "Metrics", "nothing is measured"
+                )
+            )
             return
         known = _made.get(meter)
         if known is None:
@@ -112,6 +118,10 @@ class Metrics:
             self._sights.append(sight)
             assembly.add_lifespan(partial(observed, self._observing, sight))
 
+    def _meter(self) -> Meter:
+        named = None if self._application is None else {APPLICATION: self._application}
+        return get_meter(SCOPE, version("ecotone-fastapi"), self._meter_provider, SCHEMA_URL, named)
+
     async def refresh(self) -> None:
         """Look now, and not only when the next interval is over: for programs that end soon, and for tests.
 
@@ -120,3 +130,8 @@ class Metrics:
         for sight in self._sights:
             if self._observing is not None and sight in self._observing.sights:
                 await sight.look()
+
+
+def _is_for_nobody(meter: Meter) -> bool:
+    """Whether it is one of the API itself, which measures nothing, or waits for a provider."""
+    return type(meter).__module__.startswith(Meter.__module__)

@@ -8,13 +8,13 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from opentelemetry import propagate, trace
+from opentelemetry import baggage, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter, TextMapPropagator
 from opentelemetry.trace import Link, SpanContext
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
-from ecotone_fastapi.adapters.opentelemetry.texts import shown
+from ecotone_fastapi.adapters.opentelemetry.texts import named
 from ecotone_fastapi.core import HeaderName, Message
 
 P = TypeVar("P")
@@ -99,8 +99,16 @@ class Propagation:
         """Return a message that tells of another context, and no longer of the one that it has inherited."""
         return Message(message.payload, self.headers(message.headers, context))
 
-    def headers(self, before: Mapping[str, str], context: Context) -> dict[str, str]:
-        """Return headers that tell of another context than before."""
+    def headers(self, before: Mapping[str, str], context: Context, *, lasting: bool = False) -> dict[str, str]:
+        """Return headers that tell of another context than before.
+
+        Args:
+            before: The headers before.
+            context: The context.
+            lasting: Whether they are kept for ever: then without baggage, which is a matter of those on their way.
+        """
+        if lasting:
+            context = baggage.clear(context)
         headers = {name: value for name, value in before.items() if name not in self.fields}
         headers.update(self.carrier(context))
         return headers
@@ -126,21 +134,39 @@ class ToldHeaders(Mapping[str, str]):
         propagation: Writes them.
         before: The headers before.
         context: The context.
+        lasting: See `Propagation.headers`.
     """
 
-    __slots__ = ("__weakref__", "_propagation", "_unwritten", "_written")
+    __slots__ = ("__weakref__", "_lasting", "_propagation", "_unwritten", "_written")
 
-    def __init__(self, propagation: Propagation, before: Mapping[str, str], context: Context) -> None:
+    def __init__(
+        self, propagation: Propagation, before: Mapping[str, str], context: Context, *, lasting: bool = False
+    ) -> None:
         self._propagation = propagation
+        self._lasting = lasting
         self._unwritten: tuple[Mapping[str, str], Context] | None = (before, context)
         self._written: dict[str, str] = {}
 
     def _read(self) -> dict[str, str]:
         unwritten = self._unwritten
         if unwritten is not None:  # whoever does it at the same time writes the same
-            self._written = self._propagation.headers(*unwritten)
+            self._written = self._propagation.headers(*unwritten, lasting=self._lasting)
             self._unwritten = None  # a long conversation must not be kept in memory by its last message
         return self._written
+
+    def copy(self) -> dict[str, str]:
+        """Return them as a dict of one's own."""
+        return self._read().copy()
+
+    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
+        """Copy and pickle them as the dict that they stand for: a context stays where it is."""
+        return dict, (self._read(),)
+
+    def __or__(self, others: Mapping[str, str]) -> dict[str, str]:
+        return {**self._read(), **others}
+
+    def __ror__(self, others: Mapping[str, str]) -> dict[str, str]:
+        return {**others, **self._read()}
 
     def __getitem__(self, name: str) -> str:
         return self._read()[name]
@@ -161,7 +187,7 @@ class ToldHeaders(Mapping[str, str]):
 def link_to(creation: SpanContext, message: Message[Any]) -> Link:
     """Return a link to where a message was created."""
     id_ = message.headers.get(HeaderName.id)
-    return Link(creation, {conventions.MESSAGE_ID: shown(id_)} if id_ is not None else None)
+    return Link(creation, {conventions.MESSAGE_ID: named(id_)} if id_ is not None else None)
 
 
 def _is_writable(value: str) -> bool:

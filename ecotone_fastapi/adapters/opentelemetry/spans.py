@@ -7,10 +7,10 @@ from typing import Any
 
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, get_current
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span, SpanContext, Status, StatusCode
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
-from ecotone_fastapi.adapters.opentelemetry.texts import shown
+from ecotone_fastapi.adapters.opentelemetry.texts import named, shown
 from ecotone_fastapi.core import Destination, HeaderName, Message
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
@@ -31,14 +31,14 @@ def about(destination: Destination, name: str, type_: str) -> dict[str, str | in
         conventions.SYSTEM: destination.system,
         conventions.OPERATION_NAME: name,
         conventions.OPERATION_TYPE: type_,
-        conventions.DESTINATION_NAME: shown(destination.name),
+        conventions.DESTINATION_NAME: named(destination.name),
     }
     if destination.address is not None:
         attributes[conventions.SERVER_ADDRESS] = destination.address
         if destination.port is not None:
             attributes[conventions.SERVER_PORT] = destination.port
     if destination.routing_key is not None:
-        attributes[conventions.ROUTING_KEY] = shown(destination.routing_key)
+        attributes[conventions.ROUTING_KEY] = named(destination.routing_key)
     return attributes
 
 
@@ -47,20 +47,21 @@ def identified(attributes: Mapping[str, str | int], message: Message[Any]) -> di
     headers, told = message.headers, dict(attributes)
     id_, conversation = headers.get(HeaderName.id), headers.get(HeaderName.correlation_id)
     if id_ is not None:
-        told[conventions.MESSAGE_ID] = shown(id_)
+        told[conventions.MESSAGE_ID] = named(id_)
     if conversation is not None:
-        told[conventions.CONVERSATION_ID] = shown(conversation)
+        told[conventions.CONVERSATION_ID] = named(conversation)
     return told
 
 
-def ambient() -> bool:
-    """Whether something is going on that a span can be part of: a request, for example, but no span that has ended.
+def ambient() -> SpanContext | None:
+    """Return what is going on that a span can be part of: a request, for example, but no span that has ended.
 
     What is run in a task that outlives the span it was made in has that in its context for ever.
     """
     span = trace.get_current_span()
     context = span.get_span_context()
-    return context.is_valid and (span.is_recording() or context.is_remote or not context.trace_flags.sampled)
+    goes_on = context.is_valid and (span.is_recording() or context.is_remote or not context.trace_flags.sampled)
+    return context if goes_on else None
 
 
 def joined(creation: Context, current: Context) -> Context:

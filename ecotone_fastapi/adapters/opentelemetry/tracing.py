@@ -11,11 +11,12 @@ from typing import get_args
 
 from opentelemetry import trace
 from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.trace import NoOpTracer, ProxyTracer, TracerProvider
+from opentelemetry.trace import NoOpTracer, ProxyTracer, Tracer, TracerProvider
 
 from ecotone_fastapi.adapters.opentelemetry.conventions import SCHEMA_URL, SCOPE
 from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.interceptors import Interceptors, ProcessParent, is_of_users
+from ecotone_fastapi.adapters.opentelemetry.lateness import told_when_late
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
 from ecotone_fastapi.adapters.opentelemetry.spans import apart
 from ecotone_fastapi.adapters.opentelemetry.watching import Watching
@@ -37,14 +38,17 @@ class Tracing:
     never replaced on the way: retries, dead letters and replays are found by it. Stored events have that of the handler
     that has stored them. Batches are linked to what they are made of and belong to none of it.
 
-    The provider is looked for when the application starts. When there is none by then, nothing is plugged in.
+    The provider is looked for when the application is put together: when it starts, or when it is asked for a bus or
+    its router. When there is none by then, nothing is plugged in; one that comes later, but before the start, is told
+    by a warning.
 
     Args:
         provider: Makes the spans; that of the process unless told otherwise.
         propagator: Writes headers; that of the process unless told otherwise.
         process_parent: With `creation`, handling a message is part of the trace that has created it, unless something
-            else is going on where it is received; with `link` it is always a trace of its own, with a link.
-        receive: Whether there are spans of receiving, too: of what is received, not of waiting for it.
+            else is going on where it is received; with `link` it is always a trace of its own, with links to both.
+        receive: Whether there are spans of receiving, too. They begin when a consumer begins to wait for what it
+            receives; waiting in vain is none.
 
     Raises:
         ConfigurationError: This makes no spans, or nothing can have such a parent.
@@ -89,9 +93,14 @@ class Tracing:
             raise ConfigurationError(
                 "there are two plugins that trace, and every span would be there twice", hint="keep one Tracing(...)"
             )
-        tracer = trace.get_tracer(SCOPE, version("ecotone-fastapi"), self._provider, SCHEMA_URL)
-        if isinstance(tracer, NoOpTracer | ProxyTracer):
+        tracer = self._tracer()
+        if _is_for_nobody(tracer):
             logger.info("nothing is traced: there is no provider of OpenTelemetry")
+            assembly.add_lifespan(
+                lambda: told_when_late(
+                    lambda: not _is_for_nobody(self._tracer()), logger, "Tracing", "nothing is traced"
+                )
+            )
             return
         spans, propagation = Guarded(tracer), Propagation(self._propagator)
         around = Interceptors(assembly, spans, propagation, self._process_parent)
@@ -113,3 +122,10 @@ class Tracing:
                 receive=self._receive,
             )
         )
+
+    def _tracer(self) -> Tracer:
+        return trace.get_tracer(SCOPE, version("ecotone-fastapi"), self._provider, SCHEMA_URL)
+
+
+def _is_for_nobody(tracer: Tracer) -> bool:
+    return isinstance(tracer, NoOpTracer | ProxyTracer)

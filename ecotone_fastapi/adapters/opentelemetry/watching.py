@@ -15,7 +15,7 @@ from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.interceptors import is_sending
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
 from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, note_failure
-from ecotone_fastapi.adapters.opentelemetry.texts import shown
+from ecotone_fastapi.adapters.opentelemetry.texts import named
 from ecotone_fastapi.core import Clock, Destination, HeaderName, Message, Operation, Work, destination_of
 
 _TYPES = {
@@ -73,7 +73,9 @@ class Watching:
             if work.messages or failure is not None:
                 links = self._propagation.links_to(list(work.messages))
                 name, attributes = _described(work)
-                span = self._spans.begin(name, None, SpanKind.CLIENT, attributes, links, at=began_at)
+                current = get_current()
+                context = detached(current) if ambient() is None else current
+                span = self._spans.begin(name, context, SpanKind.CLIENT, attributes, links, at=began_at)
                 if failure is not None:
                     note_failure(span, failure)
                 self._spans.end(span)
@@ -95,8 +97,10 @@ class Watching:
             self._spans.end(span)
 
     def _parent_of(self, work: Work, links: list[Link]) -> Context:
-        current = get_current()
-        if ambient():
+        current, around = get_current(), ambient()
+        if around is not None and work.operation is Operation.PROCESS and not self._joins:
+            links.append(Link(around))
+        elif around is not None:
             return current
         # Relays send what they know nothing about; who handles or settles a message is part of its story.
         joins = self._joins and work.operation is not Operation.SEND and len(links) == 1
@@ -126,9 +130,9 @@ def _described(work: Work) -> tuple[str, dict[str, str | int]]:
     if work.channel is not None:
         attributes[conventions.CHANNEL] = work.channel.name
     if work.operation is Operation.PROCESS:
-        attributes[conventions.CONSUMER_GROUP] = shown(work.place)
+        attributes[conventions.CONSUMER_GROUP] = named(work.place)
     if len(work.messages) == 1:
         attributes = identified(attributes, work.messages[0])
     elif work.messages:
         attributes[conventions.BATCH_COUNT] = len(work.messages)
-    return f"{work.name} {shown(destination.name)}", attributes
+    return f"{work.name} {named(destination.name)}", attributes
