@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Annotated
 
-from fastapi import APIRouter, Header, HTTPException, Response
+from fastapi import APIRouter, Header, HTTPException, Request, Response
+from fastapi.responses import RedirectResponse
 
 HEADERS: dict[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -85,6 +86,12 @@ def add_page(router: APIRouter) -> None:
     async def page(if_none_match: Annotated[str | None, Header()] = None) -> Response:
         """Answer with the page."""
         return found["index.html"].answer(if_none_match)
+
+    @router.get("/page/", include_in_schema=False)
+    async def page_with_slash(request: Request) -> Response:
+        """Lead to the page, whose parts are at addresses beside its own; relative, as proxies have other addresses."""
+        query = request.url.query
+        return RedirectResponse(f"../page?{query}" if query else "../page", headers=HEADERS)
 
     @router.get("/page/{name}", include_in_schema=False)
     async def page_part(name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:

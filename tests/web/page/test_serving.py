@@ -66,7 +66,14 @@ def test_the_page_has_no_other_parts(name: str) -> None:
     assert client([Depends(anybody)]).get(f"{PAGE}/{name}").status_code == 404
 
 
-@pytest.mark.parametrize("path", ["", "/start.js"])
+def test_an_address_with_a_slash_behind_it_leads_to_the_page() -> None:
+    answer = client([Depends(anybody)]).get(f"{PAGE}/?seconds=1", follow_redirects=False)
+
+    assert answer.status_code == 307
+    assert answer.headers["location"] == "../page?seconds=1", "relative: proxies have other addresses"
+
+
+@pytest.mark.parametrize("path", ["", "/", "/start.js"])
 def test_the_page_is_closed_as_long_as_the_operations_are(path: str) -> None:
     answer = client(None).get(PAGE + path)
 
