@@ -334,7 +334,7 @@ def test_every_documented_route_says_what_it_does_and_what_it_answers() -> None:
         ("admin", "is no list of dependencies"),
         (True, "is no list of dependencies"),
     ],
-    ids=repr,
+    ids=["a list of none", "none", "a function", "Depends of nothing", "no list", "a name", "True"],
 )
 def test_what_opens_nothing_or_everything_is_refused_at_start(operations: Any, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words) as refusal:
