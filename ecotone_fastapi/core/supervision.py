@@ -22,6 +22,8 @@ from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Runnable
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.supervision")
 
+_LONGEST_LINE = 1000  # characters of what others say, in a line of a log
+
 # Seconds that servers have to let all channels be opened at start, to answer how they are, and to be left.
 _OPENING, _ANSWERING, _CLOSING = 10.0, 5.0, 5.0
 
@@ -167,6 +169,12 @@ def in_one_line(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+
+
+def line_of(text: str) -> str:
+    """Return the first line of a text as any log can take it: cut, and half characters written out."""
+    first = next(iter(text.splitlines()), "").encode("utf-8", "backslashreplace").decode()
+    return first if len(first) <= _LONGEST_LINE else f"{first[:_LONGEST_LINE]}… ({len(first)} characters)"
 
 
 class Supervisor:

@@ -28,7 +28,7 @@ from ecotone_fastapi.core.errors import (
 from ecotone_fastapi.core.gateway import unknown_channel
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.core.supervision import Pauses, in_one_line
+from ecotone_fastapi.core.supervision import Pauses, in_one_line, line_of
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.protection")
 
@@ -172,7 +172,7 @@ class Consumers:
 
     def _hold(self, consumer: Consumer, hold: Hold) -> None:
         if consumer.holds.get(self) != hold:
-            logger.warning("consumer %s pauses: %s", consumer.name, hold.reason or "no reason was given")
+            logger.warning("consumer %s pauses: %s", consumer.name, line_of(hold.reason) or "no reason was given")
             consumer.hold(self, hold)
 
     def _let_go_on(self, consumer: Consumer) -> None:
