@@ -247,9 +247,10 @@ def test_the_log_config_of_uvicorn_shows_the_fields_also_in_its_access_log(tmp_p
         httpx.post(f"{url}/orders/7", headers={"X-Correlation-ID": "c-1"}).raise_for_status()
         process.terminate()
         assert process.stderr is not None
-        lines = [line for line in process.stderr.read().splitlines() if "7" in line]
+        lines = process.stderr.read().splitlines()
 
-    placed, accessed = lines
+    (placed,) = [line for line in lines if line.startswith("INFO shop ")]
+    (accessed,) = [line for line in lines if line.startswith("INFO uvicorn.access ")]
     assert placed == "INFO shop [c-1 m-1 -] placed 7"
     assert accessed.startswith("INFO uvicorn.access [c-1 - -] ")
     assert '"POST /orders/7 HTTP/1.1" 200' in accessed
