@@ -22,7 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ecotone_fastapi.adapters.sqlalchemy.order import InOrder
 from ecotone_fastapi.adapters.sqlalchemy.queue import ClaimedRow, Lease, NewRow, Queue
 from ecotone_fastapi.adapters.sqlalchemy.tables import LONGEST_NAME
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions, Unit
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.adapters.sqlalchemy.units import Unit
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.channel import Capabilities, Delivery, Destination
 from ecotone_fastapi.core.clock import Clock, SystemClock

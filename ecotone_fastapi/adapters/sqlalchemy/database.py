@@ -32,7 +32,8 @@ from ecotone_fastapi.adapters.sqlalchemy.queue import queue_for
 from ecotone_fastapi.adapters.sqlalchemy.schedules import SqlSchedules
 from ecotone_fastapi.adapters.sqlalchemy.schema import Schema
 from ecotone_fastapi.adapters.sqlalchemy.snapshots import SqlSnapshots
-from ecotone_fastapi.adapters.sqlalchemy.transactions import HeardSession, Transactions
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.adapters.sqlalchemy.units import HeardSession
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
@@ -127,7 +128,9 @@ class SqlAlchemy:
         self._lifespans = 0
         self._clock: Clock = SystemClock()
         self._dialect = dialect
-        self._transactions = Transactions(self.engine, self.sessionmaker, dialect, made_here=made_here)
+        self._transactions = Transactions(
+            self.engine, self.sessionmaker, dialect, made_here=made_here, plain_sessions=sessionmaker is None
+        )
         self._transactions.shared_key = cache_key(self.session)
         self._together = made_here
         self._schema = Schema(self._transactions, schema)

@@ -10,7 +10,8 @@ from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ecotone_fastapi.adapters.sqlalchemy.document_search import search_for
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Statements, Transactions
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.adapters.sqlalchemy.units import Statements
 from ecotone_fastapi.modelling.document_filters import Filter, Ordering, Place
 from ecotone_fastapi.modelling.documents import Document, missing, stale
 

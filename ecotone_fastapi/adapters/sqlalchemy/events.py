@@ -14,7 +14,8 @@ from ecotone_fastapi.adapters.sqlalchemy.event_log import Batch, NewRow, Pending
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventTables, queries_for
 from ecotone_fastapi.adapters.sqlalchemy.plain_event_log import log_for
 from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Statements, Transactions, Unit
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.adapters.sqlalchemy.units import Statements, Unit
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock
 from ecotone_fastapi.modelling.event_store import (

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Statements, Transactions
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.adapters.sqlalchemy.units import Statements
 from ecotone_fastapi.core.clock import Clock
 from ecotone_fastapi.modelling.event_store import Position
 from ecotone_fastapi.modelling.projection_store import (

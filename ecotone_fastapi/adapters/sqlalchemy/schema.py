@@ -15,7 +15,8 @@ from sqlalchemy.schema import CreateColumn, CreateIndex, CreateSchema, CreateTab
 
 from ecotone_fastapi.adapters.sqlalchemy import tables
 from ecotone_fastapi.adapters.sqlalchemy.dialects import BEGIN
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions, taking
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.adapters.sqlalchemy.units import taking
 from ecotone_fastapi.core.errors import ConfigurationError
 
 STEPS: Mapping[int, Sequence[str]] = {}
