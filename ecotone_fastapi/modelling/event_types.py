@@ -170,8 +170,9 @@ class EventTypes:
         name, revision = self._writing.get(cls) or self._name(cls)
         body, content_type = self._gateway.conversion.encode(payload)
         headers = event.headers.copy() if isinstance(event.headers, FreshHeaders) else dict(event.headers)
-        for key in _NOT_STORED & headers.keys():
-            del headers[key]
+        if not _NOT_STORED.isdisjoint(headers):
+            for key in _NOT_STORED & headers.keys():
+                del headers[key]
         if revision > 1:
             headers[HeaderName.revision] = str(revision)
         if content_type != JSON:

@@ -15,10 +15,12 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from sqlalchemy import Dialect as SqlDialect
 from sqlalchemy import TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ecotone_fastapi.adapters.sqlalchemy.dialects import Dialect
+from ecotone_fastapi.adapters.sqlalchemy.driver_sql import DriverSql
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventQueries, EventTables
 from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
 from ecotone_fastapi.core.errors import ConcurrencyError, ConfigurationError
@@ -54,6 +56,7 @@ class Batch:
         expected: Which version it has to have.
         condition: What must not have come.
         offset: How far the clock has travelled, as a parameter.
+        tagged: Whether any of the events has tags.
     """
 
     stream: str
@@ -61,6 +64,7 @@ class Batch:
     expected: int | Expected
     condition: AppendCondition | None
     offset: Any
+    tagged: bool = False
 
 
 class Added(NamedTuple):
@@ -139,7 +143,7 @@ class EventLog:
         self._isolation = text("SELECT current_setting('transaction_isolation')")
         self._lock_table = text(f"LOCK TABLE {events} IN SHARE ROW EXCLUSIVE MODE")
         self._lock_tags = text("SELECT count(pg_advisory_xact_lock(key)) FROM unnest(CAST(:keys AS bigint[])) AS key")
-        self._insert_statement = lru_cache(64)(self._build_insert)
+        self._insert_sql = lru_cache(64)(self._compiled_insert)
 
     # ------------------------------------------------------------------------------------------------------- appending
 
@@ -149,7 +153,7 @@ class EventLog:
         Raises:
             ConcurrencyError: The stream is not as expected, an event is there already, or one that is excluded.
         """
-        ids = {row.event_id for row in batch.rows}
+        ids = {row.event_id for row in batch.rows} if len(batch.rows) > 1 else [batch.rows[0].event_id]
         if len(ids) < len(batch.rows):
             raise already_appended(ids)
         if batch.condition is not None:
@@ -158,7 +162,7 @@ class EventLog:
             added = await self.insert(connection, batch)
             if len(added) == len(batch.rows):
                 pending.positions += [one.position for one in added]
-                pending.tagged = pending.tagged or any(row.tags for row in batch.rows)
+                pending.tagged = pending.tagged or batch.tagged
                 return added
             if added:  # somebody has appended the first of these versions at this very moment, but not as many
                 await self.take_back(connection, added)
@@ -232,7 +236,6 @@ class EventLog:
     async def insert(self, connection: AsyncConnection, batch: Batch) -> Sequence[Added]:
         """Append events if their stream is as expected; return those that were appended, by their versions."""
         rows = batch.rows
-        tagged = [(place, tag) for place, row in enumerate(rows, 1) for tag in row.tags]
         parameters: dict[str, Any] = {
             "category": category_of(batch.stream),
             "stream": batch.stream,
@@ -241,20 +244,26 @@ class EventLog:
             "names": [row.name for row in rows],
             "headers": [row.headers for row in rows],
             "bodies": [row.body for row in rows],
+            "expected": batch.expected,
         }
-        if not isinstance(batch.expected, Expected):
-            parameters["expected"] = batch.expected
-        if tagged:
+        if batch.tagged:
+            tagged = [(place, tag) for place, row in enumerate(rows, 1) for tag in row.tags]
             parameters["places"] = [place for place, _ in tagged]
             parameters["tags"] = [tag for _, tag in tagged]
             parameters["keys"] = sorted({_key(tag) for _, tag in tagged})
-        statement = self._insert_statement(kind_of(batch.expected), bool(tagged))
-        return sorted(
+        insert = self._insert_sql(connection.dialect, kind_of(batch.expected), batch.tagged)
+        added = [
             Added(version, position, int(transaction), recorded_at)
-            for version, position, transaction, recorded_at in await connection.execute(statement, parameters)
-        )
+            for version, position, transaction, recorded_at in await insert.rows(connection, parameters)
+        ]
+        if len(added) > 1:
+            added.sort()
+        return added
 
-    def _build_insert(self, expected: str, tagged: bool) -> TextClause:
+    def _compiled_insert(self, dialect: SqlDialect, expected: str, more: int) -> DriverSql:
+        return DriverSql(self._build_insert(expected, more), dialect)
+
+    def _build_insert(self, expected: str, tagged: int) -> TextClause:
         events, tags = self.tables.events, self.tables.tags
         # What is deleted is waited for, and gone after that; what is archived has changed then.
         last = (

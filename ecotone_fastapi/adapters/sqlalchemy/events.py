@@ -87,11 +87,12 @@ class SqlEvents:
         if not events:
             return ()
         rows = [
-            NewRow(indexed(one.id), one.name, one.body, one.headers_text, tuple(dict.fromkeys(map(indexed, one.tags))))
-            for one in events
+            NewRow(indexed(id_), name, body, headers, tuple(dict.fromkeys(map(indexed, tags))) if tags else ())
+            for id_, name, body, headers, tags in events
         ]
-        batch = Batch(stream, rows, expected, condition, self._offset)
-        single = len(rows) == 1 and not rows[0].tags and condition is None
+        tagged = any(row.tags for row in rows)
+        batch = Batch(stream, rows, expected, condition, self._offset, tagged)
+        single = len(rows) == 1 and not tagged and condition is None
         added, number = await self._change(
             lambda connection, pending: self._log.append(connection, batch, pending),
             f"appending to the stream {stream!r}",

@@ -2,7 +2,7 @@
 
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -81,15 +81,13 @@ class SQLiteEventLog(PlainEventLog):
                 **_numbered(rows),
             }
             if condition is None:
-                statement = self._insert_statement(kind_of(expected), len(rows))
+                insert = self._insert_sql(connection.dialect, kind_of(expected), len(rows))
+                found: Iterable[Any] = await insert.rows(connection, parameters)
             else:
                 phrase = self.queries.excluded(condition)
                 statement = phrase.within(self._sql(kind_of(expected), len(rows), f" AND NOT {phrase.sql}"))
-                parameters |= phrase.parameters
-            inserted = sorted(
-                Added(version, position, 0, recorded_at)
-                for version, position, recorded_at in await connection.execute(statement, parameters)
-            )
+                found = await connection.execute(statement, {**parameters, **phrase.parameters})
+            inserted = sorted(Added(version, position, 0, recorded_at) for version, position, recorded_at in found)
             added += inserted
             if len(inserted) < len(rows):
                 return added
