@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Dialect, Row, TextClause
+from sqlalchemy import Dialect, TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -22,7 +22,7 @@ class DriverSql:
         self._sql = str(compiled)
         self._names: Sequence[str] | None = getattr(compiled, "positiontup", None)  # absent where they go by name
 
-    async def rows(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    async def rows(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> Sequence[Any]:
         """Run it, and return all rows.
 
         Args:

@@ -233,8 +233,13 @@ class ScopedSession:
         try:
             await self.take_turn()
             connection = await self._sessions.engine.connect()
-            if self._sessions.writer_options is not None and connection.sync_connection is not None:
-                connection.sync_connection.execution_options(**self._sessions.writer_options)
+            try:
+                # Whoever works beside this task must not be faster than the BEGIN.
+                await connection.run_sync(_begin, self._sessions.writer_options)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await connection.close()
+                raise
             self._connection = connection
         finally:
             self._opening = None
@@ -336,6 +341,12 @@ def scoped_session_of(session: AsyncSession) -> ScopedSession | None:
     """Return what knows the session of a scope; `None` for a session of nobody's scope."""
     scoped: ScopedSession | None = session.info.get(_SCOPED)
     return scoped
+
+
+def _begin(connection: Connection, options: Mapping[str, Any] | None) -> None:
+    if options is not None:
+        connection.execution_options(**options)
+    connection.begin()
 
 
 def _commit_and_close(connection: Connection) -> None:
