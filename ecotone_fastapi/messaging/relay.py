@@ -262,7 +262,7 @@ class Relay:
         logged: Exception | None = None
         for parcel, error in refused:
             attempts = failed_attempts(parcel.delivery) + 1
-            what = f"channel {lane.target.name} did not take message {_id_of(parcel.message)} for the {attempts}. time"
+            what = f"channel {lane.target.name} did not take message {_id_of(parcel.message)}, attempt {attempts}"
             # What is refused may be taken when the queue is there again, or has room. Anything else will not change.
             if not isinstance(error, ChannelError) and attempts > self.settings.retries:
                 logger.error("%s, parked", what, exc_info=error)
