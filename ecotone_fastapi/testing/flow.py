@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
-from ecotone_fastapi.app import Ecotone, InBackground
+from ecotone_fastapi.app import Ecotone
+from ecotone_fastapi.app.defaults import InBackground
 from ecotone_fastapi.core.channel import Channel, Inspectable
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Kind
