@@ -17,7 +17,8 @@ from ecotone_fastapi.adapters.memory import (
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.plugin import Assembly, Plugin
 from ecotone_fastapi.messaging.asynchronous import Asynchronous, AsynchronousHandlers
-from ecotone_fastapi.messaging.dead_letter import DeadLetterOffice, DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter import DeadLetterOffice
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.deduplication import Deduplication, DeduplicationStore
 from ecotone_fastapi.messaging.failures import Failures
 from ecotone_fastapi.messaging.outbox import Outbox
