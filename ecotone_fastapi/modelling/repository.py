@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from pydantic_core import to_json
 
+from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import AggregateError
 from ecotone_fastapi.core.message import Message
 
@@ -153,6 +154,15 @@ class TypesIdentifiers(Protocol):
 
     def identifier_types(self, cls: type) -> Mapping[str, Any]:
         """Return the types of attributes of a class that is served, as far as they are known."""
+        ...
+
+
+@runtime_checkable
+class ConvertsAggregates(Protocol):
+    """A store that writes what aggregates are with the converters of the application, `Ecotone(converters=[...])`."""
+
+    def converting(self, conversion: Conversion) -> AggregateStore:
+        """Return the same store for an application with these converters."""
         ...
 
 

@@ -5,6 +5,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Row, TextClause, bindparam, text
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned, lacks_identifier
@@ -35,6 +37,7 @@ class SqlAggregates:
         transactions: Where statements run.
         prepare: Sees to it that the tables are there.
         now: Tells the time.
+        conversion: The converters of the application.
     """
 
     def __init__(
@@ -43,10 +46,13 @@ class SqlAggregates:
         transactions: Transactions,
         prepare: Callable[[], Awaitable[None]],
         now: Callable[[], datetime],
+        conversion: Conversion | None = None,
     ) -> None:
+        self._with = partial(SqlAggregates, table, transactions, prepare, now)
         self._transactions = transactions
         self._prepare = prepare
         self._now = now
+        self._conversion = conversion or Conversion()
         self._forms: dict[type, StateForm[Any]] = {}
         values = "(type, identifier, version, body, updated_at) VALUES (:type, :identifier, 1, :body, :moment)"
         if transactions.dialect.name == "mysql":
@@ -69,6 +75,10 @@ class SqlAggregates:
     def serves(self, cls: type) -> bool:
         """Return that it keeps them all, but for those that have a table of their own."""
         return not hasattr(cls, "__mapper__")
+
+    def converting(self, conversion: Conversion) -> "SqlAggregates":
+        """Return the same store for an application with these converters."""
+        return self._with(conversion)
 
     def check(self, cls: type) -> None:
         """Make sure that the state of such an aggregate comes back as it was.
@@ -131,7 +141,7 @@ class SqlAggregates:
     def _form(self, cls: type[A]) -> StateForm[A]:
         form = self._forms.get(cls)
         if form is None:
-            form = self._forms[cls] = StateForm(cls)
+            form = self._forms[cls] = StateForm(cls, self._conversion)
         return form
 
     async def _actual(self, key: dict[str, Any]) -> int:
