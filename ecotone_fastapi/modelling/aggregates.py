@@ -287,7 +287,7 @@ class _Flow:
         first: Identifier | None = None
         for changed in outcome.changed:
             kept = cast("Kept", kept_of(changed, self._known))
-            identifier, saved = await kept.save(changed)
+            identifier, saved = kept.remains(changed) if kept.is_deleted(changed) else await kept.save(changed)
             first = first or identifier
             events += saved.events
         return first

@@ -158,6 +158,28 @@ class TypesIdentifiers(Protocol):
 
 
 @runtime_checkable
+class DeletesAggregates(Protocol):
+    """A store that can also remove aggregates. All that come in the box do; one of your own need not."""
+
+    async def delete(self, cls: type[A], identifier: Identifier, state: A, *, expected: int) -> None:
+        """Remove an aggregate with the unit of work of the calling task's scope, if any.
+
+        After that, `load` finds none in this unit of work, and a new one with this identifier can be saved.
+
+        Args:
+            cls: Its class.
+            identifier: Its identifier.
+            state: The aggregate, as it was loaded or saved.
+            expected: The version that it was loaded or saved with.
+
+        Raises:
+            ConcurrencyError: It has another version by now, or is gone.
+            AggregateError: Aggregates of this class are not deleted.
+        """
+        ...
+
+
+@runtime_checkable
 class ConvertsAggregates(Protocol):
     """A store that writes what aggregates are with the converters of the application, `Ecotone(converters=[...])`."""
 
@@ -199,5 +221,19 @@ class Repository(Protocol[A]):
 
         Raises:
             ConcurrencyError: Somebody else has saved it since it was loaded, or a new one exists already.
+            AggregateError: It was deleted here.
+        """
+        ...
+
+    async def delete(self, aggregate: A) -> None:
+        """Remove an aggregate that was loaded or saved here, in the transaction of the handler.
+
+        The events that it has recorded are published as when it is saved. In a handler of the aggregate itself,
+        `await orders.delete(self)` does it: it is not saved afterwards.
+
+        Raises:
+            ConcurrencyError: Somebody else has saved or deleted it since it was loaded.
+            AggregateError: It was not loaded here; or its store does not delete, as that of event-sourced aggregates,
+                whose streams `EventStore` archives and deletes.
         """
         ...

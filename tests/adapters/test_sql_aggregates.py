@@ -591,6 +591,82 @@ class Versioned(Base):
         return self.note, self.version
 
 
+class Removing:
+    def __init__(
+        self, baskets: Repository[Basket], orders: Repository[Order], versioned: Repository[Versioned]
+    ) -> None:
+        self.places: list[tuple[Repository[Any], Any]] = [(baskets, "b"), (orders, 1), (versioned, 1)]
+
+    @command_handler("remove")
+    async def remove(self, note: str) -> list[Any]:
+        for repository, identifier in self.places:
+            found = await repository.get(identifier)
+            await repository.delete(found)
+            await repository.delete(found)
+        if note:
+            raise ValueError(note)
+        return [await repository.find(identifier) for repository, identifier in self.places]
+
+    @untransacted
+    @command_handler("remove one by one")
+    async def remove_one_by_one(self, note: str) -> list[Any]:
+        return await self.remove(note)
+
+
+@on_every_database
+@pytest.mark.parametrize("route", ["remove", "remove one by one"])
+async def test_a_handler_deletes_json_and_rows(database: SqlAlchemy, route: str) -> None:
+    async with flow_test([Basket, Order, Versioned, Removing], plugins=[database]) as flow:
+        for name in ("b", "c"):
+            await flow.send(Open(name))
+            await flow.send(Place(name))
+            await flow.send(name, to="versioned.make")
+
+        assert await flow.send("", to=route) == [None, None, None]
+
+        for told, where in (("b", "basket.items"), (1, "order.note"), (1, "versioned.show")):
+            with pytest.raises(AggregateNotFoundError):
+                await flow.ask(told, to=where, headers={"aggregate.id": told})
+        assert [row[1] for row in await rows(database)] == ["c"]
+        assert await flow.ask(2, to="order.note", headers={"aggregate.id": 2}) == "c"
+        assert await flow.ask(2, to="versioned.show", headers={"aggregate.id": 2}) == ("c", 1)
+
+
+@on_every_database
+async def test_what_is_deleted_by_a_handler_that_fails_is_there_as_before(database: SqlAlchemy) -> None:
+    async with flow_test([Basket, Order, Versioned, Removing], plugins=[database]) as flow:
+        await flow.send(Open("b"))
+        await flow.send(Place("b"))
+        await flow.send("b", to="versioned.make")
+        with pytest.raises(ValueError, match="after all"):
+            await flow.send("after all", to="remove")
+
+        assert await flow.send(Add("b", "milk")) == 1
+        assert await flow.send(Note(1, "c")) == 0
+        assert await flow.ask(1, to="versioned.show", headers={"aggregate.id": 1}) == ("b", 1)
+
+
+@on_servers
+async def test_a_command_for_what_was_deleted_meanwhile_is_told_that_there_is_none(database: SqlAlchemy) -> None:
+    runs: list[str] = []
+
+    @command_handler("slow")
+    async def slow(name: str, baskets: Repository[Basket]) -> None:
+        runs.append(name)
+        basket = await baskets.get(name)
+        if len(runs) == 1:  # somebody else is faster
+            async with database.engine.begin() as connection:
+                await connection.execute(text("DELETE FROM ecotone_aggregate"))
+        await baskets.save(basket)
+
+    async with flow_test([Basket, slow], plugins=[database]) as flow:
+        await flow.send(Open("b"))
+        with pytest.raises(AggregateNotFoundError, match="there is no Basket 'b'"):
+            await flow.send("b", to="slow")
+
+    assert runs == ["b", "b"]
+
+
 @on_every_database
 async def test_an_entity_with_a_version_is_saved_by_it(database: SqlAlchemy) -> None:
     async with flow_test([Versioned], plugins=[database]) as flow:

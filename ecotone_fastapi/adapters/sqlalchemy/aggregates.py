@@ -67,6 +67,7 @@ class SqlAggregates:
             f"UPDATE {table} SET type = :type, version = version + 1, body = :body, updated_at = :moment "
             f"WHERE {_SAME} AND version = :expected"
         )
+        self._delete = _of_types(f"DELETE FROM {table} WHERE {_SAME} AND version = :expected")
         self._select = _of_types(f"SELECT version, body FROM {table} WHERE {_SAME}")
         # What others have committed meanwhile, whatever this transaction has read before.
         locked = " FOR UPDATE" if transactions.dialect.name == "mysql" else ""
@@ -131,12 +132,25 @@ class SqlAggregates:
             renamed = len(key["types"]) > 1 and await self._actual(key) > 0
             done = 0 if renamed else await self._execute(self._insert, values)
         if done != 1:
-            raise ConcurrencyError(
-                f"the {cls.__name__} {identifier} was saved by somebody else",
-                expected=expected,
-                actual=await self._actual(key),
-            )
+            raise await self._too_late(cls, identifier, expected)
         return Saved(expected + 1, events)
+
+    async def delete(self, cls: type[A], identifier: Identifier, state: A, *, expected: int) -> None:
+        """Delete the row that has the expected version.
+
+        Raises:
+            ConcurrencyError: It has another one, or is gone.
+        """
+        if await self._execute(self._delete, {**_key(cls, identifier), "expected": expected}, "deleting") != 1:
+            raise await self._too_late(cls, identifier, expected)
+
+    async def _too_late(self, cls: type, identifier: Identifier, expected: int) -> ConcurrencyError:
+        actual = await self._actual(_key(cls, identifier))
+        return ConcurrencyError(
+            f"the {cls.__name__} {identifier} was {'saved' if actual else 'deleted'} by somebody else",
+            expected=expected,
+            actual=actual,
+        )
 
     def _form(self, cls: type[A]) -> StateForm[A]:
         form = self._forms.get(cls)
@@ -150,12 +164,12 @@ class SqlAggregates:
             return int(row[0])
         return 0
 
-    async def _execute(self, statement: TextClause, values: dict[str, Any]) -> int:
+    async def _execute(self, statement: TextClause, values: dict[str, Any], doing: str = "saving") -> int:
         async def execute(connection: AsyncConnection) -> int:
             return (await connection.execute(statement, values)).rowcount
 
         await self._prepare()
-        return await self._transactions.join(execute, "saving an aggregate")
+        return await self._transactions.join(execute, f"{doing} an aggregate")
 
     async def _rows(self, statement: TextClause, values: dict[str, Any], doing: str) -> Sequence[Row[Any]]:
         async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:
