@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 from ecotone_fastapi.core.errors import AggregateError, ConfigurationError, ConversionError
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.modelling.applying import Applying
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import StoredEvent
+from ecotone_fastapi.modelling.event_store import EventStore
+from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned
+from ecotone_fastapi.modelling.snapshots import SnapshotsOf
+from ecotone_fastapi.modelling.stream_names import (
     LONGEST_STREAM,
-    EventStore,
-    StoredEvent,
     category_of,
     check_stream,
     stream_of,
 )
-from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned
-from ecotone_fastapi.modelling.snapshots import SnapshotsOf
 
 A = TypeVar("A")
 

@@ -14,16 +14,15 @@ from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope
 from ecotone_fastapi.core.routing import Routing
 from ecotone_fastapi.core.watching import Operation
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     START,
     EventFilter,
-    EventStore,
     Expected,
     Page,
     Position,
     StoredEvent,
-    category_of,
 )
+from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.event_types import StoredHeaders, revision_in
 from ecotone_fastapi.modelling.projection_store import (
     EVER,
@@ -33,6 +32,7 @@ from ecotone_fastapi.modelling.projection_store import (
     ProjectionStore,
 )
 from ecotone_fastapi.modelling.projections import RUN, Hook, Methods, Projection, Run, hidden
+from ecotone_fastapi.modelling.stream_names import category_of
 
 EMITTED = "projection"
 """The category of the streams of what projections emit."""

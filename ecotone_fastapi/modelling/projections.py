@@ -26,8 +26,10 @@ from ecotone_fastapi.core.injection import FromScope, Supplier, Wanted
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.signatures import EMPTY, Parameter, parameters_of
-from ecotone_fastapi.modelling.event_store import EventFilter, RecordedEvent, StoredEvent, category_of
+from ecotone_fastapi.modelling.event_storage import EventFilter, StoredEvent
+from ecotone_fastapi.modelling.event_store import RecordedEvent
 from ecotone_fastapi.modelling.projection_store import ProjectionRecord
+from ecotone_fastapi.modelling.stream_names import category_of
 
 C = TypeVar("C", bound=type)
 F = TypeVar("F")

@@ -15,7 +15,7 @@ from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
-from ecotone_fastapi.modelling.event_store import EventStorage, Expected
+from ecotone_fastapi.modelling.event_storage import EventStorage, Expected
 from ecotone_fastapi.testing import EventStoreConformance, TravellingClock
 from ecotone_fastapi.testing.conformance.event_order import Step
 from ecotone_fastapi.testing.conformance.event_steps import facts, versions

@@ -28,7 +28,7 @@ from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.projections import Mode
 from ecotone_fastapi.testing import Flow, flow_test

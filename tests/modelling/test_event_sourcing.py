@@ -41,7 +41,7 @@ from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryEvents
 from ecotone_fastapi.core.endpoint import discover
 from ecotone_fastapi.core.errors import AggregateError, MissingServiceError
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned
 from ecotone_fastapi.testing import Flow, flow_test
 
