@@ -126,6 +126,19 @@ class EventSourcedStore:
                 await snapshots.save(stream, state, version, events[-1].id)
         return Saved(version, [_published(message, one) for message, one in zip(events, stored, strict=True)])
 
+    async def delete(self, cls: type[A], identifier: Identifier, state: A, *, expected: int) -> None:
+        """Refuse: whether what has happened is to be hidden or forgotten, nobody but the caller can know.
+
+        Raises:
+            AggregateError: Always.
+        """
+        stream = _stream(self._known[cls], identifier)
+        raise AggregateError(
+            f"the {cls.__name__} {identifier.value!r} is event-sourced: what has happened to it cannot be unmade",
+            hint=f"let an event end it; then EventStore.archive({stream!r}) hides it from repositories and commands, "
+            f"or EventStore.delete({stream!r}) erases its events for ever",
+        )
+
     async def take_snapshot(self, stream: str) -> None:
         """Take a snapshot of a stream as it is now."""
         sourced = self._categories.get(category_of(stream))

@@ -99,8 +99,11 @@ Deleted = Callable[[str], Awaitable[None]]
 Within = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 """Does something in a unit of work."""
 
-Appended = Callable[[Sequence[StoredEvent], Sequence[Message[Any]]], Awaitable[None]]
-"""Is told what was appended just now, in the unit of work that appends it."""
+Appended = Callable[[Sequence[StoredEvent], Sequence[Message[Any]] | None], Awaitable[None]]
+"""Is told what was appended or linked to a stream just now, in the unit of work that does it.
+
+The messages are those of the events, where they are known.
+"""
 
 
 class EventStore:
@@ -125,11 +128,11 @@ class EventStore:
         self._deletion_listeners: list[Deleted] = []
 
     def when_appended(self, listener: Appended, *, within: Within | None = None) -> None:
-        """Call this with all that is appended, in the unit of work that appends it; what it raises fails that unit.
+        """Call this with all that is appended or linked, in the unit of work that does it; what it raises fails that.
 
         Args:
             listener: What is called.
-            within: Opens a unit of work for those who append outside of any.
+            within: Opens a unit of work for those who append or link outside of any.
         """
         self._listeners.append(listener)
         self._within = within or self._within
@@ -228,12 +231,30 @@ class EventStore:
         return await self.storage.version(stream)
 
     async def link(self, stream: str, events: Sequence[RecordedEvent]) -> int:
-        """Let events be read in another stream, too; return how many were not there already."""
+        """Let events be read in another stream, too; return how many were not there already.
+
+        Raises:
+            ConcurrencyError: The stream is archived, or somebody else has just added one of these links.
+        """
         stored = [
             StoredEvent(event.stream, event.version, event.position, "", b"", "{}", event.recorded_at, event.origin)
             for event in events
         ]
-        return await self.storage.link(check_stream(stream), stored)
+        return await self.link_stored(stream, stored)
+
+    async def link_stored(self, stream: str, events: Sequence[StoredEvent]) -> int:
+        """Let events be read in another stream, too, as they were read from the storage; as `link`."""
+        if self._within is not None and current_scope() is None:
+            together: int = await self._within(partial(self.link_stored, stream, events))
+            return together
+        linked = await self.storage.link(check_stream(stream), events)
+        if linked and self._listeners:
+            # Nobody else can have come behind them: they are the last ones that this unit of work sees.
+            before = await self.storage.version(stream) - linked
+            links = await self.storage.read(stream, after=before, archived=True)
+            for listener in self._listeners if links else ():
+                await listener(links, None)
+        return linked
 
     async def archive(self, stream: str) -> bool:
         """Hide a stream from those who load it or append to it; return whether there was one.

@@ -274,10 +274,10 @@ def _answer_queries(assembly: Assembly, projectors: Sequence[Projector]) -> None
 
 
 def _follow(projectors: Sequence[Projector]) -> None:
-    """Run synchronous projections where events are appended."""
+    """Run synchronous projections where events are appended or linked."""
     store = projectors[0].events
 
-    async def appended(events: Sequence[StoredEvent], messages: Sequence[Message[Any]]) -> None:
+    async def appended(events: Sequence[StoredEvent], messages: Sequence[Message[Any]] | None) -> None:
         for projector in projectors:
             if projector.reads(events[0].stream):
                 await projector.follow(events, messages)
