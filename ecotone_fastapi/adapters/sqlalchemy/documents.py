@@ -13,7 +13,7 @@ from ecotone_fastapi.adapters.sqlalchemy.document_search import search_for
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.adapters.sqlalchemy.units import Statements
 from ecotone_fastapi.modelling.document_filters import Filter, Ordering, Place
-from ecotone_fastapi.modelling.documents import Document, missing, stale
+from ecotone_fastapi.modelling.document_storage import Document, missing, stale
 
 R = TypeVar("R")
 

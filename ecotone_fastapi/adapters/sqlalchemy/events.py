@@ -18,7 +18,7 @@ from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.adapters.sqlalchemy.units import Statements, Unit
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     EVERYTHING,
     START,
     AppendCondition,
