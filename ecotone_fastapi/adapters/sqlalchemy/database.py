@@ -75,7 +75,8 @@ class SqlAlchemy:
     Args:
         url_or_engine: The address of the database, or the application's own engine. The drivers are asyncpg and psycopg
             for PostgreSQL, asyncmy for MariaDB and MySQL, aiosqlite for SQLite.
-        sessionmaker: Makes the application's sessions; they should not expire what they have committed.
+        sessionmaker: Makes the application's sessions; they should not expire what they have committed. Every unit of
+            work has one, whose hooks hear its transaction. Without it, a session is made when somebody asks for it.
         create_schema: Whether tables that are missing are created at start. Safe with any number of processes.
         schema: The schema in which our tables are; `None` is the database's default.
         name: What health checks call the database.
