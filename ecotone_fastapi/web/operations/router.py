@@ -15,6 +15,7 @@ from ecotone_fastapi.web.operations.live import add_live
 from ecotone_fastapi.web.operations.opening import Operated, opened_to
 from ecotone_fastapi.web.operations.overviews import add_overview
 from ecotone_fastapi.web.operations.projections import add_projections
+from ecotone_fastapi.web.operations.replays import add_replays
 from ecotone_fastapi.web.operations.scheduled import add_scheduled
 from ecotone_fastapi.web.page import add_page
 
@@ -33,6 +34,7 @@ def operations_router(ecotone: Operated, dependencies: Sequence[Any] | None) -> 
         add_live,
         add_channels,
         add_dead_letters,
+        add_replays,
         add_edits,
         add_scheduled,
         add_projections,

@@ -1,6 +1,7 @@
 // Questions before something is done, and notices after it. The focus goes back to where it came from.
 
 import { button, el, say } from "./dom.js";
+import { number as figure } from "./format.js";
 
 let number = 0;
 
@@ -80,12 +81,43 @@ export function notice(text, { bad = false } = {}) {
     }
   }
   place.append(one);
-  while (place.childElementCount > 4) {
-    place.firstElementChild.remove();
+  for (const before of [...place.querySelectorAll(".notice:not(.working)")].slice(0, -4)) {
+    before.remove();
   }
   if (!bad) {
     setTimeout(() => one.isConnected && !one.contains(document.activeElement) && one.remove(), LASTS);
   }
+}
+
+/**
+ * Shows how far something is that takes a while, whichever section is shown meanwhile, with a button that ends it.
+ * @param {string} title What it is.
+ * @returns {{tell: function(number, number): void, isEnded: function(): boolean, close: function(): void}} Is told how
+ *   many are done, and of how many; whether somebody has ended it; takes it away.
+ */
+export function progress(title) {
+  const bar = el("progress", { max: "1", "aria-label": title });
+  const told = el("span", { class: "second" }, "…");
+  const end = button("Stop", () => {
+    end.setAttribute("aria-disabled", "true");
+    say(end, "Stopping");
+  });
+  const node = el("div", { class: "notice working", role: "group", "aria-label": title }, el("div", {}, title, bar, told), end);
+  document.getElementById("notices").prepend(node);
+  return {
+    tell: (done, total) => {
+      bar.value = total > 0 ? done / total : 1;
+      say(told, `${figure(done)} of ${figure(total)}`);
+    },
+    isEnded: () => end.getAttribute("aria-disabled") === "true",
+    close: () => {
+      const focused = node.contains(document.activeElement);
+      node.remove();
+      if (focused) {
+        document.getElementById("main").focus();
+      }
+    },
+  };
 }
 
 /** Lets those who do not see the page know what has changed in it. */
