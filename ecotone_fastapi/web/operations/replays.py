@@ -85,8 +85,8 @@ def add_replays(router: APIRouter, ecotone: Operated) -> None:
         ids = await _ids(asked, behind, ecotone)
         wanted = ids[: asked.limit]
         if len(wanted) < len(ids) and behind.until is None and asked.filter is not None:
-            [newest] = await ecotone.dead_letters.list(asked.filter.meant(), limit=1) or [None]
-            behind = replace(behind, until=None if newest is None else newest.parked_at + _SHORTEST)
+            for newest in await ecotone.dead_letters.list(asked.filter.meant(), limit=1):
+                behind = replace(behind, until=newest.parked_at + _SHORTEST)
         tried = 0
         refused: dict[str, str] = {}
 

@@ -1,6 +1,7 @@
 """Dead letters are replayed and deleted from the page: one, several, and all that a filter means."""
 
 import re
+from typing import Self
 
 import anyio
 import pytest
@@ -96,7 +97,7 @@ class Pace:
         self.steps = anyio.Semaphore(0)
         self.taken = 0
 
-    async def __aenter__(self) -> "Pace":
+    async def __aenter__(self) -> Self:
         await self._page.route("**/dead-letters/replay", self._wait)
         return self
 
