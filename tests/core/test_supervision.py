@@ -16,7 +16,7 @@ from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Assembly, Limits
-from ecotone_fastapi.core.supervision import Condition, Pauses, RunnableHealth, Supervisor, in_one_line, supervise
+from ecotone_fastapi.core.supervision import Condition, Pauses, RunnableHealth, Supervisor, supervise
 from ecotone_fastapi.testing.faults import FailingChannel
 from tests.servers import RemoteChannel, Server, until
 
@@ -244,19 +244,6 @@ def test_pauses_differ_by_chance_so_that_not_all_come_back_at_once() -> None:
 
     assert len(set(pauses)) > 90
     assert 0.8 <= min(pauses) < max(pauses) <= 1.2
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (ValueError("one\ntwo"), "ValueError: one"),
-        (ValueError(), "ValueError"),
-        (ExceptionGroup("tasks", [ExceptionGroup("tasks", [ValueError("inside")])]), "ValueError: inside"),
-        (ExceptionGroup("tasks", [ValueError("1"), ValueError("2")]), "ExceptionGroup: tasks (2 sub-exceptions)"),
-    ],
-)
-def test_an_error_is_told_in_one_line(error: BaseException, line: str) -> None:
-    assert in_one_line(error) == line
 
 
 # ------------------------------------------------------------------------------------------------ a whole assembly

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import Field
 
 from ecotone_fastapi.core.errors import ChannelError
-from ecotone_fastapi.operations.cutting import LINE, cut
+from ecotone_fastapi.core.texts import LINE, cut
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.dead_letter_models import DeadLettersAsked
 from ecotone_fastapi.web.operations.opening import Operated
