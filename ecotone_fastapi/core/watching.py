@@ -14,7 +14,7 @@ send send 2
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -34,6 +34,12 @@ class Operation(StrEnum):
     """A unit of work has failed by bad luck and is run again: this is the pause before that."""
     PARK = "park"
     """A message is given up and moved to the dead letter; its place is the channel that it comes from or goes to."""
+    CLAIM = "claim"
+    """A server is asked for messages, without the wait for them: a part of receiving."""
+    LEASE = "lease"
+    """A projection is lent to one of those who run it; what has failed was taken over by another one."""
+    COMMIT = "commit"
+    """A transaction is committed; watched only where nobody knows the outcome. Its place is the kind of database."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,9 +48,10 @@ class Work:
 
     Args:
         operation: What is done.
-        name: What it is called there: `send`, `receive`, `ack`, `nack`, `project`, `again`, `park`.
+        name: What it is called there: `send`, `receive`, `ack`, `nack`, `project`, `again`, `park`, `claim`, `renew`,
+            `commit`.
         place: The name of the channel, or of the projection; empty where there is none.
-        messages: The messages; of those that are received, none until they are there.
+        messages: The messages; of those that are received or claimed, none until they are there.
         channel: The channel, where there is one.
         attempted: Of a message that is given back: whether it was run and failed, so that it is tried again.
     """
@@ -106,6 +113,18 @@ class Watching:
         if not self._watchers:
             return nullcontext(work)
         return _watched(self._watchers, work)
+
+    def failed(self, operation: Operation, name: str, place: str, error: Exception) -> None:
+        """Let all watch what has failed already, where that was no work for as long as it went well.
+
+        Args:
+            operation: What was done.
+            name: What it is called there.
+            place: Where.
+            error: What it has failed with.
+        """
+        with suppress(type(error)), self.during(operation, name, place, ()):
+            raise error
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import anyio
 
-from ecotone_fastapi.core.errors import ChannelError
+from ecotone_fastapi.core.errors import ChannelError, LeaseLostError
+from ecotone_fastapi.core.watching import Operation
 from ecotone_fastapi.modelling.projecting import Projector
 from ecotone_fastapi.modelling.projection_store import ProjectionRecord
 
@@ -155,6 +156,9 @@ class Leases:
                     logger.warning("the lease of the projection %s was not renewed: %s", self._projector.name, error)
                     continue
                 if not kept:
+                    name = self._projector.name
+                    taken = LeaseLostError(f"version {version} of the projection {name!r} is run elsewhere by now")
+                    self._projector.gateway.watching.failed(Operation.LEASE, "renew", name, taken)
                     lease.lost = True
                     if lease.scope is not None:
                         lease.scope.cancel()

@@ -147,10 +147,7 @@ class Overview:
         """
         relays = self._lanes()
         answers = await ask_about({one.name: one for one in waiting.values()}, self._together)
-        return [
-            lane_report(name, channel.name, relays[name].name if name in relays else None, answers)
-            for name, channel in waiting.items()
-        ]
+        return [lane_report(name, channel.name, relays.get(name), answers) for name, channel in waiting.items()]
 
     async def _look(self) -> Report:
         services, channels = self._assembly.services, self._assembly.channels
@@ -177,7 +174,7 @@ class Overview:
                 if name not in outboxes.values()
             ),
             runnables=self.runnables(),
-            outbox=tuple(lane_report(name, outboxes[name], relay.name, answers) for name, relay in lanes.items()),
+            outbox=tuple(lane_report(name, outboxes[name], relay, answers) for name, relay in lanes.items()),
             dead_letters=count_of(answers.get(("dead letters", "")), "the application has no dead letter"),
             scheduled=count_of(answers.get(("scheduled", "")), "the application keeps no schedules"),
             projections=tuple(projection_report(name, answers["projection", name]) for name in names),

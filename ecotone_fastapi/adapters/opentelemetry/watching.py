@@ -52,7 +52,7 @@ class Watching:
         if work.operation is Operation.RECEIVE:
             with self._receiving(work):
                 yield
-        elif (work.operation is Operation.SEND and is_sending()) or work.operation is Operation.RETRY:
+        elif work.operation not in _TYPES or (work.operation is Operation.SEND and is_sending()):
             yield
         else:
             with self._spanning(work):

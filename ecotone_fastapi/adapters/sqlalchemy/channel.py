@@ -28,6 +28,7 @@ from ecotone_fastapi.core.channel import Capabilities, Delivery, Destination
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, LeaseLostError
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
+from ecotone_fastapi.core.watching import Operation
 
 T = TypeVar("T")
 
@@ -338,6 +339,12 @@ class SqlChannel:
     # ---------------------------------------------------------------------------------------------------- claiming
 
     async def _claim(self, limit: int) -> Sequence["SqlDelivery"]:
+        with self._transactions.watching.during(Operation.CLAIM, "claim", self.name, (), self) as work:
+            deliveries = await self._claimed(limit)
+            work.messages = [delivery.message for delivery in deliveries]
+        return deliveries
+
+    async def _claimed(self, limit: int) -> Sequence["SqlDelivery"]:
         closings = self._closings  # as it was before: what is claimed while the channel closes is given back
         while True:
             token = uuid4()

@@ -60,10 +60,14 @@ async def _until_nobody_listens(receive: Receive, scope: anyio.CancelScope) -> N
     scope.cancel()
 
 
-def add_live(router: APIRouter, ecotone: Operated) -> None:
-    """Add the route that goes on telling how the application is."""
-    ending = Ending()
-    router.include_router(APIRouter(lifespan=ending.lifespan))
+def add_live(router: APIRouter, ecotone: Operated, ending: Ending) -> None:
+    """Add the route that goes on telling how the application is.
+
+    Args:
+        router: Where it is added.
+        ecotone: What is operated.
+        ending: Tells that the server was told to end.
+    """
 
     @router.get("/live", status_code=200, response_class=EventStream)
     async def live(

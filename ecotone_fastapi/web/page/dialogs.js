@@ -1,9 +1,9 @@
 // Questions before something is done, and notices after it. The focus goes back to where it came from.
 
 import { button, el, say } from "./dom.js";
-import { number as figure } from "./format.js";
+import { number } from "./format.js";
 
-let number = 0;
+let questions = 0;
 
 /**
  * Asks for a confirmation; Escape and "Cancel" refuse it, and "Cancel" has the focus where something would be lost.
@@ -17,9 +17,9 @@ let number = 0;
  * @returns {Promise<*>} The answer, or false.
  */
 export function confirm({ title, text = [], yes, danger = false, type = null, answer = () => true }) {
-  number += 1;
-  const heading = el("h2", { id: `question-${number}` }, title);
-  const typed = type === null ? null : el("input", { type: "text", autocomplete: "off", spellcheck: "false", id: `typed-${number}` });
+  questions += 1;
+  const heading = el("h2", { id: `question-${questions}` }, title);
+  const typed = type === null ? null : el("input", { type: "text", autocomplete: "off", spellcheck: "false", id: `typed-${questions}` });
   const go = el("button", { type: "submit", class: danger ? "danger" : "primary" }, yes);
   const cancel = button("Cancel", () => dialog.close());
   const form = el(
@@ -107,7 +107,7 @@ export function progress(title) {
   return {
     tell: (done, total) => {
       bar.value = total > 0 ? done / total : 1;
-      say(told, `${figure(done)} of ${figure(total)}`);
+      say(told, `${number(done)} of ${number(total)}`);
     },
     isEnded: () => end.getAttribute("aria-disabled") === "true",
     close: () => {
