@@ -51,6 +51,7 @@ class Destination:
         address: The host of its server; `None` when there is none.
         port: The port of its server.
         routing_key: What the server goes by to find the place.
+        client: What the server knows this process by; else the process.
     """
 
     system: str
@@ -58,6 +59,7 @@ class Destination:
     address: str | None = None
     port: int | None = None
     routing_key: str | None = None
+    client: str | None = None
 
 
 class Delivery(Protocol):

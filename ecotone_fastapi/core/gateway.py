@@ -600,7 +600,7 @@ class Gateway:
         if delivery.settled:
             return
         where = self.channels.get(channel)
-        with self.watching.during(Operation.SETTLE, "ack", channel, [delivery.message], where):
+        with self.watching.during(Operation.SETTLE, "ack", channel, [delivery.message], where, delivery=delivery):
             await delivery.ack()
 
     async def nack(self, channel: str, delivery: Delivery, delay: float = 0.0, *, attempted: bool = True) -> None:
@@ -612,7 +612,9 @@ class Gateway:
         if delivery.settled:
             return
         where = self.channels.get(channel)
-        with self.watching.during(Operation.SETTLE, "nack", channel, [delivery.message], where, attempted=attempted):
+        with self.watching.during(
+            Operation.SETTLE, "nack", channel, [delivery.message], where, attempted=attempted, delivery=delivery
+        ):
             await delivery.nack(delay, attempted=attempted)
 
     async def receive(self, channel: str, delivery: Delivery, target: Proceed | None = None) -> bool:

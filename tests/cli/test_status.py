@@ -351,6 +351,12 @@ def projection(*versions: VersionReport, **parts: Any) -> ProjectionReport:
     return ProjectionReport(versions=versions, **{**defaults, **parts})
 
 
+def _lane() -> LaneReport:
+    return LaneReport(
+        channel="mails", depth=2, oldest_age=5.0, problem=None, relay="outbox", failures=0, last_error=None
+    )
+
+
 @pytest.mark.parametrize(
     ("found", "limits", "lines"),
     [
@@ -366,7 +372,7 @@ def projection(*versions: VersionReport, **parts: Any) -> ProjectionReport:
             ],
         ),
         (
-            report(outbox=(LaneReport(channel="mails", depth=2, oldest_age=5.0, problem=None, relay="outbox"),)),
+            report(outbox=(_lane(),)),
             Limits(depth=1),
             ["outbox of mails: 2 messages wait, more than 1"],
         ),

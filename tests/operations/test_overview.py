@@ -373,15 +373,16 @@ async def test_what_a_relay_cannot_send_is_told_until_it_can(sqlite_url: str) ->
     plugins = [SqlAlchemy(sqlite_url, create_schema=True), Outbox(settings=settings)]
     async with Ecotone([ship], channels=[broker], plugins=plugins).running(consumers=["outbox"]) as ecotone:
         await ecotone.command_bus.send("1", to="ship")
-        await until(lambda: _failed(ecotone, "outbox") >= 2)
+        relay = next(one for one in ecotone.assembly.runnables.values() if isinstance(one, Relay))
+        await until(lambda: "orders" in relay.troubles and relay.troubles["orders"].failures >= 2)
 
+        assert _failed(ecotone, "outbox") >= 2
         [lane] = (await ecotone.overview.report()).outbox
         assert (lane.failures >= 2, lane.last_error) == (True, "ChannelError: the broker is down")
         [same] = await ecotone.overview.outbox(await ecotone.overview.outboxes())
         assert same.last_error == lane.last_error
 
         broker.is_lost = False
-        relay = next(one for one in ecotone.assembly.runnables.values() if isinstance(one, Relay))
         await until(lambda: relay.handled == 1 and not relay.troubles)
         [lane] = (await ecotone.overview.report()).outbox
         assert (lane.depth, lane.failures, lane.last_error) == (0, 0, None)

@@ -20,6 +20,8 @@ CONSUMER_GROUP = "messaging.consumer.group.name"
 MESSAGE_ID = "messaging.message.id"
 CONVERSATION_ID = "messaging.message.conversation_id"
 BATCH_COUNT = "messaging.batch.message_count"
+CLIENT_ID = "messaging.client.id"
+DELIVERY_TAG = "messaging.rabbitmq.message.delivery_tag"
 ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
 
 # Attributes that are not only about messages

@@ -48,6 +48,9 @@ class Tracing:
         propagator: Writes headers; that of the process unless told otherwise.
         process_parent: With `creation`, handling a message is part of the trace that has created it, unless something
             else is going on where it is received; with `link` it is always a trace of its own, with links to both.
+        projection_handlers: Whether each handler in a batch of a projection has a span, too, linked to where its event
+            comes from; that costs something for each event. Without, a batch that fails tells which event and handler
+            it was.
         receive: Whether there are spans of receiving, too. They begin when a consumer begins to wait for what it
             receives; waiting in vain is none.
 
@@ -66,6 +69,7 @@ class Tracing:
         propagator: TextMapPropagator | None = None,
         process_parent: ProcessParent = "creation",
         receive: bool = False,
+        projection_handlers: bool = False,
     ) -> None:
         if provider is not None and (isinstance(provider, type) or not hasattr(provider, "get_tracer")):
             raise ConfigurationError(
@@ -80,6 +84,7 @@ class Tracing:
         self._propagator = propagator
         self._process_parent: ProcessParent = process_parent
         self._receive = receive
+        self._projection_handlers = projection_handlers
         self._traced: list[Assembly] = []  # where it was plugged in when they started
 
     def __repr__(self) -> str:
@@ -131,6 +136,7 @@ class Tracing:
                 assembly.gateway.clock,
                 joins=self._process_parent == "creation",
                 receive=self._receive,
+                handlers=self._projection_handlers,
             )
         )
 

@@ -466,6 +466,7 @@ class Transactions:
                 f"{doing}: the database refused or could not be reached",
                 tried=f"{self.address}: {type(reason).__name__}: {reason}",
                 hint=hint,
+                code=self.dialect.code_of(error) if isinstance(error, DBAPIError) else None,
             ) from error
 
 
