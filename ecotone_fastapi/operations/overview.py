@@ -15,6 +15,7 @@ import anyio
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.plugin import Assembly, Runnable
+from ecotone_fastapi.core.process import this_process
 from ecotone_fastapi.core.supervision import RunnableHealth
 from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.outbox import OutboxStorage
@@ -168,6 +169,7 @@ class Overview:
         outboxes = {name: relay.lanes[name].outbox.name for name, relay in lanes.items()}
         return Report(
             at=self._assembly.gateway.clock.now(),
+            process=this_process(),
             channels=tuple(
                 channel_report(name, channel, answers, consumers.get(name))
                 for name, channel in channels.items()

@@ -175,6 +175,8 @@ class Report:
 
     Args:
         at: The moment.
+        process: The process that tells it, by host and process id: consumers and other runnables are those of this one
+            alone, with all of their numbers.
         channels: Its channels, without those of the outbox.
         runnables: Everything that can run beside it; consumers are told with their channels, too.
         outbox: What is on its way to channels of brokers.
@@ -184,6 +186,7 @@ class Report:
     """
 
     at: datetime
+    process: str
     channels: tuple[ChannelReport, ...]
     runnables: tuple[RunnableReport, ...]
     outbox: tuple[LaneReport, ...]

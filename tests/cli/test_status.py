@@ -131,7 +131,9 @@ def test_an_application_with_nothing_to_do_is_well(shop: Project) -> None:
     assert " ".join(result.stdout.split()) == (
         "CHANNEL TYPE WAITING OLDEST CONSUMER orders SqlChannel 0 - not paused "
         "PROJECTION MODE VERSION CONDITION BEHIND LAG RUNNER STANDS STILL "
-        "orders_list asynchronous - not initialised - - - - dead letters: 0 scheduled: 0"
+        "orders_list asynchronous - not initialised - - - - "
+        "Which processes run the consumers is not known here: the health of each tells its own. "
+        "dead letters: 0 scheduled: 0"
     )
 
 
@@ -329,8 +331,8 @@ def test_what_a_server_says_cannot_command_a_terminal() -> None:
 def report(**parts: Any) -> Report:
     nothing = Count(count=0)
     defaults: dict[str, Any] = {
-        "at": SystemClock().now(), "channels": (), "runnables": (), "outbox": (), "dead_letters": nothing,
-        "scheduled": nothing, "projections": (),
+        "at": SystemClock().now(), "process": "web-1:1", "channels": (), "runnables": (), "outbox": (),
+        "dead_letters": nothing, "scheduled": nothing, "projections": (),
     }  # fmt: skip
     return Report(**{**defaults, **parts})
 

@@ -15,9 +15,12 @@ export function open(place) {
   const channels = channelTable({ actions: true, heading });
   const outbox = outboxTable();
   const others = othersTable();
-  place.append(el("div", { class: "heading" }, heading), channels.node, outbox.node, others.node);
+  const whose = el("p", { class: "faint" });
+  place.append(el("div", { class: "heading" }, heading), whose, channels.node, outbox.node, others.node);
   return {
     update: (now) => {
+      // Several may answer in turn behind one address.
+      say(whose, `Consumers, relays and runners are those of the process ${now.process}, with their rates and counts. What other processes run is not shown here; what waits is what waits for all of them.`);
       channels.update(now);
       outbox.update(now);
       others.update(now);
