@@ -222,7 +222,7 @@ def destination_of(channel: object, name: str, *, sending: bool) -> Destination:
 
     Example:
         >>> destination_of(None, "orders", sending=True)
-        Destination(system='ecotone', name='orders', address=None, port=None, routing_key=None)
+        Destination(system='ecotone', name='orders', address=None, port=None, routing_key=None, client=None)
     """
     if isinstance(channel, TellsDestination):
         try:
