@@ -425,6 +425,7 @@ class _Run:
                 elif self.limits.until_empty:
                     return
                 else:
+                    self.relay.troubles.pop(lane.target.name, None)  # nothing waits, another relay may have sent it
                     continue
             except ChannelError as error:
                 if self.limits.until_empty:

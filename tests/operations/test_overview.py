@@ -388,6 +388,21 @@ async def test_what_a_relay_cannot_send_is_told_until_it_can(sqlite_url: str) ->
         assert (lane.depth, lane.failures, lane.last_error) == (0, 0, None)
 
 
+async def test_what_could_not_be_sent_is_no_trouble_any_more_when_it_is_gone(sqlite_url: str) -> None:
+    settings = RelaySettings(unreachable=Pauses(first=0.01, longest=0.01))
+    plugins = [SqlAlchemy(sqlite_url, create_schema=True), Outbox(settings=settings)]
+    async with Ecotone([ship], channels=[Moody("orders")], plugins=plugins).running(consumers=["outbox"]) as ecotone:
+        await ecotone.command_bus.send("1", to="ship")
+        relay = next(one for one in ecotone.assembly.runnables.values() if isinstance(one, Relay))
+        await until(lambda: "orders" in relay.troubles)
+
+        outbox: Any = relay.lanes["orders"].outbox
+        while await outbox.depth():  # as if another relay had sent it
+            await outbox.purge()
+
+        await until(lambda: not relay.troubles)
+
+
 @pytest.mark.parametrize("partitioned", [False, True])
 async def test_how_often_a_projection_has_failed_is_told(partitioned: bool) -> None:
     @projection("broken", categories=["order"], mode="asynchronous", partitioned=partitioned)
