@@ -250,7 +250,7 @@ class Capricious(Broker):
     def __init__(self) -> None:
         super().__init__()
         self.capabilities = replace(self.capabilities, keeps_order=True)
-        self.chance = random.Random(7)  # noqa: S311 - no secret
+        self.chance = random.Random(7)
 
     async def send(self, messages: Sequence[Message[bytes]]) -> None:
         await checkpoint()
