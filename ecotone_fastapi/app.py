@@ -43,7 +43,7 @@ from ecotone_fastapi.messaging.transactions import Transactions
 from ecotone_fastapi.modelling.aggregates import Aggregates
 from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.keeping import aggregate_mark
 from ecotone_fastapi.modelling.projection_plugin import Projecting
 from ecotone_fastapi.modelling.projection_store import ProjectionStore

@@ -188,13 +188,13 @@ class _Judge:
             case Retry(delay):
                 # The traceback comes when the message is parked: three retries must not write it three times.
                 error = f"{type(failure.error).__name__}: {_text_of(failure.error)}".splitlines()[0]
-                logger.warning("%s for the %s. time (%s), again in %.1f s", what, failure.attempt, error, delay)
+                logger.warning("%s, attempt %s (%s), again in %.1f s", what, failure.attempt, error, delay)
                 await self._gateway.nack(failure.channel, delivery, delay)
             case DeadLetter():
-                logger.error("%s for the %s. time, parked", what, failure.attempt, exc_info=failure.error)
+                logger.error("%s, attempt %s, parked", what, failure.attempt, exc_info=failure.error)
                 await self.park(call, delivery, failure.error, failure.attempt)
             case Discard():
-                logger.info("%s for the %s. time, discarded", what, failure.attempt, exc_info=failure.error)
+                logger.info("%s, attempt %s, discarded", what, failure.attempt, exc_info=failure.error)
                 await self._gateway.ack(failure.channel, delivery)
             case Stop():
                 # It is to be the first one again, and this run is no reason to try it less often.

@@ -20,7 +20,8 @@ from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, LeaseL
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
 from ecotone_fastapi.core.plugin import Limits
-from ecotone_fastapi.core.supervision import Pauses, in_one_line
+from ecotone_fastapi.core.supervision import Pauses
+from ecotone_fastapi.core.texts import in_one_line
 from ecotone_fastapi.core.watching import Operation, Watching
 from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage, failed_attempts, parked_id
 from ecotone_fastapi.messaging.transactions import UnitOfWork
@@ -261,7 +262,7 @@ class Relay:
         logged: Exception | None = None
         for parcel, error in refused:
             attempts = failed_attempts(parcel.delivery) + 1
-            what = f"channel {lane.target.name} did not take message {_id_of(parcel.message)} for the {attempts}. time"
+            what = f"channel {lane.target.name} did not take message {_id_of(parcel.message)}, attempt {attempts}"
             # What is refused may be taken when the queue is there again, or has room. Anything else will not change.
             if not isinstance(error, ChannelError) and attempts > self.settings.retries:
                 logger.error("%s, parked", what, exc_info=error)

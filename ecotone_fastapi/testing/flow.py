@@ -27,9 +27,10 @@ from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMess
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.aggregates import Aggregates
 from ecotone_fastapi.modelling.event_sourced import EventSourced
-from ecotone_fastapi.modelling.event_store import EventStore, stream_of
+from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.keeping import Kept
 from ecotone_fastapi.modelling.publishing import StoredRepository
+from ecotone_fastapi.modelling.stream_names import stream_of
 
 A = TypeVar("A")
 

@@ -609,7 +609,7 @@ async def test_what_fails_again_at_once_is_not_replayed_a_second_time(flow: Flow
         stop = anyio.Event()
         tasks.start_soon(flow.ecotone.run, "mails", Limits(stop=stop))
         replayed = await flow.ecotone.dead_letters.replay_all()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while await flow.ecotone.dead_letters.count() < 2:
                 await anyio.lowlevel.checkpoint()
         stop.set()

@@ -469,7 +469,7 @@ async def test_readiness_tells_which_message_holds_a_consumer_up() -> None:
 
     async with ecotone.running():
         await ecotone.command_bus.send(PlaceOrder("1"), headers={"id": "my-id"})
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while (await ecotone.health()).ready or not orders.runs:
                 await checkpoint()
         [health] = (await ecotone.health()).runnables

@@ -11,7 +11,6 @@ from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation, ToldHeaders, link_to
 from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, joined, note_failure
-from ecotone_fastapi.adapters.opentelemetry.texts import named
 from ecotone_fastapi.core import (
     Assembly,
     Call,
@@ -26,6 +25,7 @@ from ecotone_fastapi.core import (
 )
 from ecotone_fastapi.core.errors import EcotoneError
 from ecotone_fastapi.core.message import name_of
+from ecotone_fastapi.core.texts import named
 from ecotone_fastapi.messaging.dead_letter import failed_attempts
 from ecotone_fastapi.messaging.outbox import ThroughOutbox
 from ecotone_fastapi.messaging.transactions import Outgoing

@@ -14,8 +14,8 @@ from opentelemetry.propagators.textmap import Getter, TextMapPropagator
 from opentelemetry.trace import Link, SpanContext
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
-from ecotone_fastapi.adapters.opentelemetry.texts import named
 from ecotone_fastapi.core import HeaderName, Message
+from ecotone_fastapi.core.texts import named
 
 P = TypeVar("P")
 

@@ -48,7 +48,7 @@ from ecotone_fastapi.messaging.protection import PauseStore
 from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import SnapshotStore

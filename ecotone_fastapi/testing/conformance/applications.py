@@ -236,9 +236,7 @@ class Applications(ChannelHooks):
             for text in sent:
                 await application.flow.send(Note(text))
 
-            with anyio.fail_after(self.patience):
-                while len(runs) < 2:
-                    assert await application.listen(3, self._a_while) < 3
+            await application.run(2)
             assert await application.listen(1, self._a_while) == 0
             assert len(runs) == 2
             assert list(consumers.paused()) == [name]
