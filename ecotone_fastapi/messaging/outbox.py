@@ -81,8 +81,9 @@ class Outbox:
     is left of it goes to the broker. One relay keeps the order of sending, also while a broker is away; several relays,
     and messages that a broker has refused, do not. For a channel that keeps the order of each partition key the outbox
     keeps it, too, over all relays: a message leaves when those of its key before it are confirmed or parked, so that a
-    relay takes one of each key at a time: many keys leave in batches, one busy key does not. What is refused is tried again, each time after a longer pause; a
-    message that a broker cannot take at all, because it is too large, is parked in the dead letter after some attempts.
+    relay takes one of each key at a time: many keys leave in batches, one busy key does not. What is refused is tried
+    again, each time after a longer pause; a message that a broker cannot take at all, because it is too large, is
+    parked in the dead letter after some attempts.
 
     Before a channel is changed to `delivery="direct"`, its outbox should be empty; a relay warns about what is left.
 

@@ -20,6 +20,7 @@ from ecotone_fastapi import Backoff, Failures, asynchronous, command_handler, de
 from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel, ordering
 from ecotone_fastapi.adapters.rabbitmq.batches import Outgoing
 from ecotone_fastapi.adapters.rabbitmq.notes import name_of
+from ecotone_fastapi.adapters.rabbitmq.ordering import OrderedSubscription
 from ecotone_fastapi.adapters.rabbitmq.rounds import publish_in_rounds
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.channel import Delivery
@@ -344,6 +345,26 @@ async def test_what_is_held_for_long_is_received_anew_before_the_server_loses_pa
     assert (names([a1]), a1.message.headers["attempt"]) == (["a1"], "1")
     await a1.ack()
     assert names(await receive(channel)) == ["a2"]
+
+
+@pytest.mark.rabbitmq
+async def test_what_never_arrives_comes_again_after_a_silence(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is with a queue that is deleted and made anew at once, while somebody consumes it."""
+    deliver, swallowed = OrderedSubscription._deliver, list[Any]()
+
+    async def swallow_first(self: OrderedSubscription, delivered: Any) -> None:
+        if swallowed:
+            await deliver(self, delivered)
+        else:
+            swallowed.append(delivered)
+
+    monkeypatch.setattr(OrderedSubscription, "_deliver", swallow_first)
+    monkeypatch.setattr(ordering, "WATCHED", 0.2)
+    channel = await server.channel(unique())
+    await channel.send([letter("a1", "a")])
+
+    assert names(await receive(channel)) == ["a1"]
+    assert len(swallowed) == 1
 
 
 @pytest.mark.rabbitmq

@@ -89,7 +89,7 @@ class OrderedSubscription(Subscription):
                 if lent := self._lend(limit):
                     # Nothing is awaited from here on, so that whoever is cancelled loses nothing.
                     return lent
-                if self._is_too_old() and not self._in_hand():
+                if (self._is_too_old() and not self._in_hand()) or self._is_silent():
                     self._end()
                     continue
                 self._news.clear()
@@ -195,6 +195,10 @@ class OrderedSubscription(Subscription):
         moments = [self._notes.since, None if oldest is None else oldest.at]
         since = min((moment for moment in moments if moment is not None), default=None)
         return since is not None and asyncio.get_running_loop().time() - since > RENEWED
+
+    def _is_silent(self) -> bool:
+        """Whether nothing is here and nothing has come for long, as when the server sends it elsewhere by mistake."""
+        return not self.outstanding and self._heard_at + WATCHED <= asyncio.get_running_loop().time()
 
     def _in_hand(self) -> bool:
         """Whether somebody has what was lent."""
