@@ -24,7 +24,7 @@ from ecotone_fastapi.core.channel import Channel, Delivery
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError, SendError
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.plugin import HealthCheck
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.testing import flow_test
 from ecotone_fastapi.testing.conformance.hooks import letter, letters, unique
 from ecotone_fastapi.testing.faults import TcpProxy, tcp_proxy

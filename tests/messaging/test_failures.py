@@ -34,7 +34,7 @@ from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Call, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, ConsumerSettings, asynchronous
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.failures import Failures, on_failure
 from ecotone_fastapi.messaging.policies import (
     Backoff,
