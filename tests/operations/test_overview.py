@@ -250,7 +250,7 @@ async def test_a_look_costs_few_statements_however_many_channels_there_are(sqlit
 
         report = await ecotone.overview.report()
 
-        assert len([one for one in statements if "ecotone_" in one]) == 3
+        assert len([one for one in statements if "ecotone_" in one and "paused_at IS NOT NULL" not in one]) == 3
         assert [one.depth for one in report.channels] == [1] + [0] * 20
 
 
