@@ -27,6 +27,8 @@ class Capabilities:
         priority: Honours the `priority` header.
         time_to_live: Honours the `time_to_live` header.
         leased: A delivery that is not settled comes back by itself when its lease ends.
+        keeps_order: Of each partition key one message is lent at a time, in the order of sending, whoever receives.
+            Those behind one that waits for its retry wait, too.
         largest_body: Bytes that one payload may have; `None` is without a limit.
     """
 
@@ -38,6 +40,7 @@ class Capabilities:
     priority: bool = False
     time_to_live: bool = False
     leased: bool = False
+    keeps_order: bool = False
     largest_body: int | None = None
 
 
@@ -51,6 +54,7 @@ class Destination:
         address: The host of its server; `None` when there is none.
         port: The port of its server.
         routing_key: What the server goes by to find the place.
+        client: What the server knows this process by; else the process.
     """
 
     system: str
@@ -58,6 +62,7 @@ class Destination:
     address: str | None = None
     port: int | None = None
     routing_key: str | None = None
+    client: str | None = None
 
 
 class Delivery(Protocol):
@@ -220,7 +225,7 @@ def destination_of(channel: object, name: str, *, sending: bool) -> Destination:
 
     Example:
         >>> destination_of(None, "orders", sending=True)
-        Destination(system='ecotone', name='orders', address=None, port=None, routing_key=None)
+        Destination(system='ecotone', name='orders', address=None, port=None, routing_key=None, client=None)
     """
     if isinstance(channel, TellsDestination):
         try:
