@@ -99,10 +99,10 @@ class OrderedSubscription(Subscription):
                 rest = deadline - loop.time()
                 if rest > 0:
                     await self._wait(min(rest, self._until_due(), self._heard_at + WATCHED - loop.time()))
+                elif self._counting or (self._reading is not None and not self._reading.done()):
+                    await self._wait(SHORT)  # what is here is being looked up, which has an end of its own
                 elif asked_last or rest < -OVERTIME:
                     return ()
-                elif self._counting or (self._reading is not None and not self._reading.done()):
-                    await self._wait(SHORT)
                 else:
                     # Something may be on its way, on a busy machine for long; the server knows.
                     asked_last = not await self._ask(self._is_more_to_come(), "looking into")
