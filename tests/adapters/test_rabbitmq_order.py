@@ -37,8 +37,10 @@ from tests.conftest import SERVERS
 from tests.orders import Handling, Sent, sent_with
 from tests.servers import until
 
-PATIENCE = 15.0
-REAL = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PATIENCE = 60.0  # seconds; only a test that fails waits for so long
+REAL = settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @dataclass
