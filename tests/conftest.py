@@ -13,14 +13,14 @@ from pathlib import Path
 
 import aio_pika
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 # What must hold before a change lands is decided by the same examples each time; new ones are looked for elsewhere.
 # No test fails because the machine is busy.
-settings.register_profile("default", deadline=None)
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile("default")
 if "CI" in os.environ:

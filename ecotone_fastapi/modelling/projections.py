@@ -285,12 +285,24 @@ class Run:
         event: The event that is handled.
         message: What it says.
         silent_until_version: Up to which version of the partition's stream nothing is emitted.
+        handler: The handler that is run.
         emitter: Emits.
         over: Whether all events have been handled.
         later: What its own handlers have appended to what it reads, with what it says where that is known.
     """
 
-    __slots__ = ("emitter", "event", "later", "message", "over", "partition", "record", "silent_until_version", "state")
+    __slots__ = (
+        "emitter",
+        "event",
+        "handler",
+        "later",
+        "message",
+        "over",
+        "partition",
+        "record",
+        "silent_until_version",
+        "state",
+    )
 
     def __init__(self, record: ProjectionRecord, state: Any = None, partition: str | None = None) -> None:
         self.record: ProjectionRecord = record
@@ -298,6 +310,7 @@ class Run:
         self.partition: str | None = partition
         self.event: StoredEvent | None = None
         self.message: Message[Any] | None = None
+        self.handler: Endpoint | None = None
         self.silent_until_version: int = 0
         self.emitter: Emitter | None = None
         self.over: bool = False

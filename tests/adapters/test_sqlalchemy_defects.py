@@ -327,8 +327,9 @@ async def test_a_savepoint_goes_with_its_unit(database: SqlAlchemy) -> None:
 async def test_a_savepoint_that_is_cancelled_leaves_nothing(database: SqlAlchemy) -> None:
     async with unit(database) as (scope, session):
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05), database.savepoint(scope):
+            async with asyncio.timeout(None) as limit, database.savepoint(scope):
                 await add(session, "inside")
+                limit.reschedule(0.0)
                 await asyncio.Event().wait()
         await add(session, "after")
 

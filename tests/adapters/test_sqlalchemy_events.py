@@ -73,7 +73,11 @@ class SqlEventStores(EventStoreConformance):
         async with unit(self.database):
             yield
 
-    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=10,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
     @given(script=STEPS)
     async def test_e20_writers_and_readers_may_do_anything(self, script: Sequence[Step]) -> None:
         await self.run_steps(script)

@@ -234,7 +234,9 @@ async def test_of_many_that_claim_at_once_nobody_gets_two_of_a_key(processes: Pr
 
 
 @EVERY
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(sent=SENT)
 async def test_each_key_is_handled_in_the_order_of_sending(processes: Processes, sent: Sequence[Sent]) -> None:
     clock = MovingClock()

@@ -120,7 +120,8 @@ def statements(database: SqlAlchemy) -> Iterator[list[str]]:
     seen: list[str] = []
 
     def note(connection: Connection, cursor: object, statement: str, *rest: object) -> None:
-        if not statement.startswith(("BEGIN", "COMMIT")):
+        # Which consumers pause is looked up every few seconds, whatever else is done.
+        if not statement.startswith(("BEGIN", "COMMIT")) and "paused_at" not in statement:
             seen.append(statement)
 
     event.listen(database.engine.sync_engine, "before_cursor_execute", note)
@@ -708,12 +709,15 @@ async def test_a_nested_handler_that_took_too_long_has_handled_nothing(database:
     @deduplicated(key=lambda event: event.payment)
     @event_handler
     async def mail(event: Paid) -> None:
+        limit.cancel()
         await anyio.sleep_forever()
+
+    limit = anyio.CancelScope()
 
     @command_handler
     async def place(command: Pay, events: EventBus, session: AsyncSession) -> None:
         await insert(session, command.payment)
-        with anyio.move_on_after(0.05):
+        with limit:
             await events.publish(Paid(command.payment))
 
     async with started(mail, place, database=database) as flow:

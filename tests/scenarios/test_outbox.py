@@ -136,8 +136,9 @@ def statements(flow: Flow) -> Iterator[list[str]]:
     engine = found.engine.sync_engine
 
     def note(connection: Connection, cursor: object, statement: str, *rest: object) -> None:
-        # Other processes are told together, whatever the number of messages.
-        if not statement.startswith(("BEGIN", "COMMIT", "SELECT pg_notify")):
+        # Other processes are told together, whatever the number of messages; which consumers pause is looked up every
+        # few seconds, whatever else is done.
+        if not statement.startswith(("BEGIN", "COMMIT", "SELECT pg_notify")) and "paused_at" not in statement:
             seen.append(statement)
 
     event.listen(engine, "before_cursor_execute", note)

@@ -175,6 +175,7 @@ class SqlAlchemy:
 
     def install(self, assembly: Assembly) -> None:
         """Offer transactions, sessions, the dead letter and itself as services."""
+        self._transactions.gateway = assembly.gateway
         assembly.add_service(UnitOfWork, self)
         assembly.add_service(DeadLetterStore, self.dead_letters)
         assembly.add_service(DeduplicationStore, self.inbox)
