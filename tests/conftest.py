@@ -192,3 +192,13 @@ def mariadb_url(database_name: str) -> Iterator[str]:
     execute(server.url, f"CREATE DATABASE {database_name} CHARACTER SET utf8mb4")
     yield make_url(server.url).set(database=database_name).render_as_string(hide_password=False)
     execute(server.url, "SET SESSION lock_wait_timeout = 20", f"DROP DATABASE {database_name}")
+
+
+@pytest.fixture
+def url(kind: str, request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database of a kind, see `tests.databases`."""
+    if kind in ("asyncpg", "psycopg"):
+        postgresql = make_url(request.getfixturevalue("postgresql_url"))
+        return postgresql.set(drivername=f"postgresql+{kind}").render_as_string(hide_password=False)
+    found: str = request.getfixturevalue(f"{kind}_url")
+    return found

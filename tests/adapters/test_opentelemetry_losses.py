@@ -27,17 +27,10 @@ from ecotone_fastapi.modelling.projection_plugin import Projecting
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.testing.faults import tcp_proxy
 from tests.adapters.measured import ALL, Measured, Ship, Shipped, Shipping, rabbit
+from tests.databases import POSTGRESQL, SQLITE
 from tests.servers import until
 
-SQLITE = pytest.param("sqlite", id="sqlite")
-POSTGRESQL = pytest.param("postgresql", id="postgresql", marks=pytest.mark.postgresql)
 BOTH = pytest.mark.parametrize("kind", [SQLITE, POSTGRESQL])
-
-
-@pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{kind}_url")
-    return found
 
 
 @BOTH

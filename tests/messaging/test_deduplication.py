@@ -14,7 +14,7 @@ import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ecotone_fastapi import (
@@ -46,24 +46,12 @@ from ecotone_fastapi.core.pipeline import Order
 from ecotone_fastapi.core.plugin import Assembly, Limits
 from ecotone_fastapi.messaging.deduplication import DeduplicationStore
 from ecotone_fastapi.testing.flow import Flow, flow_test
+from tests.databases import ASYNCPG, MARIADB, PSYCOPG, SQLITE
 
-SQLITE = pytest.param("sqlite", id="sqlite")
-ASYNCPG = pytest.param("asyncpg", id="asyncpg", marks=pytest.mark.postgresql)
-PSYCOPG = pytest.param("psycopg", id="psycopg", marks=pytest.mark.postgresql)
-MARIADB = pytest.param("mariadb", id="mariadb", marks=pytest.mark.mariadb)
 EVERY = pytest.mark.parametrize("kind", [SQLITE, ASYNCPG, PSYCOPG, MARIADB])
 EMBEDDED = pytest.mark.parametrize("kind", [SQLITE])
 
 UNTIL_EMPTY = Limits(until_empty=True)
-
-
-@pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest) -> str:
-    name = {"sqlite": "sqlite_url", "mariadb": "mariadb_url"}.get(kind, "postgresql_url")
-    address: str = request.getfixturevalue(name)
-    if name != "postgresql_url":
-        return address
-    return make_url(address).set(drivername=f"postgresql+{kind}").render_as_string(hide_password=False)
 
 
 @pytest.fixture

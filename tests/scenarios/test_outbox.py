@@ -40,20 +40,12 @@ from ecotone_fastapi.messaging.relay import RelaySettings
 from ecotone_fastapi.testing.flow import Flow, flow_test
 from tests.cli.processes import ecotone, eventually, run_ecotone
 from tests.conftest import SERVERS, execute
+from tests.databases import MARIADB, POSTGRESQL, SQLITE
 from tests.servers import until
 
-SQLITE = pytest.param("sqlite", id="sqlite")
-POSTGRESQL = pytest.param("postgresql", id="postgresql", marks=pytest.mark.postgresql)
-MARIADB = pytest.param("mariadb", id="mariadb", marks=pytest.mark.mariadb)
 EVERY = pytest.mark.parametrize("kind", [SQLITE, POSTGRESQL, MARIADB])
 
 EVERYTHING = Limits(until_empty=True)
-
-
-@pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{kind}_url")
-    return found
 
 
 @dataclass(frozen=True)
