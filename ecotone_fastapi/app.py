@@ -26,7 +26,8 @@ from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
 from ecotone_fastapi.core.conversion import Conversion, Converter
 from ecotone_fastapi.core.endpoint import Endpoint, discover
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.core.gateway import Gateway, Overrides
+from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.core.handler import Overrides
 from ecotone_fastapi.core.injection import Injector
 from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin, Runnable
 from ecotone_fastapi.core.routing import Routing

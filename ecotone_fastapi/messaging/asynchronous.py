@@ -9,17 +9,17 @@ Each asynchronous handler of an event gets a message of its own, so it fails, is
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.endpoint import Endpoint, Kind, mark, marks_of
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.core.gateway import unknown_channel
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
+from ecotone_fastapi.core.sending import unknown_channel
 
 F = TypeVar("F")
 
@@ -126,20 +126,19 @@ class AsynchronousHandlers:
         """
         gateway = assembly.gateway
 
-        async def cross(call: Call, proceed: Proceed) -> Any:
+        def cross(call: Call, proceed: Proceed) -> Awaitable[Any]:
             """Send the message to the handler's next channel; behind the last one, let it pass."""
             assert call.endpoint is not None
             way = call.endpoint.find(Asynchronous)
             following = way.after(call.channel) if way is not None else None
             if way is None or following is None:
-                return await proceed(call)
+                return proceed(call)
             headers = {HeaderName.endpoint: call.endpoint.id}
             if way.partition_by is not None and call.channel is None:
                 headers[HeaderName.partition_key] = str(way.partition_by(call.message.payload))
             # What failed or waited on the channel before does not count on the next one.
             message = call.message if call.channel is None else call.message.without_headers(_OF_ONE_CHANNEL)
-            await gateway.send(following, message.with_headers(headers))
-            return None
+            return gateway.send(following, message, headers)
 
         assembly.add_interceptor(cross, stage=Stage.HANDLE, order=Order.ASYNCHRONOUS, when=runs_in_consumer)
         for endpoint in assembly.endpoints:

@@ -16,8 +16,9 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import ConcurrencyError, ConversionError, EcotoneError
-from ecotone_fastapi.core.gateway import Gateway, current_scope
+from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 
 NO_VERSION = 0

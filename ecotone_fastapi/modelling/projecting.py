@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ecotone_fastapi.core.conversion import JSON
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, ProjectionError
-from ecotone_fastapi.core.gateway import Gateway, current_scope
+from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope
 from ecotone_fastapi.core.routing import Routing

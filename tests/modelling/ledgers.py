@@ -26,7 +26,7 @@ from ecotone_fastapi import (
 from ecotone_fastapi.adapters.memory import MemoryEvents, MemoryProjections
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.clock import SystemClock
-from ecotone_fastapi.core.gateway import current_scope
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_store import EventStorage
 from ecotone_fastapi.modelling.projection_store import ProjectionStore

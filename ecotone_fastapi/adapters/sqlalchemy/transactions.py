@@ -21,8 +21,8 @@ from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ecotone_fastapi.adapters.sqlalchemy.dialects import BEGIN, Dialect, address
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, TransactionAbortedError
-from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.pipeline import Scope
 
 T = TypeVar("T")
