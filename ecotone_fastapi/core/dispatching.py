@@ -53,9 +53,17 @@ class Dispatching:
             if self._root is not None:
                 frame.call = Call(message, None, None, scope, None, None, kind, to)
                 return await self._root(frame.call)
-            return await self._route_and_close(kind, message, to, scope, frame)
+            # As in `_route_root`, without a coroutine of its own.
+            try:
+                result = await self._route(kind, message, to, scope, frame)
+            except BaseException as error:
+                await scope.close(error)
+                raise
+            if scope.exits or scope.entered or scope.joined:
+                await scope.close()
+            return result
         finally:
-            frame.end()
+            frame.scope.joinable, frame.scope.closed = False, True  # as `frame.end` does
             handled.reset(token)
 
     async def _join(self, outer: Frame, kind: Kind, message: Message[Any], to: str | None) -> Any:
@@ -82,25 +90,21 @@ class Dispatching:
                 handled.reset(token)
                 outer.turn.release()
 
-    def _route_root(self, call: Call) -> Awaitable[Any]:
+    async def _route_root(self, call: Call) -> Any:
         assert call.kind is not None
-        return self._route_and_close(call.kind, call.message, call.key, call.scope, current_frame())
-
-    def _route_nested(self, call: Call) -> Awaitable[Any]:
-        assert call.kind is not None
-        return self._route(call.kind, call.message, call.key, call.scope, current_frame())
-
-    async def _route_and_close(
-        self, kind: Kind, message: Message[Any], to: str | None, scope: Scope, frame: Frame
-    ) -> Any:
+        scope = call.scope
         try:
-            result = await self._route(kind, message, to, scope, frame)
+            result = await self._route(call.kind, call.message, call.key, scope, current_frame())
         except BaseException as error:
             await scope.close(error)
             raise
         if scope.exits or scope.entered or scope.joined:
             await scope.close()
         return result
+
+    def _route_nested(self, call: Call) -> Awaitable[Any]:
+        assert call.kind is not None
+        return self._route(call.kind, call.message, call.key, call.scope, current_frame())
 
     def _route(self, kind: Kind, message: Message[Any], to: str | None, scope: Scope, frame: Frame) -> Awaitable[Any]:
         endpoints = self._routing.find(kind, message.payload, to)

@@ -32,6 +32,7 @@ class Sending:
         self._conversion = conversion
         self._channels = channels
         self._watching = watching or None
+        self._names: dict[type, str] = {}
         self._send = compose(interceptors, self._transmit)
 
     def send(self, channel: str, message: Message[Any], extra: Mapping[str, str] | None) -> Awaitable[None]:
@@ -42,7 +43,11 @@ class Sending:
         told = headers.get(HeaderName.content_type)
         body, headers[HeaderName.content_type] = self._conversion.encode(payload, told)
         if told is None and not isinstance(payload, bytes):
-            headers[HeaderName.type] = name_of(type(payload))
+            cls = type(payload)
+            name = self._names.get(cls)
+            if name is None:
+                name = self._names[cls] = name_of(cls)
+            headers[HeaderName.type] = name
         return self._send(Call(Message(body, headers), None, channel, current_scope() or Scope()))
 
     def _transmit(self, call: Call) -> Awaitable[None]:

@@ -65,7 +65,7 @@ class Propagation:
 
     def is_told(self, headers: Mapping[str, str]) -> bool:
         """Whether headers say anything about a trace or its baggage."""
-        return not self.fields.isdisjoint(headers)
+        return not self.fields.isdisjoint(plain_headers(headers))
 
     def read(self, headers: Mapping[str, str], onto: Context | None = None) -> Context:
         """Return a context with what headers say about a trace and its baggage.
