@@ -13,6 +13,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
+from ecotone_fastapi.core.texts import printable
 
 _WIDTH_OF_A_FILE = 200
 
@@ -85,7 +86,7 @@ def _told(error: BaseException) -> dict[str, Any]:
 
 def harmless(text: str) -> str:
     """Return a text without what terminals take for commands: whoever sends a message can write anything into it."""
-    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
+    return printable(text, kept="\n\t")
 
 
 class _HarmlessConsole(Console):

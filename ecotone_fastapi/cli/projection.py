@@ -16,7 +16,7 @@ from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption
 from ecotone_fastapi.cli.output import console, remark, say, say_json
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.plugin import Limits
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.projection_store import Halt
 from ecotone_fastapi.modelling.rebuilding import Progress as Advance
 from ecotone_fastapi.modelling.rebuilding import Projections, ProjectionStatus, VersionStatus

@@ -19,10 +19,9 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConsumerStoppedError, ProjectionError
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Runnable
+from ecotone_fastapi.core.texts import in_one_line
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.supervision")
-
-_LONGEST_LINE = 1000  # characters of what others say, in a line of a log
 
 # Seconds that servers have to let all channels be opened at start, to answer how they are, and to be left.
 _OPENING, _ANSWERING, _CLOSING = 10.0, 5.0, 5.0
@@ -162,19 +161,6 @@ def _rest(limits: Limits, health: RunnableHealth, seconds: float) -> Limits:
     """What earlier attempts have left of the limits."""
     messages = None if limits.messages is None else max(0, limits.messages - health.handled)
     return replace(limits, messages=messages, seconds=None if limits.seconds is None else seconds)
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return the type and the first line of an error; a group of one error is that error."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
-
-
-def line_of(text: str) -> str:
-    """Return the first line of a text as any log can take it: cut, and half characters written out."""
-    first = next(iter(text.splitlines()), "").encode("utf-8", "backslashreplace").decode()
-    return first if len(first) <= _LONGEST_LINE else f"{first[:_LONGEST_LINE]}… ({len(first)} characters)"
 
 
 class Supervisor:

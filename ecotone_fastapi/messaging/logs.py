@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable, Mapping
 
 from ecotone_fastapi.core.current import current_call, current_correlation_id, current_message
-from ecotone_fastapi.core.message import HeaderName
+from ecotone_fastapi.core.message import HeaderName, failed_attempts
+from ecotone_fastapi.core.texts import named
 
 FIELDS = (
     "message_id",
@@ -25,9 +26,6 @@ FIELDS = (
 )
 """The names of all fields that a record may have, those of a trace included."""
 
-_LONGEST = 190  # characters of a field: as many as an id has anywhere
-_MOST_ATTEMPTS = 1_000_000_000  # what somebody else has written may be any number
-
 
 def message_fields() -> dict[str, str | int]:
     """Return what is known of the message that the running task handles; what is not known is left out.
@@ -37,7 +35,7 @@ def message_fields() -> dict[str, str | int]:
     - `channel`: the channel that it was taken from.
     - `attempt`: the number of this run of the handler, from 1; that of a channel's delivery.
 
-    What others have written is cut to 190 characters with a mark, and has no line breaks.
+    What others have written is cut to 300 characters with a mark, and has no line breaks.
 
     Outside of any message there is at most the `correlation_id`: that of the HTTP request, or of the block
     `with conversation(...)`, which a message would have that is sent now. A task that a handler has left behind still
@@ -62,23 +60,9 @@ def message_fields() -> dict[str, str | int]:
         "endpoint": handler or headers.get(HeaderName.endpoint),
         "channel": None if call is None else call.channel,
     }
-    fields: dict[str, str | int] = {name: _in_one_line(text) for name, text in texts.items() if text is not None}
-    fields["attempt"] = 1 + _failed_attempts(headers)
+    fields: dict[str, str | int] = {name: named(text) for name, text in texts.items() if text is not None}
+    fields["attempt"] = 1 + failed_attempts(message)
     return fields
-
-
-def _in_one_line(text: str) -> str:
-    """Return a text as part of one line of a log: what is on a channel may have been written by anybody."""
-    if not text.isprintable():
-        text = text.encode("unicode_escape").decode()
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text)} characters)"
-
-
-def _failed_attempts(headers: Mapping[str, str]) -> int:
-    try:
-        return max(0, min(int(headers.get(HeaderName.attempt, "0")), _MOST_ATTEMPTS))
-    except ValueError:  # written by somebody else
-        return 0
 
 
 class _Absent(str):

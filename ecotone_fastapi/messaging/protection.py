@@ -28,7 +28,8 @@ from ecotone_fastapi.core.errors import (
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.sending import unknown_channel
-from ecotone_fastapi.core.supervision import Pauses, in_one_line, line_of
+from ecotone_fastapi.core.supervision import Pauses
+from ecotone_fastapi.core.texts import NAME, first_line, in_one_line
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.protection")
 
@@ -172,7 +173,7 @@ class Consumers:
 
     def _hold(self, consumer: Consumer, hold: Hold) -> None:
         if consumer.holds.get(self) != hold:
-            logger.warning("consumer %s pauses: %s", consumer.name, line_of(hold.reason) or "no reason was given")
+            logger.warning("consumer %s pauses: %s", consumer.name, first_line(hold.reason) or "no reason was given")
             consumer.hold(self, hold)
 
     def _let_go_on(self, consumer: Consumer) -> None:
@@ -326,7 +327,7 @@ class _Circuit:
         times = (
             f"{self.failures} failures in a row" if self.opened == 1 else f"it failed again, {self.opened - 1} times"
         )
-        reason = f"{times}, the last one {in_one_line(error)}"
+        reason = f"{times}, the last one {in_one_line(error, NAME)}"
         logger.warning("consumer %s pauses for %.1f s: %s", self.consumer.name, seconds, reason)
         self.consumer.hold(self, Hold(reason=reason, since=now, until=now + timedelta(seconds=seconds)))
         self.failures = 0

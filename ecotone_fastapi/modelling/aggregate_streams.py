@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 from ecotone_fastapi.core.errors import AggregateError, ConfigurationError, ConversionError
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.modelling.applying import Applying
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import StoredEvent
+from ecotone_fastapi.modelling.event_store import EventStore
+from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned
+from ecotone_fastapi.modelling.snapshots import SnapshotsOf
+from ecotone_fastapi.modelling.stream_names import (
     LONGEST_STREAM,
-    EventStore,
-    StoredEvent,
     category_of,
     check_stream,
     stream_of,
 )
-from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned
-from ecotone_fastapi.modelling.snapshots import SnapshotsOf
 
 A = TypeVar("A")
 
@@ -125,6 +125,19 @@ class EventSourcedStore:
             else:
                 await snapshots.save(stream, state, version, events[-1].id)
         return Saved(version, [_published(message, one) for message, one in zip(events, stored, strict=True)])
+
+    async def delete(self, cls: type[A], identifier: Identifier, state: A, *, expected: int) -> None:
+        """Refuse: whether what has happened is to be hidden or forgotten, nobody but the caller can know.
+
+        Raises:
+            AggregateError: Always.
+        """
+        stream = _stream(self._known[cls], identifier)
+        raise AggregateError(
+            f"the {cls.__name__} {identifier.value!r} is event-sourced: what has happened to it cannot be unmade",
+            hint=f"let an event end it; then EventStore.archive({stream!r}) hides it from repositories and commands, "
+            f"or EventStore.delete({stream!r}) erases its events for ever",
+        )
 
     async def take_snapshot(self, stream: str) -> None:
         """Take a snapshot of a stream as it is now."""

@@ -22,8 +22,10 @@ What was recorded is published when everything is saved, in the same transaction
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.endpoint import Endpoint, Inline, Kind, mark
 from ecotone_fastapi.core.errors import (
     AggregateError,
@@ -40,7 +42,13 @@ from ecotone_fastapi.modelling.fetching import AggregateParameters, with_payload
 from ecotone_fastapi.modelling.identification import Identified
 from ecotone_fastapi.modelling.keeping import Aggregate, Keeping, Kept, Outcome, kept_of
 from ecotone_fastapi.modelling.publishing import holding, publish
-from ecotone_fastapi.modelling.repository import UNVERSIONED, AggregateStore, Identifier, Versioned
+from ecotone_fastapi.modelling.repository import (
+    UNVERSIONED,
+    AggregateStore,
+    ConvertsAggregates,
+    Identifier,
+    Versioned,
+)
 
 C = TypeVar("C", bound=type)
 
@@ -58,7 +66,8 @@ def aggregate(
 
     A database keeps the attributes as JSON and reads them by their annotations. Where these say `Any`, only what JSON
     gives back as it was can be saved: texts, numbers, booleans, `None`, and lists and dicts of them. That is not
-    checked for the fields of pydantic models, nor within the values that an aggregate holds.
+    checked for the fields of pydantic models, nor within the values that an aggregate holds. What a converter of the
+    application handles, the class or the type of an attribute, is written by that, as JSON.
 
     Args:
         identifier: The attribute that identifies one, or several that do so together.
@@ -170,7 +179,8 @@ class Aggregates:
             if isinstance(plugin, KeepsAggregates):
                 others += plugin.aggregate_stores
         gateway = assembly.gateway
-        keeping = self._keeping = Keeping(own, others, gateway)
+        converting = partial(_converting, conversion=gateway.conversion)
+        keeping = self._keeping = Keeping([*map(converting, own)], [*map(converting, others)], gateway)
         problems: list[ConfigurationError] = []
         for owner in dict.fromkeys(one.owner for one in assembly.endpoints if is_of_aggregate(one)):
             try:
@@ -228,6 +238,10 @@ class Aggregates:
         return self._keeping.kept(cls)
 
 
+def _converting(store: AggregateStore, conversion: Conversion) -> AggregateStore:
+    return store.converting(conversion) if isinstance(store, ConvertsAggregates) else store
+
+
 class _Flow:
     """What happens around a handler of an aggregate."""
 
@@ -273,7 +287,7 @@ class _Flow:
         first: Identifier | None = None
         for changed in outcome.changed:
             kept = cast("Kept", kept_of(changed, self._known))
-            identifier, saved = await kept.save(changed)
+            identifier, saved = kept.remains(changed) if kept.is_deleted(changed) else await kept.save(changed)
             first = first or identifier
             events += saved.events
         return first

@@ -30,16 +30,16 @@ from ecotone_fastapi.core.errors import ConversionError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import new_id
 from ecotone_fastapi.modelling.applying import Applying
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     START,
     AppendCondition,
     EventFilter,
-    EventStore,
     Expected,
     Position,
-    stream_of,
 )
+from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.event_types import EventTypes
+from ecotone_fastapi.modelling.stream_names import stream_of
 from ecotone_fastapi.modelling.tags import tag_names, tag_of
 
 S = TypeVar("S")

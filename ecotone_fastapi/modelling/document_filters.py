@@ -12,6 +12,7 @@ does not say it, as what it is compared with. What is of another kind is not equ
 - `None` is a field that is null or not there.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -418,6 +419,22 @@ def _writable(text: str, name: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- values in Python
+
+
+def as_json(value: Scalar | None) -> str:
+    """Return a value that fields are compared with as it is in JSON."""
+    if isinstance(value, float | Decimal):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def parsed(body: str) -> Any:
+    """Return JSON as conditions look at it: numbers with decimal places are `Decimal`."""
+    return json.loads(body, parse_float=Decimal, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def picked(body: Any, path: Sequence[str | int]) -> Any:

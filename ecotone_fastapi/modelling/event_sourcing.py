@@ -17,7 +17,8 @@ from ecotone_fastapi.modelling.aggregate_streams import EventSourcedStore, Sourc
 from ecotone_fastapi.modelling.applying import applied_by
 from ecotone_fastapi.modelling.consistency import Decisions
 from ecotone_fastapi.modelling.event_sourced import model_of
-from ecotone_fastapi.modelling.event_store import EventStorage, EventStore
+from ecotone_fastapi.modelling.event_storage import EventStorage
+from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.event_types import EventTypes
 from ecotone_fastapi.modelling.mentions import mentioned_by, mentioned_in
 from ecotone_fastapi.modelling.repository import AggregateStore

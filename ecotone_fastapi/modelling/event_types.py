@@ -32,7 +32,8 @@ from ecotone_fastapi.core.message import (
     descendants_of,
     name_of,
 )
-from ecotone_fastapi.modelling.event_store import NewEvent, StoredEvent, UnknownEventError
+from ecotone_fastapi.modelling.event_storage import NewEvent, StoredEvent
+from ecotone_fastapi.modelling.event_store import UnknownEventError
 from ecotone_fastapi.modelling.tags import tags_of
 from ecotone_fastapi.modelling.upcasting import Upcasters, revision_of
 

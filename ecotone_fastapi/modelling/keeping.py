@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, get_origin, get_type_hints
 
 from ecotone_fastapi.core.conversion import JSON
@@ -22,6 +23,7 @@ from ecotone_fastapi.modelling.recording import hand_over, is_made_later, made, 
 from ecotone_fastapi.modelling.repository import (
     AggregateStore,
     ChecksAggregates,
+    DeletesAggregates,
     Identifier,
     Saved,
     TypesIdentifiers,
@@ -203,17 +205,16 @@ class Kept:
 
         Raises:
             ConcurrencyError: Somebody else was there first.
-            AggregateError: It has no identifier, or another one than it was loaded by.
+            AggregateError: It has no identifier, another one than it was loaded by, or was deleted.
         """
         loaded = _loaded()
         before = loaded.get(id(instance))
-        identifier = self.identifier_of(instance)
-        if before is not None and before.identifier != identifier:
+        if before is not None and before.deleted:
             raise AggregateError(
-                f"the {self.label} {before.identifier.value!r} has become {identifier and identifier.value!r}",
-                hint=self._untyped(before.identifier, identifier)
-                or "an identifier never changes: make a new aggregate",
+                f"the {self.label} {before.identifier.value!r} was deleted in this unit of work",
+                hint="to begin it anew, make and save another object",
             )
+        identifier = self._same_identifier(instance, before)
         recorded = self.recorded(instance)
         # What tells something that the database gives, such as an identifier, is made after it has done so.
         later = any(map(is_made_later, recorded))
@@ -229,11 +230,64 @@ class Kept:
         loaded[id(instance)] = _Loaded(instance, saved.version, identifier)
         return identifier, Saved(saved.version, self._messages(recorded)) if later else saved
 
+    def _same_identifier(self, instance: Any, before: "_Loaded | None") -> Identifier | None:
+        """Return the identifier of an aggregate.
+
+        Raises:
+            AggregateError: It is another one than it was loaded by.
+        """
+        identifier = self.identifier_of(instance)
+        if before is not None and before.identifier != identifier:
+            raise AggregateError(
+                f"the {self.label} {before.identifier.value!r} has become {identifier and identifier.value!r}",
+                hint=self._untyped(before.identifier, identifier)
+                or "an identifier never changes: make a new aggregate",
+            )
+        return identifier
+
+    async def delete(self, instance: Any) -> Saved:
+        """Delete an aggregate that was loaded or saved in the unit of work; return what is to be published.
+
+        Raises:
+            ConcurrencyError: Somebody else was there first.
+            AggregateError: It was not loaded, has become another one, or its store does not delete.
+        """
+        loaded = _loaded()
+        before = loaded.get(id(instance))
+        if before is None:
+            raise AggregateError(
+                f"a {self.label} cannot be deleted that was neither loaded nor saved while this message is handled",
+                hint="get() it from the repository first: its version tells whether somebody else has changed it",
+            )
+        if not isinstance(self.store, DeletesAggregates):
+            raise AggregateError(
+                f"{type(self.store).__name__}, which keeps the aggregates of {self.cls.__qualname__}, deletes none",
+                hint="write its method delete: see DeletesAggregates in ecotone_fastapi.modelling.repository",
+            )
+        self._same_identifier(instance, before)
+        if not before.deleted:
+            await self.store.delete(self.cls, before.identifier, instance, expected=before.version)
+            loaded[id(instance)] = replace(before, deleted=True)
+            scope = current_scope()
+            assert scope is not None
+            scope.note_change(partial(loaded.update, {id(instance): before}))  # a savepoint brings it back
+        return self.remains(instance)[1]
+
+    def is_deleted(self, instance: Any) -> bool:
+        """Whether an aggregate was deleted in the unit of work."""
+        before = _loaded().get(id(instance))
+        return before is not None and before.deleted
+
+    def remains(self, instance: Any) -> tuple[Identifier, Saved]:
+        """Return the identifier of a deleted aggregate, and what it has recorded since."""
+        before = _loaded()[id(instance)]
+        return before.identifier, Saved(before.version, self._messages(self.recorded(instance)))
+
     def succeed(self, instance: Any, successor: Any) -> None:
         """Let another object be saved in place of one that was loaded, with what both have recorded."""
         loaded = _loaded()
         before = loaded[id(instance)]
-        loaded[id(successor)] = _Loaded(successor, before.version, before.identifier)
+        loaded[id(successor)] = replace(before, state=successor)
         hand_over(instance, successor)
 
     def not_found(self, identifier: Identifier | None) -> AggregateNotFoundError:
@@ -329,6 +383,7 @@ class _Loaded:
     state: Any  # kept, so that no other object gets its id
     version: int
     identifier: Identifier
+    deleted: bool = False
 
 
 _LOADED = object()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import anyio
 
 from ecotone_fastapi.core.errors import ChannelError, ProjectionError
-from ecotone_fastapi.modelling.event_store import StoredEvent
+from ecotone_fastapi.modelling.event_storage import StoredEvent
 from ecotone_fastapi.modelling.projecting import Projector, Watch
 from ecotone_fastapi.modelling.projection_halts import Halts, Round
 from ecotone_fastapi.modelling.projection_leases import Lease, Leases, Settings

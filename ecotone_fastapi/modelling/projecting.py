@@ -15,16 +15,15 @@ from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope
 from ecotone_fastapi.core.routing import Routing
 from ecotone_fastapi.core.watching import Operation
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     START,
     EventFilter,
-    EventStore,
     Expected,
     Page,
     Position,
     StoredEvent,
-    category_of,
 )
+from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.event_types import StoredHeaders, revision_in
 from ecotone_fastapi.modelling.projection_store import (
     EVER,
@@ -34,6 +33,7 @@ from ecotone_fastapi.modelling.projection_store import (
     ProjectionStore,
 )
 from ecotone_fastapi.modelling.projections import RUN, Hook, Methods, Projection, Run, hidden
+from ecotone_fastapi.modelling.stream_names import category_of
 
 EMITTED = "projection"
 """The category of the streams of what projections emit."""
@@ -424,12 +424,15 @@ class Projector:
 
     # ----------------------------------------------------------------------------------------------------- synchronous
 
-    async def follow(self, events: Sequence[StoredEvent], messages: Sequence[Message[Any]]) -> None:
-        """Handle events that are being appended, in the unit of work that appends them."""
+    async def follow(self, events: Sequence[StoredEvent], messages: Sequence[Message[Any]] | None) -> None:
+        """Handle events that are being appended or linked, in the unit of work that does it."""
         await self.unit(lambda: self._follow(events, messages))
 
-    async def _follow(self, events: Sequence[StoredEvent], messages: Sequence[Message[Any]]) -> None:
+    async def _follow(self, events: Sequence[StoredEvent], messages: Sequence[Message[Any]] | None) -> None:
         partitioned = self.described.partitioned
+        if not partitioned and (run := self._following()) is not None:
+            run.later.append((events, messages))  # behind what it handles: its state is not kept yet
+            return
         shared = partitioned or not self.methods.stateful
         versions = await self.store.lock(self.name, shared=shared)
         if not any(one.revision == self.described.revision for one in versions):
@@ -442,12 +445,23 @@ class Projector:
             if partitioned:
                 await self._follow_partition(record, events, messages)
             elif record.condition is Condition.LIVE:
-                run = Run(record, self.load(record.state))
-                with self._watched(events):
-                    await self.feed(run, events, None, messages)
+                run, done = Run(record, self.load(record.state)), record.done
+                run.later.append((events, messages))
+                while run.later:
+                    events, messages = run.later.pop(0)
+                    with self._watched(events):
+                        await self.feed(run, events, None, messages)
+                    done += len(events)
                 if self.methods.stateful:
-                    done = record.done + len(events)
                     await self.store.change(replace(record, state=self.dump(run.state), done=done))
+
+    def _following(self) -> Run | None:
+        """Return what this projection handles at this moment, when one of its own handlers appends or links events."""
+        scope = current_scope()
+        run: Run | None = scope.state.get(RUN) if scope is not None else None
+        if run is None or run.emitter is None or run.record.name != self.name:  # hooks alone handle no events
+            return None
+        return run if run.record.condition is Condition.LIVE else None
 
     async def _leave(self, record: ProjectionRecord, events: Sequence[StoredEvent]) -> None:
         """Leave events to the code of another revision, so far as it comes by them without this unit of work.
@@ -468,7 +482,7 @@ class Projector:
             await self.store.note(record, {events[0].stream: events[-1].version})
 
     async def _follow_partition(
-        self, record: ProjectionRecord, events: Sequence[StoredEvent], messages: Sequence[Message[Any]]
+        self, record: ProjectionRecord, events: Sequence[StoredEvent], messages: Sequence[Message[Any]] | None
     ) -> None:
         partition = await self.store.hold(record, events[0].stream)
         if partition.position + 1 == events[0].version:
@@ -555,7 +569,7 @@ class _Emitter:
         if event is None:
             raise ConfigurationError("there is no event to link", hint="link while an event is handled")
         if not self._is_silent():
-            await self._projector.events.storage.link(stream, [event])
+            await self._projector.events.link_stored(stream, [event])
 
     def _is_silent(self) -> bool:
         run = self._run

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from ecotone_fastapi.core.errors import ProjectionError
-from ecotone_fastapi.modelling.event_store import StoredEvent
+from ecotone_fastapi.modelling.event_storage import StoredEvent
 from ecotone_fastapi.modelling.projecting import Projector
 from ecotone_fastapi.modelling.projection_leases import Settings
 from ecotone_fastapi.modelling.projection_store import Halt

@@ -15,7 +15,8 @@ from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.routing import members_of
 from ecotone_fastapi.modelling.event_sourced import EventSourced
-from ecotone_fastapi.modelling.event_store import EventStore, StoredEvent, check_stream
+from ecotone_fastapi.modelling.event_storage import StoredEvent
+from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.event_types import EventTypes, may_be_event
 from ecotone_fastapi.modelling.keeping import aggregate_mark
 from ecotone_fastapi.modelling.projecting import Projector
@@ -35,6 +36,7 @@ from ecotone_fastapi.modelling.projections import (
     projection_mark,
 )
 from ecotone_fastapi.modelling.rebuilding import Projections
+from ecotone_fastapi.modelling.stream_names import check_stream
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.projections")
 
@@ -272,10 +274,10 @@ def _answer_queries(assembly: Assembly, projectors: Sequence[Projector]) -> None
 
 
 def _follow(projectors: Sequence[Projector]) -> None:
-    """Run synchronous projections where events are appended."""
+    """Run synchronous projections where events are appended or linked."""
     store = projectors[0].events
 
-    async def appended(events: Sequence[StoredEvent], messages: Sequence[Message[Any]]) -> None:
+    async def appended(events: Sequence[StoredEvent], messages: Sequence[Message[Any]] | None) -> None:
         for projector in projectors:
             if projector.reads(events[0].stream):
                 await projector.follow(events, messages)

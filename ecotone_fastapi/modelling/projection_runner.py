@@ -12,7 +12,7 @@ import anyio
 
 from ecotone_fastapi.core.errors import ChannelError, LeaseLostError, ProjectionError
 from ecotone_fastapi.core.plugin import Limits
-from ecotone_fastapi.modelling.event_store import StoredEvent
+from ecotone_fastapi.modelling.event_storage import StoredEvent
 from ecotone_fastapi.modelling.partition_runner import PartitionRunner
 from ecotone_fastapi.modelling.projecting import Projector, Watch
 from ecotone_fastapi.modelling.projection_halts import Halts, Round

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from ecotone_fastapi.core.errors import LeaseLostError
-from ecotone_fastapi.modelling.event_store import START, Position
+from ecotone_fastapi.modelling.event_storage import START, Position
 
 EVER: Position = Position(2**62, 0)
 """Behind every event."""

@@ -26,8 +26,10 @@ from ecotone_fastapi.core.injection import FromScope, Supplier, Wanted
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.signatures import EMPTY, Parameter, parameters_of
-from ecotone_fastapi.modelling.event_store import EventFilter, RecordedEvent, StoredEvent, category_of
+from ecotone_fastapi.modelling.event_storage import EventFilter, StoredEvent
+from ecotone_fastapi.modelling.event_store import RecordedEvent
 from ecotone_fastapi.modelling.projection_store import ProjectionRecord
+from ecotone_fastapi.modelling.stream_names import category_of
 
 C = TypeVar("C", bound=type)
 F = TypeVar("F")
@@ -124,9 +126,8 @@ class _Decorator:
             of: The event-sourced aggregates, one or several, whose events it reads.
             categories: The categories of streams that it reads.
             streams: The streams that it reads.
-            mode: `synchronous` runs in the transaction that appends the events, and fails it; `asynchronous` is woken
-                by them and reads them from the store, as `polling` does from time to time. Links reach only the latter
-                two: who links an event does not append it.
+            mode: `synchronous` runs in the transaction that appends or links the events, and fails it; `asynchronous`
+                is woken by them and reads them from the store, as `polling` does from time to time.
             partitioned: Whether each stream has a checkpoint, a state and failures of its own, and several are handled
                 at the same time.
             every: Seconds after which it looks for events although nobody has woken it.
@@ -286,9 +287,10 @@ class Run:
         silent_until_version: Up to which version of the partition's stream nothing is emitted.
         emitter: Emits.
         over: Whether all events have been handled.
+        later: What its own handlers have appended to what it reads, with what it says where that is known.
     """
 
-    __slots__ = ("emitter", "event", "message", "over", "partition", "record", "silent_until_version", "state")
+    __slots__ = ("emitter", "event", "later", "message", "over", "partition", "record", "silent_until_version", "state")
 
     def __init__(self, record: ProjectionRecord, state: Any = None, partition: str | None = None) -> None:
         self.record: ProjectionRecord = record
@@ -299,6 +301,7 @@ class Run:
         self.silent_until_version: int = 0
         self.emitter: Emitter | None = None
         self.over: bool = False
+        self.later: list[tuple[Sequence[StoredEvent], Sequence[Message[Any]] | None]] = []
 
 
 RUN = object()

@@ -10,6 +10,7 @@ from ecotone_fastapi.core.errors import AggregateError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.modelling.keeping import Kept
+from ecotone_fastapi.modelling.repository import Saved
 
 
 class _Held(list[Message[Any]]):
@@ -66,12 +67,23 @@ class StoredRepository:
 
     async def save(self, aggregate: Any) -> None:
         """Save an aggregate; what it has recorded is published when the handler has returned."""
+        self._check(aggregate)
+        _, saved = await self._kept.save(aggregate)
+        await self._publish(saved)
+
+    async def delete(self, aggregate: Any) -> None:
+        """Delete an aggregate; what it has recorded is published when the handler has returned."""
+        self._check(aggregate)
+        await self._publish(await self._kept.delete(aggregate))
+
+    def _check(self, aggregate: Any) -> None:
         if not isinstance(aggregate, self._kept.cls):
             raise AggregateError(
                 f"a {type(aggregate).__qualname__} is no {self._kept.label}",
                 hint="ask for the repository of its own class",
             )
-        _, saved = await self._kept.save(aggregate)
+
+    async def _publish(self, saved: Saved) -> None:
         held = _held.get()
         if held is not None and not held.over:
             held += saved.events

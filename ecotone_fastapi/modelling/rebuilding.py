@@ -15,7 +15,7 @@ from typing import Any
 from ecotone_fastapi.core.clock import Clock
 from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import ConfigurationError, LeaseLostError, ProjectionError
-from ecotone_fastapi.modelling.event_store import START
+from ecotone_fastapi.modelling.event_storage import START
 from ecotone_fastapi.modelling.projecting import EMITTED, Projector
 from ecotone_fastapi.modelling.projection_runner import ProjectionRunner
 from ecotone_fastapi.modelling.projection_store import (

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from pydantic_core import to_json
 
+from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import AggregateError
 from ecotone_fastapi.core.message import Message
 
@@ -156,6 +157,37 @@ class TypesIdentifiers(Protocol):
         ...
 
 
+@runtime_checkable
+class DeletesAggregates(Protocol):
+    """A store that can also remove aggregates. All that come in the box do; one of your own need not."""
+
+    async def delete(self, cls: type[A], identifier: Identifier, state: A, *, expected: int) -> None:
+        """Remove an aggregate with the unit of work of the calling task's scope, if any.
+
+        After that, `load` finds none in this unit of work, and a new one with this identifier can be saved.
+
+        Args:
+            cls: Its class.
+            identifier: Its identifier.
+            state: The aggregate, as it was loaded or saved.
+            expected: The version that it was loaded or saved with.
+
+        Raises:
+            ConcurrencyError: It has another version by now, or is gone.
+            AggregateError: Aggregates of this class are not deleted.
+        """
+        ...
+
+
+@runtime_checkable
+class ConvertsAggregates(Protocol):
+    """A store that writes what aggregates are with the converters of the application, `Ecotone(converters=[...])`."""
+
+    def converting(self, conversion: Conversion) -> AggregateStore:
+        """Return the same store for an application with these converters."""
+        ...
+
+
 def lacks_identifier(cls: type) -> AggregateError:
     """Return the error for an aggregate that nobody could find again."""
     return AggregateError(
@@ -189,5 +221,19 @@ class Repository(Protocol[A]):
 
         Raises:
             ConcurrencyError: Somebody else has saved it since it was loaded, or a new one exists already.
+            AggregateError: It was deleted here.
+        """
+        ...
+
+    async def delete(self, aggregate: A) -> None:
+        """Remove an aggregate that was loaded or saved here, in the transaction of the handler.
+
+        The events that it has recorded are published as when it is saved. In a handler of the aggregate itself,
+        `await orders.delete(self)` does it: it is not saved afterwards.
+
+        Raises:
+            ConcurrencyError: Somebody else has saved or deleted it since it was loaded.
+            AggregateError: It was not loaded here; or its store does not delete, as that of event-sourced aggregates,
+                whose streams `EventStore` archives and deletes.
         """
         ...

@@ -129,7 +129,7 @@ class SnapshotsOf:
         self._clock = clock
         self._told: set[str] = set()
         try:
-            self._state: StateForm[Any] | None = None if conversion.has_converter(cls) else StateForm(cls)
+            self._state: StateForm[Any] | None = None if conversion.has_converter(cls) else StateForm(cls, conversion)
         except ConfigurationError as problem:
             problem.what = f"no snapshots of {cls.__qualname__} can be taken: {problem.what}"
             raise

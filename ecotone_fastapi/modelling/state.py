@@ -2,7 +2,8 @@
 
 What is stored are the attributes: the fields of a dataclass or of a pydantic model, and of a plain class what is in its
 `__dict__`. An object that is read was not made by its constructor, and no `__post_init__` has run, because nothing is
-created; a pydantic model is validated.
+created; a pydantic model is validated. What a converter of the application handles, the class itself or the type of an
+attribute, is written and read by that.
 
     >>> class Order:
     ...     lines: list[str]
@@ -26,9 +27,10 @@ from typing import Any, ClassVar, Generic, TypeVar, Union, get_args, get_origin,
 from pydantic import BaseModel, PydanticInvalidForJsonSchema
 from pydantic_core import from_json, to_json
 
-from ecotone_fastapi.core.conversion import PydanticConverter
+from ecotone_fastapi.core.conversion import JSON, Conversion, PydanticConverter
 from ecotone_fastapi.core.errors import AggregateError, ConfigurationError, ConversionError
 from ecotone_fastapi.core.round_trip import losses_of
+from ecotone_fastapi.modelling.converted_attributes import converted_hint
 
 A = TypeVar("A")
 
@@ -41,23 +43,29 @@ class StateForm(Generic[A]):
 
     Args:
         cls: The class.
+        conversion: The converters of the application. Those for attributes of a pydantic model are its own affair.
 
     Raises:
-        ConfigurationError: Its state would not come back as it was.
+        ConfigurationError: Its state would not come back as it was, or its converter does not write JSON.
     """
 
-    def __init__(self, cls: type[A]) -> None:
+    def __init__(self, cls: type[A], conversion: Conversion | None = None) -> None:
         self._cls = cls
         self._label: str = cls.__qualname__
+        self._conversion = conversion or Conversion()
+        self._by_converter: bool = self._conversion.has_converter(cls)
         self._pydantic = PydanticConverter()
         self._is_model = issubclass(cls, BaseModel)
         self._fields: Mapping[str, dataclasses.Field[Any]] = (
             {field.name: field for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
         )
         self._open = not self._is_model and not dataclasses.is_dataclass(cls)
-        self._types: Mapping[str, Any] = {} if self._is_model else self._attributes()
+        self._types: Mapping[str, Any] = {} if self._is_model or self._by_converter else self._attributes()
         self._anything: frozenset[str] = frozenset(name for name, hint in self._types.items() if _is_anything(hint))
         self._carriers: dict[tuple[str, ...], type] = {}
+        if self._by_converter:
+            self._check_converter()
+            return
         self._whole: type = cls if self._is_model else self._carrier(tuple(self._types))
         self._check()
 
@@ -73,6 +81,8 @@ class StateForm(Generic[A]):
                 hint="what it has besides would be lost: make it an aggregate of its own",
             )
         try:
+            if self._by_converter:
+                return self._conversion.encode(state)[0].decode()
             return self._pydantic.encode(state if self._is_model else self._carried(state)).decode()
         except ConversionError as error:
             raise AggregateError(f"a {self._label} cannot be kept: {error.what}", hint=error.hint) from error
@@ -84,6 +94,9 @@ class StateForm(Generic[A]):
             AggregateError: What was stored is no state of this class.
         """
         try:
+            if self._by_converter:
+                read: A = self._conversion.decode(body.encode(), self._cls, JSON)
+                return read
             found = self._pydantic.decode(body.encode(), self._whole)
         except ConversionError as error:
             raise AggregateError(
@@ -119,8 +132,9 @@ class StateForm(Generic[A]):
         except NameError as error:
             raise self._refused(f"an annotation cannot be evaluated: {error}") from error
         if not self._open:
-            return {name: hints.get(name, Any) for name in self._fields}
-        return {name: hint for name, hint in hints.items() if hint is not ClassVar and get_origin(hint) is not ClassVar}
+            hints = {name: hints.get(name, Any) for name in self._fields}
+        kept = {name: hint for name, hint in hints.items() if hint is not ClassVar and get_origin(hint) is not ClassVar}
+        return {name: converted_hint(hint, self._conversion) for name, hint in kept.items()}
 
     def _carrier(self, names: tuple[str, ...]) -> type:
         """Return a class that has these attributes and nothing else: it is what pydantic writes and reads."""
@@ -192,6 +206,13 @@ class StateForm(Generic[A]):
         if losses:
             told = "; ".join(f"{loss.where}: {loss.what}" for loss in losses)
             raise self._refused(told, "; ".join(dict.fromkeys(loss.remedy for loss in losses)))
+
+    def _check_converter(self) -> None:
+        content_type = self._conversion.media_type(self._cls)
+        if content_type != JSON:
+            raise self._refused(
+                f"its converter writes {content_type}, and what is kept is {JSON}", "let its converter write JSON"
+            )
 
     def _refused(self, why: str, remedy: str = "make it a dataclass or a pydantic model") -> ConfigurationError:
         return ConfigurationError(

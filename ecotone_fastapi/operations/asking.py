@@ -9,8 +9,7 @@ import anyio
 
 from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import EcotoneError
-from ecotone_fastapi.core.supervision import in_one_line
-from ecotone_fastapi.operations.cutting import LINE, cut
+from ecotone_fastapi.core.texts import in_one_line
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.overview")
 
@@ -67,10 +66,10 @@ async def ask_all(questions: Mapping[Subject, Question]) -> dict[Subject, Answer
             try:
                 answers[key] = Answer(await question())
             except EcotoneError as error:
-                answers[key] = Answer(problem=cut(in_one_line(error), LINE))
+                answers[key] = Answer(problem=in_one_line(error))
             except Exception as error:
                 logger.exception("the %s %s cannot tell how it is", *key)
-                answers[key] = Answer(problem=cut(in_one_line(error), LINE))
+                answers[key] = Answer(problem=in_one_line(error))
 
     with anyio.move_on_after(_ANSWERING):
         async with anyio.create_task_group() as tasks:

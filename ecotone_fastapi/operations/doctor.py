@@ -15,7 +15,7 @@ from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, Ecoton
 from ecotone_fastapi.core.examination import Examinable, Finding, Level
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.plugin import Assembly, Migratable
-from ecotone_fastapi.core.supervision import in_one_line
+from ecotone_fastapi.core.texts import in_one_line
 from ecotone_fastapi.messaging.outbox import OutboxStorage, ThroughOutbox
 from ecotone_fastapi.operations.declared import handled_by
 from ecotone_fastapi.operations.durability import examine_durability

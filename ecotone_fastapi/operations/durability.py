@@ -7,13 +7,13 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.examination import Finding, Level, TellsDurability
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.deduplication import Deduplicated, DeduplicationStore
 from ecotone_fastapi.messaging.outbox import ThroughOutbox
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.aggregates import Aggregates
 from ecotone_fastapi.modelling.event_sourced import model_of
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.factories import is_of_aggregate
 from ecotone_fastapi.modelling.projections import projection_mark
 from ecotone_fastapi.operations.wording import channels_of, listed

@@ -7,11 +7,11 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.plugin import Runnable
 from ecotone_fastapi.core.supervision import Condition, RunnableHealth
+from ecotone_fastapi.core.texts import LINE, cut
 from ecotone_fastapi.messaging.outbox import ThroughOutbox
 from ecotone_fastapi.messaging.relay import Relay
 from ecotone_fastapi.modelling.rebuilding import Projections, ProjectionStatus, VersionStatus
 from ecotone_fastapi.operations.asking import Answer, Question, Subject
-from ecotone_fastapi.operations.cutting import LINE, cut, cut_or_none
 from ecotone_fastapi.operations.rates import Rate
 from ecotone_fastapi.operations.report import (
     ChannelReport,
@@ -48,7 +48,7 @@ def runnable_report(
         for hold in (consumer.holds.values() if consumer is not None else ())
     )
     condition = health.condition if health is not None else None
-    last_error = cut_or_none(health.last_error, LINE) if health is not None else None
+    last_error = health.last_error if health is not None else None
     reason = "; ".join(one.reason for one in pauses if one.reason) or None
     if not pauses and condition in (Condition.WAITING, Condition.STARTING):
         reason = last_error

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
-from ecotone_fastapi.app import Ecotone, InBackground
+from ecotone_fastapi.app import Ecotone
+from ecotone_fastapi.app.defaults import InBackground
 from ecotone_fastapi.core.channel import Channel, Inspectable
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Kind
@@ -22,14 +23,15 @@ from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin
 from ecotone_fastapi.core.sending import unknown_channel
 from ecotone_fastapi.messaging.asynchronous import Asynchronous
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, is_scheduling
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.aggregates import Aggregates
 from ecotone_fastapi.modelling.event_sourced import EventSourced
-from ecotone_fastapi.modelling.event_store import EventStore, stream_of
+from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.keeping import Kept
 from ecotone_fastapi.modelling.publishing import StoredRepository
+from ecotone_fastapi.modelling.stream_names import stream_of
 
 A = TypeVar("A")
 

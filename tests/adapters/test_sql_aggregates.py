@@ -323,6 +323,101 @@ async def test_without_a_transaction_each_save_stands_for_itself(database: SqlAl
         assert await flow.ask(order_id, to="order.note") == "kept"
 
 
+class Gram:
+    """A value of which pydantic knows nothing."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class GramConverter:
+    """Writes grams as text with a unit."""
+
+    content_type = "application/json"
+
+    def handles(self, type_: Any) -> bool:
+        return type_ is Gram
+
+    def encode(self, value: Gram) -> bytes:
+        return f'"{value.number} g"'.encode()
+
+    def decode(self, data: bytes, type_: Any) -> Gram:
+        return Gram(int(data.decode().strip('"').removesuffix(" g")))
+
+
+@aggregate(identifier="name")
+@dataclass
+class Parcel:
+    name: str
+    weights: list[Gram] = field(default_factory=list)
+
+    @classmethod
+    @command_handler
+    def open(cls, command: Open) -> "Parcel":
+        return cls(command.name)
+
+    @command_handler
+    def add(self, command: Add) -> int:
+        self.weights.append(Gram(int(command.item)))
+        return sum(one.number for one in self.weights)
+
+
+class ParcelConverter:
+    """Writes parcels in a form that somebody else has laid down."""
+
+    content_type = "application/json"
+
+    def handles(self, type_: Any) -> bool:
+        return type_ is Parcel
+
+    def encode(self, value: Parcel) -> bytes:
+        return json.dumps([value.name, *(one.number for one in value.weights)]).encode()
+
+    def decode(self, data: bytes, type_: Any) -> Parcel:
+        name, *weights = json.loads(data)
+        return Parcel(name, [Gram(one) for one in weights])
+
+
+@on_every_database
+@pytest.mark.parametrize(
+    ("converter", "written"),
+    [(GramConverter(), {"name": "b", "weights": ["5 g", "7 g"]}), (ParcelConverter(), ["b", 5, 7])],
+    ids=["of an attribute", "of the class"],
+)
+async def test_aggregates_are_written_and_read_by_the_converters_of_the_application(
+    database: SqlAlchemy, converter: Any, written: Any
+) -> None:
+    async with flow_test([Parcel], plugins=[database], converters=[converter]) as flow:
+        await flow.send(Open("b"))
+        await flow.send(Add("b", "5"))
+        assert await flow.send(Add("b", "7")) == 12
+
+        [(_, _, _, body)] = await rows(database)
+    assert json.loads(body) == written
+
+
+@on_sqlite
+async def test_applications_on_one_database_have_their_own_converters(database: SqlAlchemy) -> None:
+    async with flow_test([Parcel], plugins=[database], converters=[ParcelConverter()]) as flow:
+        await flow.send(Open("theirs"))
+        async with flow_test([Parcel], plugins=[database], converters=[GramConverter()]) as other:
+            await other.send(Open("ours"))
+        await flow.send(Add("theirs", "1"))
+
+        bodies = {identifier: json.loads(body) for _, identifier, _, body in await rows(database)}
+    assert bodies == {"ours": {"name": "ours", "weights": []}, "theirs": ["theirs", 1]}
+
+
+@on_sqlite
+async def test_a_converter_that_writes_no_json_keeps_no_aggregates(database: SqlAlchemy) -> None:
+    class AsCsv(ParcelConverter):
+        content_type = "text/csv"
+
+    with pytest.raises(ConfigurationError, match="its converter writes text/csv, and what is kept is application/json"):
+        async with flow_test([Parcel], plugins=[database], converters=[AsCsv()]):
+            raise AssertionError("it has started")
+
+
 @on_sqlite
 async def test_a_state_that_would_not_come_back_is_found_at_start(database: SqlAlchemy) -> None:
     class Opaque: ...
@@ -494,6 +589,82 @@ class Versioned(Base):
     @query_handler("versioned.show")
     def show(self) -> tuple[str, int]:
         return self.note, self.version
+
+
+class Removing:
+    def __init__(
+        self, baskets: Repository[Basket], orders: Repository[Order], versioned: Repository[Versioned]
+    ) -> None:
+        self.places: list[tuple[Repository[Any], Any]] = [(baskets, "b"), (orders, 1), (versioned, 1)]
+
+    @command_handler("remove")
+    async def remove(self, note: str) -> list[Any]:
+        for repository, identifier in self.places:
+            found = await repository.get(identifier)
+            await repository.delete(found)
+            await repository.delete(found)
+        if note:
+            raise ValueError(note)
+        return [await repository.find(identifier) for repository, identifier in self.places]
+
+    @untransacted
+    @command_handler("remove one by one")
+    async def remove_one_by_one(self, note: str) -> list[Any]:
+        return await self.remove(note)
+
+
+@on_every_database
+@pytest.mark.parametrize("route", ["remove", "remove one by one"])
+async def test_a_handler_deletes_json_and_rows(database: SqlAlchemy, route: str) -> None:
+    async with flow_test([Basket, Order, Versioned, Removing], plugins=[database]) as flow:
+        for name in ("b", "c"):
+            await flow.send(Open(name))
+            await flow.send(Place(name))
+            await flow.send(name, to="versioned.make")
+
+        assert await flow.send("", to=route) == [None, None, None]
+
+        for told, where in (("b", "basket.items"), (1, "order.note"), (1, "versioned.show")):
+            with pytest.raises(AggregateNotFoundError):
+                await flow.ask(told, to=where, headers={"aggregate.id": told})
+        assert [row[1] for row in await rows(database)] == ["c"]
+        assert await flow.ask(2, to="order.note", headers={"aggregate.id": 2}) == "c"
+        assert await flow.ask(2, to="versioned.show", headers={"aggregate.id": 2}) == ("c", 1)
+
+
+@on_every_database
+async def test_what_is_deleted_by_a_handler_that_fails_is_there_as_before(database: SqlAlchemy) -> None:
+    async with flow_test([Basket, Order, Versioned, Removing], plugins=[database]) as flow:
+        await flow.send(Open("b"))
+        await flow.send(Place("b"))
+        await flow.send("b", to="versioned.make")
+        with pytest.raises(ValueError, match="after all"):
+            await flow.send("after all", to="remove")
+
+        assert await flow.send(Add("b", "milk")) == 1
+        assert await flow.send(Note(1, "c")) == 0
+        assert await flow.ask(1, to="versioned.show", headers={"aggregate.id": 1}) == ("b", 1)
+
+
+@on_servers
+async def test_a_command_for_what_was_deleted_meanwhile_is_told_that_there_is_none(database: SqlAlchemy) -> None:
+    runs: list[str] = []
+
+    @command_handler("slow")
+    async def slow(name: str, baskets: Repository[Basket]) -> None:
+        runs.append(name)
+        basket = await baskets.get(name)
+        if len(runs) == 1:  # somebody else is faster
+            async with database.engine.begin() as connection:
+                await connection.execute(text("DELETE FROM ecotone_aggregate"))
+        await baskets.save(basket)
+
+    async with flow_test([Basket, slow], plugins=[database]) as flow:
+        await flow.send(Open("b"))
+        with pytest.raises(AggregateNotFoundError, match="there is no Basket 'b'"):
+            await flow.send("b", to="slow")
+
+    assert runs == ["b", "b"]
 
 
 @on_every_database

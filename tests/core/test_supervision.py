@@ -16,7 +16,7 @@ from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Assembly, Limits
-from ecotone_fastapi.core.supervision import Condition, Pauses, RunnableHealth, Supervisor, in_one_line, supervise
+from ecotone_fastapi.core.supervision import Condition, Pauses, RunnableHealth, Supervisor, supervise
 from ecotone_fastapi.testing.faults import FailingChannel
 from tests.servers import RemoteChannel, Server, until
 
@@ -246,19 +246,6 @@ def test_pauses_differ_by_chance_so_that_not_all_come_back_at_once() -> None:
     assert 0.8 <= min(pauses) < max(pauses) <= 1.2
 
 
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (ValueError("one\ntwo"), "ValueError: one"),
-        (ValueError(), "ValueError"),
-        (ExceptionGroup("tasks", [ExceptionGroup("tasks", [ValueError("inside")])]), "ValueError: inside"),
-        (ExceptionGroup("tasks", [ValueError("1"), ValueError("2")]), "ExceptionGroup: tasks (2 sub-exceptions)"),
-    ],
-)
-def test_an_error_is_told_in_one_line(error: BaseException, line: str) -> None:
-    assert in_one_line(error) == line
-
-
 # ------------------------------------------------------------------------------------------------ a whole assembly
 
 
@@ -341,7 +328,7 @@ async def test_with_patience_a_channel_that_nobody_consumes_is_opened_when_its_s
 
 
 async def until_answer(supervised: Supervisor, answer: dict[str, str | None]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while await supervised.check() != answer:
             await checkpoint()
 
@@ -436,7 +423,7 @@ async def test_a_runnable_that_does_not_listen_is_cancelled_after_the_grace(monk
     supervised = supervisor()
     script = Script(for_ever)
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with supervised.open([script], patient=True), supervised.run_beside([script], grace=0.01):
             await until(lambda: supervised.runnables["script"].ready)
 

@@ -415,7 +415,7 @@ async def test_what_somebody_else_has_written_begins_no_line_of_the_log_and_is_c
             fields = message_fields()
 
     assert fields["correlation_id"] == r"a\nERROR forged"
-    assert fields["message_id"] == "m" * 190 + "… (5000 characters)"
+    assert fields["message_id"] == "m" * 300 + "… (cut, 5000 characters in all)"
     assert fields["causation_id"] == r"\x1b[31mred\ud800"
 
 

@@ -27,7 +27,7 @@ from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits
 from ecotone_fastapi.core.supervision import Pauses
 from ecotone_fastapi.messaging.asynchronous import asynchronous
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.failures import Backoff, Failures
 from ecotone_fastapi.messaging.outbox import DelaysThrough, OutboxStorage, Send, ThroughOutbox
 from ecotone_fastapi.messaging.relay import RelaySettings, packed, unpacked
@@ -410,7 +410,7 @@ async def test_only_what_was_refused_stays_and_is_tried_again_later_and_later(
     await flow.advance(timedelta(seconds=2))
     assert await flow.run("outbox") == 1
     assert numbers(broker.taken) == [1, 3, 2]
-    assert "channel orders did not take message order-2 for the 2. time (SendError" in caplog.text
+    assert "channel orders did not take message order-2, attempt 2 (SendError" in caplog.text
 
 
 async def test_what_is_refused_for_a_long_time_is_never_given_up(broker: Broker, flow: Flow) -> None:
@@ -467,7 +467,7 @@ async def test_a_message_that_the_broker_cannot_take_holds_up_no_other_and_is_pa
     assert parked.message.payload == b"3"
     assert not set(parked.message.headers) & {"forward_to", "attempt"}
     assert await flow.waiting("outbox/orders") == []
-    assert "message order-3 for the 6. time, parked" in caplog.text
+    assert "message order-3, attempt 6, parked" in caplog.text
 
 
 async def test_what_was_parked_can_be_replayed_through_the_outbox(broker: Broker, flow: Flow) -> None:

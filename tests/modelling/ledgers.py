@@ -28,7 +28,7 @@ from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.projections import Mode
 from ecotone_fastapi.testing import Flow, flow_test
@@ -337,7 +337,7 @@ class Place:
         return found
 
     async def catch_up(self, name: str) -> None:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await self.flow.run(name)
 
 

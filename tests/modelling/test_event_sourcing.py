@@ -41,7 +41,7 @@ from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryEvents
 from ecotone_fastapi.core.endpoint import discover
 from ecotone_fastapi.core.errors import AggregateError, MissingServiceError
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned
 from ecotone_fastapi.testing import Flow, flow_test
 
@@ -909,3 +909,24 @@ def test_snapshots_in_the_background_need_a_handler_of_the_class() -> None:
     async def do(it: str, silent: Repository[Silent]) -> None: ...
 
     assert "it has no handler" in problem(do, channels=[MemoryChannel("snapshots")])
+
+
+async def test_an_event_sourced_aggregate_is_not_deleted_but_its_stream_can_be_hidden() -> None:
+    @command_handler("delete")
+    async def delete(basket_id: str, baskets: Repository[Basket]) -> None:
+        await baskets.delete(await baskets.get(basket_id))
+
+    @command_handler("hide")
+    async def hide(basket_id: str, store: EventStore) -> None:
+        await store.archive(f"basket-{basket_id}")
+
+    async with flow_test([Basket, delete, hide]) as flow:
+        await flow.send(OpenBasket("b"))
+        with pytest.raises(AggregateError, match="the Basket 'b' is event-sourced") as caught:
+            await flow.send("b", to="delete")
+        assert "EventStore.archive('basket-b')" in caught.value.hint
+
+        await flow.send("b", to="hide")
+        with pytest.raises(AggregateNotFoundError):
+            await flow.send(CloseBasket("b"))
+        assert await flow.stream("basket-b") == []

@@ -22,7 +22,8 @@ from ecotone_fastapi import (
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.modelling.event_store import NewEvent, Position, StoredEvent, UnknownEventError
+from ecotone_fastapi.modelling.event_storage import NewEvent, Position, StoredEvent
+from ecotone_fastapi.modelling.event_store import UnknownEventError
 from ecotone_fastapi.modelling.event_types import EventTypes, may_be_event
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

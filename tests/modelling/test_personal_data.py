@@ -20,7 +20,7 @@ from ecotone_fastapi import (
 )
 from ecotone_fastapi.adapters.memory import MemoryEvents, MemorySnapshots
 from ecotone_fastapi.core.errors import AggregateError
-from ecotone_fastapi.modelling.event_store import START, EventStorage
+from ecotone_fastapi.modelling.event_storage import START, EventStorage
 from ecotone_fastapi.modelling.snapshots import SnapshotStore
 from ecotone_fastapi.testing import flow_test
 

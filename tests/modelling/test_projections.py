@@ -33,7 +33,8 @@ from ecotone_fastapi import (
 from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryEvents
 from ecotone_fastapi.core.endpoint import Kind
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
-from ecotone_fastapi.modelling.event_store import EventStorage, Expected, RecordedEvent
+from ecotone_fastapi.modelling.event_storage import EventStorage, Expected
+from ecotone_fastapi.modelling.event_store import RecordedEvent
 from ecotone_fastapi.modelling.projections import Emitter
 from ecotone_fastapi.testing import Flow, flow_test
 

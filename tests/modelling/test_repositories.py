@@ -352,6 +352,125 @@ async def test_a_repository_works_in_handlers_alone() -> None:
 # -------------------------------------------------------------------------------------------------- stores of one's own
 
 
+@dataclass(frozen=True)
+class Removed:
+    order_id: int
+
+
+@dataclass(frozen=True)
+class Remove:
+    order_id: int
+    then: str = ""
+
+
+@aggregate(identifier="order_id")
+@dataclass
+class Draft:
+    order_id: int
+
+    @classmethod
+    @command_handler("draft.begin")
+    def begin(cls, order_id: int) -> "Draft":
+        return cls(order_id)
+
+    @command_handler
+    async def remove(self, command: Remove, drafts: Repository["Draft"]) -> str:
+        record(self, Removed(self.order_id))
+        await drafts.delete(self)
+        if command.then == "fail":
+            raise ValueError("after all")
+        if command.then == "save":
+            await drafts.save(self)
+        if command.then == "anew":
+            await drafts.save(Draft(self.order_id))
+        record(self, "over")
+        return "removed"
+
+    @query_handler("draft.exists")
+    def exists(self, order_id: int) -> bool:
+        return True
+
+
+@command_handler("draft.discard")
+async def discard(order_id: int, drafts: Repository[Draft]) -> bool:
+    draft = await drafts.find(order_id)
+    assert draft is not None
+    await drafts.delete(draft)
+    await drafts.delete(draft)  # it is gone, and that is all that was wanted
+    return await drafts.find(order_id) is None
+
+
+async def test_a_handler_deletes_what_it_has_loaded() -> None:
+    async with flow_test([Draft, discard]) as flow:
+        await flow.send(7, to="draft.begin")
+        await flow.send(8, to="draft.begin")
+
+        assert await flow.send(7, to="draft.discard") is True
+
+        with pytest.raises(AggregateNotFoundError, match="there is no Draft 7"):
+            await flow.ask(7, to="draft.exists")
+        assert await flow.ask(8, to="draft.exists")
+
+
+async def test_an_aggregate_deletes_itself_and_what_it_has_recorded_is_published() -> None:
+    async with flow_test([Draft]) as flow:
+        await flow.send(7, to="draft.begin")
+        assert await flow.send(Remove(7)) == "removed"
+
+        assert flow.published == [Removed(7), "over"]
+        with pytest.raises(AggregateNotFoundError):
+            await flow.send(Remove(7))
+        await flow.send(7, to="draft.begin")
+
+
+async def test_a_handler_that_fails_has_deleted_nothing() -> None:
+    async with flow_test([Draft]) as flow:
+        await flow.send(7, to="draft.begin")
+        with pytest.raises(ValueError, match="after all"):
+            await flow.send(Remove(7, "fail"))
+
+        assert await flow.ask(7, to="draft.exists")
+        assert flow.published == []
+
+
+async def test_what_was_deleted_is_not_saved_again_but_another_one_can_take_its_place() -> None:
+    async with flow_test([Draft]) as flow:
+        await flow.send(7, to="draft.begin")
+        with pytest.raises(AggregateError, match="the Draft 7 was deleted in this unit of work"):
+            await flow.send(Remove(7, "save"))
+
+        assert await flow.send(Remove(7, "anew")) == "removed"
+        assert await flow.ask(7, to="draft.exists")
+
+
+async def test_what_a_failing_command_within_has_deleted_can_be_saved_by_who_goes_on() -> None:
+    @command_handler("try")
+    async def try_to_remove(order_id: int, drafts: Repository[Draft], commands: CommandBus) -> None:
+        draft = await drafts.get(order_id)
+        with pytest.raises(ValueError, match="after all"):
+            await commands.send(Remove(order_id, "fail"))
+        await drafts.save(draft)
+
+    async with flow_test([Draft, try_to_remove]) as flow:
+        await flow.send(7, to="draft.begin")
+        await flow.send(7, to="try")
+
+        assert await flow.ask(7, to="draft.exists")
+
+
+async def test_only_what_was_loaded_here_is_deleted() -> None:
+    @command_handler("order.remove")
+    async def remove(order_id: int, orders: Repository[Order], drafts: Repository[Draft]) -> None:
+        await (orders.delete(Order(order_id)) if order_id else drafts.delete(Order(7)))  # type: ignore[arg-type]
+
+    async with flow_test([Orders, remove]) as flow:
+        await flow.send(7, to="order.place")
+        with pytest.raises(AggregateError, match="a Order cannot be deleted that was neither loaded nor saved"):
+            await flow.send(7, to="order.remove")
+        with pytest.raises(AggregateError, match="a Order is no Draft"):
+            await flow.send(0, to="order.remove")
+
+
 class Shelves:
     """A store of the user's: a dict, without versions."""
 
@@ -388,6 +507,21 @@ async def test_a_store_of_the_users_has_the_classes_that_it_serves() -> None:
         assert await flow.ask(7, to="order.status") == "placed"
     assert isinstance(shelves, Shelves)
     assert list(shelves.kept) == ["Order 7"]
+
+
+async def test_a_store_of_the_users_that_does_not_delete_says_so() -> None:
+    @command_handler("order.remove")
+    async def remove(order_id: int, orders: Repository[Order]) -> None:
+        await orders.delete(await orders.get(order_id))
+
+    async with flow_test([Orders, remove], plugins=[Aggregates(stores=[Shelves(Order)])]) as flow:
+        await flow.send(7, to="order.place")
+        with pytest.raises(
+            AggregateError, match="Shelves, which keeps the aggregates of Order, deletes none"
+        ) as caught:
+            await flow.send(7, to="order.remove")
+
+    assert "DeletesAggregates" in caught.value.hint
 
 
 class KeepingPlugin:

@@ -25,7 +25,7 @@ from ecotone_fastapi import (
     query_handler,
 )
 from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryEvents, MemorySnapshots
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.snapshots import Snapshot, SnapshotStore
 from ecotone_fastapi.testing import Flow, flow_test
 

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, PlainSerializer, PrivateAttr, SecretStr
+from pydantic_core import from_json
 
+from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import AggregateError, ConfigurationError
 from ecotone_fastapi.modelling.state import StateForm
 
@@ -285,6 +287,83 @@ class WithOdd:
 
 class WithUnknown:
     what: "Nowhere"  # type: ignore[name-defined]  # noqa: F821
+
+
+class Celsius:
+    """A value of which pydantic knows nothing."""
+
+    def __init__(self, degrees: Decimal) -> None:
+        self.degrees = degrees
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Celsius) and other.degrees == self.degrees
+
+    def __hash__(self) -> int:
+        return hash(self.degrees)
+
+
+class CelsiusConverter:
+    content_type = "application/json"
+
+    def __init__(self, form: str = '{{"degrees":"{}"}}') -> None:
+        self.form = form
+
+    def handles(self, type_: Any) -> bool:
+        return type_ is Celsius
+
+    def encode(self, value: Celsius) -> bytes:
+        return self.form.format(value.degrees).encode()
+
+    def decode(self, data: bytes, type_: Any) -> Celsius:
+        degrees = from_json(data)["degrees"]
+        if degrees == "warm":
+            raise ValueError("how warm?")
+        return Celsius(Decimal(degrees))
+
+
+@dataclass
+class Weather:
+    now: Celsius
+    hourly: list[Celsius]
+    daily: dict[date, Celsius]
+    between: tuple[Celsius, Celsius]
+    many: tuple[Celsius, ...]
+    record: Annotated[Celsius | None, "of all times"] = None
+    never: Optional[Celsius] = None  # noqa: UP045 - the older way to write it
+
+
+def test_attributes_are_written_and_read_by_the_converters_of_their_types() -> None:
+    form = StateForm(Weather, Conversion([CelsiusConverter()]))
+    mild, hot = Celsius(Decimal("20.5")), Celsius(Decimal(40))
+    weather = Weather(mild, [mild, hot], {date(2026, 1, 31): mild}, (mild, hot), (hot,), hot)
+
+    body = form.write(weather)
+
+    assert from_json(body)["hourly"] == [{"degrees": "20.5"}, {"degrees": "40"}]
+    assert form.read(body) == weather
+
+
+def test_what_a_converter_cannot_write_or_read_is_told() -> None:
+    form = StateForm(Weather, Conversion([CelsiusConverter()]))
+    with pytest.raises(AggregateError, match=r"a Weather cannot be kept.* is no .*Celsius"):
+        form.write(Weather(20, [], {}, (), ()))  # type: ignore[arg-type]
+    with pytest.raises(AggregateError, match="what was stored of a Weather cannot be read"):
+        form.read('{"now": {"degrees": "warm"}, "hourly": [], "daily": {}, "between": [], "many": []}')
+
+
+def test_a_number_that_json_would_round_is_refused() -> None:
+    form = StateForm(Weather, Conversion([CelsiusConverter('{{"degrees":{}}}')]))
+    exact = Celsius(Decimal("0.12345678901234567890"))
+    with pytest.raises(AggregateError, match="have more digits"):
+        form.write(Weather(exact, [], {}, (exact, exact), ()))
+
+
+def test_a_converter_that_writes_something_else_is_not_asked_for_attributes() -> None:
+    class AsText(CelsiusConverter):
+        content_type = "text/plain"
+
+    with pytest.raises(ConfigurationError, match=r"now: pydantic has no schema for .*Celsius"):
+        StateForm(Weather, Conversion([AsText()]))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ecotone_fastapi import ConfigurationError, Ecotone, EventSourcing, event_ha
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.modelling.event_store import StoredEvent
+from ecotone_fastapi.modelling.event_storage import StoredEvent
 from ecotone_fastapi.modelling.event_types import EventTypes
 
 Payload = dict[str, Any]

@@ -239,12 +239,12 @@ def served(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             pytest.fail("uvicorn did not start")
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=200)
 
 
 def test_the_log_config_of_uvicorn_shows_the_fields_also_in_its_access_log(tmp_path: Path) -> None:
     with served(tmp_path) as (process, url):
-        httpx.post(f"{url}/orders/7", headers={"X-Correlation-ID": "c-1"}).raise_for_status()
+        httpx.post(f"{url}/orders/7", headers={"X-Correlation-ID": "c-1"}, timeout=30).raise_for_status()
         process.terminate()
         assert process.stderr is not None
         lines = process.stderr.read().splitlines()
@@ -332,7 +332,7 @@ def test_the_library_configures_nothing_of_logging(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
 

@@ -125,7 +125,7 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
 def test_a_message_that_failed_for_good_is_replayed_by_command_while_the_consumer_runs(shop: Shop) -> None:
     with ecotone("run", "orders:ecotone", "deliveries", cwd=shop.directory) as consumer:
         shop.does(lambda orders: orders.place("order-1", "the-event"))
-        consumer.says("for the 4. time, parked")
+        consumer.says(", attempt 4, parked")
         [parked] = eventually(shop.parked, "the dead letter")
 
         assert parked["headers"]["id"] == "the-event"
@@ -136,7 +136,7 @@ def test_a_message_that_failed_for_good_is_replayed_by_command_while_the_consume
 
         # Somebody is too early: it fails for good once more, with all of its retries.
         assert shop.deadletter("replay", parked["id"]) == "replayed 1\n"
-        consumer.says("for the 4. time, parked", times=2)
+        consumer.says(", attempt 4, parked", times=2)
         [again] = eventually(shop.parked, "the dead letter")
         assert (again["id"], again["replays"], again["attempts"]) == (parked["id"], 1, 4)
         assert shop.runs() == 8

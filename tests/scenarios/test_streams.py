@@ -17,6 +17,7 @@ from ecotone_fastapi import (
     projection,
 )
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.modelling.event_store import RecordedEvent
 from ecotone_fastapi.modelling.projections import Emitter
 from ecotone_fastapi.testing import Flow, flow_test
 
@@ -125,6 +126,88 @@ async def test_a_projection_links_what_it_reads_for_another_projection(start: St
         assert await flow.ecotone.projections.state("sum") == 300
         found = [(one.payload, one.origin) for one in await store_of(flow).load("large-all")]
         assert found == [(Paid("a", 100), ("account-a", 1)), (Paid("b", 200), ("account-b", 1))]
+
+
+@pytest.mark.parametrize("partitioned", [False, True], ids=["global", "partitioned"])
+async def test_a_synchronous_projection_counts_what_is_linked_at_once_and_the_same_when_it_is_made_anew(
+    start: Start, partitioned: bool
+) -> None:
+    @projection("audit", categories=["audit"], mode="synchronous", partitioned=partitioned)
+    class Audit:
+        @event_handler
+        async def add(self, event: Paid, n: Annotated[int, ProjectionState(0)]) -> int:
+            return n * 10 + event.amount
+
+    partition = "audit-1" if partitioned else None
+    async with start(Audit) as flow:
+        store, projections = store_of(flow), flow.ecotone.projections
+        for amount in (1, 2):
+            await flow.send(Paid("a", amount), to="pay")
+        with pytest.raises(ValueError, match="a"):
+            await flow.send("a", to="link-and-fail")
+        assert await projections.state("audit", partition) == 0
+
+        assert [await flow.send("a", to="link") for _ in range(2)] == [2, 0]
+        assert await projections.state("audit", partition) == 12
+
+        await flow.send(Paid("a", 3), to="pay")
+        await store.append("audit-1", [Paid("-", 4)])
+        await store.link("audit-1", await store.load("account-a"))  # outside of a handler
+        assert await projections.state("audit", partition) == 1243
+
+        await projections.rebuild("audit")
+        assert await projections.state("audit", partition) == 1243
+
+
+async def test_a_synchronous_projection_that_cannot_handle_a_link_refuses_it(start: Start) -> None:
+    @projection("audit", categories=["audit"], mode="synchronous")
+    class Audit:
+        @event_handler
+        async def add(self, event: Paid) -> None:
+            raise ValueError("not me")
+
+    async with start(Audit) as flow:
+        await flow.send(Paid("a", 1), to="pay")
+        with pytest.raises(ValueError, match="not me"):
+            await flow.send("a", to="link")
+        assert await store_of(flow).load("audit-1") == []
+
+
+async def test_what_a_projection_links_reaches_a_synchronous_one_in_its_transaction(start: Start) -> None:
+    @projection("sum_at_once", streams=["large-all"], mode="synchronous")
+    class SumAtOnce(SumOfLarge):
+        pass
+
+    async with start(Large, SumAtOnce) as flow:
+        for account, amount in (("a", 100), ("a", 1), ("b", 200)):
+            await flow.send(Paid(account, amount), to="pay")
+        assert await flow.ecotone.projections.state("sum_at_once") == 0
+
+        await flow.run("large")
+
+        assert await flow.ecotone.projections.state("sum_at_once") == 300
+
+
+async def test_a_synchronous_projection_counts_what_it_links_and_emits_to_what_it_reads_itself(start: Start) -> None:
+    @projection("own", categories=["account", "large", "projection"], mode="synchronous")
+    class Own:
+        @event_handler
+        async def add(
+            self,
+            event: Paid,
+            recorded: RecordedEvent,
+            emitter: Emitter,
+            seen: Annotated[list[str], ProjectionState([])],
+        ) -> list[str]:
+            if recorded.stream.startswith("account-"):
+                await emitter.link("large-all")
+                await emitter.emit(Paid("-", event.amount + 1))
+            return [*seen, f"{recorded.stream} {event.amount}"]
+
+    async with start(Own) as flow:
+        await flow.send(Paid("a", 1), to="pay")
+
+        assert await flow.ecotone.projections.state("own") == ["account-a 1", "large-all 1", "projection-own 2"]
 
 
 class Open:

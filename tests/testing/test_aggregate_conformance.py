@@ -61,6 +61,9 @@ class Store:
     ) -> Saved:
         return await self.inner.save(cls, identifier, state, events=events, expected=expected)
 
+    async def delete(self, cls: type[Any], identifier: Identifier, state: Any, *, expected: int) -> None:
+        await self.inner.delete(cls, identifier, state, expected=expected)
+
 
 class FindsEverything(Store):
     async def load(self, cls: type[Any], identifier: Identifier) -> Versioned[Any] | None:
@@ -144,6 +147,28 @@ class TellsNoVersions(Store):
             raise ConcurrencyError("somebody else was there first") from error
 
 
+class DeletesNothing(Store):
+    async def delete(self, cls: type[Any], identifier: Identifier, state: Any, *, expected: int) -> None: ...
+
+
+class DeletesAtOnce(Store):
+    async def delete(self, cls: type[Any], identifier: Identifier, state: Any, *, expected: int) -> None:
+        self.inner._kept.pop((cls, str(identifier)), None)
+
+
+class DeletesEverything(Store):
+    async def delete(self, cls: type[Any], identifier: Identifier, state: Any, *, expected: int) -> None:
+        await super().delete(cls, identifier, state, expected=expected)
+        self.inner._kept.clear()
+
+
+class DeletesWhateverVersion(Store):
+    async def delete(self, cls: type[Any], identifier: Identifier, state: Any, *, expected: int) -> None:
+        found = await self.load(cls, identifier)
+        if found is not None:
+            await super().delete(cls, identifier, state, expected=found.version)
+
+
 @pytest.mark.parametrize(
     ("kind", "case"),
     [
@@ -161,6 +186,11 @@ class TellsNoVersions(Store):
         (OverwritesEverything, "no_change_is_lost_when_many_change_one_aggregate"),
         (TellsNoVersions, "a_new_one_that_exists_already_is_refused"),
         (TellsNoVersions, "who_comes_too_late_is_told_both_versions"),
+        (DeletesNothing, "what_is_deleted_is_gone_and_can_begin_anew"),
+        (DeletesEverything, "what_is_deleted_is_gone_and_can_begin_anew"),
+        (DeletesNothing, "what_was_made_in_a_unit_of_work_can_be_deleted_in_it"),
+        (DeletesAtOnce, "a_deletion_that_is_rolled_back_never_happened"),
+        (DeletesWhateverVersion, "who_deletes_what_has_changed_is_refused"),
     ],
 )
 async def test_the_suite_finds(kind: Callable[[], AggregateStore], case: str) -> None:
@@ -178,6 +208,15 @@ async def test_a_store_that_does_all_of_it_well_passes() -> None:
 async def test_a_case_is_skipped_for_want_of_a_hook(case: str) -> None:
     with pytest.raises(pytest.skip.Exception, match="does not implement transaction"):
         await getattr(SuiteWithoutTransactions(Store), f"test_{case}")()
+
+
+class DeletesNone(Store):
+    delete = None  # type: ignore[assignment]
+
+
+async def test_a_store_that_does_not_delete_need_not() -> None:
+    with pytest.raises(pytest.skip.Exception, match="this one has no delete"):
+        await Suite(DeletesNone).test_what_is_deleted_is_gone_and_can_begin_anew()
 
 
 async def test_a_suite_without_a_store_is_skipped() -> None:

@@ -12,7 +12,8 @@ from ecotone_fastapi.core.errors import EcotoneError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.modelling.document_filters import Filter, Ordering, Place
-from ecotone_fastapi.modelling.documents import Document, DocumentStorage, DocumentStore
+from ecotone_fastapi.modelling.document_storage import Document, DocumentStorage
+from ecotone_fastapi.modelling.documents import DocumentStore
 from ecotone_fastapi.testing import DocumentStoreConformance
 
 

@@ -14,7 +14,7 @@ from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Scope
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     EVERYTHING,
     AppendCondition,
     EventFilter,

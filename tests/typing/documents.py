@@ -7,7 +7,8 @@ from typing import Any, Protocol, assert_type
 from ecotone_fastapi import DocumentStore
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy, query, statement
 from ecotone_fastapi.modelling.document_filters import Filter
-from ecotone_fastapi.modelling.documents import Collection, Document, Page
+from ecotone_fastapi.modelling.document_storage import Document
+from ecotone_fastapi.modelling.documents import Collection, Page
 
 
 @dataclass(frozen=True)

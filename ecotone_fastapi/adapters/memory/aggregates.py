@@ -1,6 +1,6 @@
 """Aggregates in memory: the default, and the test double of every other store."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from functools import partial
@@ -31,7 +31,7 @@ class MemoryAggregates:
 
     def __init__(self) -> None:
         self._kept: dict[_Key, _Copy] = {}
-        self._changes: dict[Scope, dict[_Key, _Copy]] = {}
+        self._changes: dict[Scope, dict[_Key, _Copy | None]] = {}
         self._claims: Claims[_Key] = Claims(
             "two units of work wait for aggregates that the other one has saved",
             "handle again what failed, or save aggregates in the same order everywhere",
@@ -63,26 +63,45 @@ class MemoryAggregates:
         """
         if identifier is None:
             raise lacks_identifier(cls)
+        await self._write(cls, identifier, expected, (deepcopy(state), expected + 1))
+        return Saved(expected + 1, events)
+
+    async def delete(self, cls: type[A], identifier: Identifier, state: A, *, expected: int) -> None:
+        """Forget an aggregate, for good when the scope of the calling task ends well.
+
+        Raises:
+            ConcurrencyError: Somebody else has saved or deleted it.
+        """
+        await self._write(cls, identifier, expected, None)
+
+    async def _write(self, cls: type, identifier: Identifier, expected: int, copy: _Copy | None) -> None:
         key, scope = (cls, str(identifier)), current_scope()
         await self._claims.wait(key, scope)
         found = self._seen(scope, key)
         actual = 0 if found is None else found[1]
         if actual != expected:
             raise ConcurrencyError(
-                f"the {cls.__name__} {identifier} was saved by somebody else", expected=expected, actual=actual
+                f"the {cls.__name__} {identifier} was {'saved' if actual else 'deleted'} by somebody else",
+                expected=expected,
+                actual=actual,
             )
-        copy = (deepcopy(state), expected + 1)
         if scope is None:
-            self._kept[key] = copy
+            self._settle({key: copy})
         else:
             await self._change(scope, key, copy)
-        return Saved(expected + 1, events)
 
     def _seen(self, scope: Scope | None, key: _Key) -> _Copy | None:
         changes = self._changes.get(scope, {}) if scope is not None else {}
-        return changes.get(key) or self._kept.get(key)
+        return changes[key] if key in changes else self._kept.get(key)
 
-    async def _change(self, scope: Scope, key: _Key, copy: _Copy) -> None:
+    def _settle(self, changes: Mapping[_Key, _Copy | None]) -> None:
+        for key, copy in changes.items():
+            if copy is None:
+                self._kept.pop(key, None)
+            else:
+                self._kept[key] = copy
+
+    async def _change(self, scope: Scope, key: _Key, copy: _Copy | None) -> None:
         self._claims.take(key, scope)
         if scope not in self._changes:
             self._changes[scope] = {}
@@ -97,7 +116,7 @@ class MemoryAggregates:
     async def _decided(self, scope: Scope) -> AsyncIterator[None]:
         try:
             yield
-            self._kept.update(self._changes[scope])
+            self._settle(self._changes[scope])
         finally:
             del self._changes[scope]
             self._claims.let_go_all(scope)

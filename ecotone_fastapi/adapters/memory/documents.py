@@ -9,8 +9,8 @@ from ecotone_fastapi.adapters.memory.claims import Claims
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.pipeline import Scope
-from ecotone_fastapi.modelling.document_filters import Filter, Ordering, Place
-from ecotone_fastapi.modelling.documents import Document, missing, parsed, stale
+from ecotone_fastapi.modelling.document_filters import Filter, Ordering, Place, parsed
+from ecotone_fastapi.modelling.document_storage import Document, missing, stale
 
 _Key = tuple[str, str]
 _Kept = dict[str, dict[str, Document[str]]]

@@ -15,7 +15,7 @@ from ecotone_fastapi.adapters.memory.claims import wait_for
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.pipeline import Scope
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     EVERYTHING,
     START,
     AppendCondition,
@@ -27,11 +27,11 @@ from ecotone_fastapi.modelling.event_store import (
     Position,
     StoredEvent,
     already_appended,
-    category_of,
     excluded,
     is_expected,
     not_expected,
 )
+from ecotone_fastapi.modelling.stream_names import category_of
 
 
 class MemoryEvents:

@@ -14,9 +14,9 @@ from opentelemetry.propagators.textmap import Getter, TextMapPropagator
 from opentelemetry.trace import Link, SpanContext
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
-from ecotone_fastapi.adapters.opentelemetry.texts import named
 from ecotone_fastapi.core import HeaderName, Message
 from ecotone_fastapi.core.message import LateHeaders, plain_headers
+from ecotone_fastapi.core.texts import named
 
 P = TypeVar("P")
 

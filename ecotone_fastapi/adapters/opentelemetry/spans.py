@@ -10,14 +10,13 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span, SpanContext, Status, StatusCode
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
-from ecotone_fastapi.adapters.opentelemetry.texts import named, shown
 from ecotone_fastapi.core import Destination, HeaderName, Message
 from ecotone_fastapi.core.message import plain_headers
+from ecotone_fastapi.core.texts import LINE, cut, cut_within, named, text_of
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
 
-# Characters of an error and of its traceback; a span is not the place for a payload.
-_LONGEST_TEXT, _LONGEST_TRACEBACK = 1000, 20_000
+_LONGEST_TRACEBACK = 20_000  # characters; a span is not the place for a payload
 
 
 def about(destination: Destination, name: str, type_: str) -> dict[str, str | int]:
@@ -99,15 +98,12 @@ def note_failure(span: Span, error: BaseException, *, traceback: bool = False) -
     """
     if not span.is_recording():
         return
-    try:
-        text = shown(error, _LONGEST_TEXT)
-    except Exception as failure:
-        text = f"(its text cannot be told: {type(failure).__name__})"
+    text = cut(text_of(error), LINE)
     span.set_attribute(conventions.ERROR_TYPE, type_of(error))
     span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {text}"))
     if traceback:
         try:
-            told = shown("".join(format_exception(error)), _LONGEST_TRACEBACK)
+            told = cut_within("".join(format_exception(error)), _LONGEST_TRACEBACK)
             span.record_exception(error, {"exception.message": text, "exception.stacktrace": told})
         except Exception as failure:  # it asks the error for its text, too
             logger.debug("%s is not recorded: %r", type_of(error), failure)

@@ -15,8 +15,8 @@ from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.interceptors import is_sending
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
 from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, note_failure
-from ecotone_fastapi.adapters.opentelemetry.texts import named
 from ecotone_fastapi.core import Clock, Destination, HeaderName, Message, Operation, Work, destination_of
+from ecotone_fastapi.core.texts import named
 
 _TYPES = {
     Operation.SEND: conventions.SEND,

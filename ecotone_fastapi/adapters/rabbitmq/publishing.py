@@ -17,7 +17,8 @@ from ecotone_fastapi.adapters.rabbitmq.batches import Batch, Outgoing
 from ecotone_fastapi.adapters.rabbitmq.session import Session
 from ecotone_fastapi.core.errors import ChannelError, ConversionError
 from ecotone_fastapi.core.message import HeaderName
-from ecotone_fastapi.core.supervision import Pauses, in_one_line
+from ecotone_fastapi.core.supervision import Pauses
+from ecotone_fastapi.core.texts import in_one_line
 
 __all__ = ["Outgoing", "Publisher"]
 

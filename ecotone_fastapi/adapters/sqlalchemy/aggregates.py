@@ -5,6 +5,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Row, TextClause, bindparam, text
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned, lacks_identifier
@@ -35,6 +37,7 @@ class SqlAggregates:
         transactions: Where statements run.
         prepare: Sees to it that the tables are there.
         now: Tells the time.
+        conversion: The converters of the application.
     """
 
     def __init__(
@@ -43,10 +46,13 @@ class SqlAggregates:
         transactions: Transactions,
         prepare: Callable[[], Awaitable[None]],
         now: Callable[[], datetime],
+        conversion: Conversion | None = None,
     ) -> None:
+        self._with = partial(SqlAggregates, table, transactions, prepare, now)
         self._transactions = transactions
         self._prepare = prepare
         self._now = now
+        self._conversion = conversion or Conversion()
         self._forms: dict[type, StateForm[Any]] = {}
         values = "(type, identifier, version, body, updated_at) VALUES (:type, :identifier, 1, :body, :moment)"
         if transactions.dialect.name == "mysql":
@@ -61,6 +67,7 @@ class SqlAggregates:
             f"UPDATE {table} SET type = :type, version = version + 1, body = :body, updated_at = :moment "
             f"WHERE {_SAME} AND version = :expected"
         )
+        self._delete = _of_types(f"DELETE FROM {table} WHERE {_SAME} AND version = :expected")
         self._select = _of_types(f"SELECT version, body FROM {table} WHERE {_SAME}")
         # What others have committed meanwhile, whatever this transaction has read before.
         locked = " FOR UPDATE" if transactions.dialect.name == "mysql" else ""
@@ -69,6 +76,10 @@ class SqlAggregates:
     def serves(self, cls: type) -> bool:
         """Return that it keeps them all, but for those that have a table of their own."""
         return not hasattr(cls, "__mapper__")
+
+    def converting(self, conversion: Conversion) -> "SqlAggregates":
+        """Return the same store for an application with these converters."""
+        return self._with(conversion)
 
     def check(self, cls: type) -> None:
         """Make sure that the state of such an aggregate comes back as it was.
@@ -121,17 +132,30 @@ class SqlAggregates:
             renamed = len(key["types"]) > 1 and await self._actual(key) > 0
             done = 0 if renamed else await self._execute(self._insert, values)
         if done != 1:
-            raise ConcurrencyError(
-                f"the {cls.__name__} {identifier} was saved by somebody else",
-                expected=expected,
-                actual=await self._actual(key),
-            )
+            raise await self._too_late(cls, identifier, expected)
         return Saved(expected + 1, events)
+
+    async def delete(self, cls: type[A], identifier: Identifier, state: A, *, expected: int) -> None:
+        """Delete the row that has the expected version.
+
+        Raises:
+            ConcurrencyError: It has another one, or is gone.
+        """
+        if await self._execute(self._delete, {**_key(cls, identifier), "expected": expected}, "deleting") != 1:
+            raise await self._too_late(cls, identifier, expected)
+
+    async def _too_late(self, cls: type, identifier: Identifier, expected: int) -> ConcurrencyError:
+        actual = await self._actual(_key(cls, identifier))
+        return ConcurrencyError(
+            f"the {cls.__name__} {identifier} was {'saved' if actual else 'deleted'} by somebody else",
+            expected=expected,
+            actual=actual,
+        )
 
     def _form(self, cls: type[A]) -> StateForm[A]:
         form = self._forms.get(cls)
         if form is None:
-            form = self._forms[cls] = StateForm(cls)
+            form = self._forms[cls] = StateForm(cls, self._conversion)
         return form
 
     async def _actual(self, key: dict[str, Any]) -> int:
@@ -140,12 +164,12 @@ class SqlAggregates:
             return int(row[0])
         return 0
 
-    async def _execute(self, statement: TextClause, values: dict[str, Any]) -> int:
+    async def _execute(self, statement: TextClause, values: dict[str, Any], doing: str = "saving") -> int:
         async def execute(connection: AsyncConnection) -> int:
             return (await connection.execute(statement, values)).rowcount
 
         await self._prepare()
-        return await self._transactions.join(execute, "saving an aggregate")
+        return await self._transactions.join(execute, f"{doing} an aggregate")
 
     async def _rows(self, statement: TextClause, values: dict[str, Any], doing: str) -> Sequence[Row[Any]]:
         async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:

@@ -41,14 +41,14 @@ from ecotone_fastapi.core.examination import Finding, Level
 from ecotone_fastapi.core.injection import cache_key
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.deduplication import DeduplicationStore
 from ecotone_fastapi.messaging.outbox import OutboxStorage
 from ecotone_fastapi.messaging.protection import PauseStore
 from ecotone_fastapi.messaging.retries import PassingErrors
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.documents import DocumentStore
-from ecotone_fastapi.modelling.event_store import EventStorage
+from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import SnapshotStore

@@ -24,8 +24,8 @@ from ecotone_fastapi.modelling.document_filters import (
     Place,
     Scalar,
     ValueKind,
+    as_json,
 )
-from ecotone_fastapi.modelling.documents import as_json
 
 
 class Json(NamedTuple):

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ecotone_fastapi.adapters.sqlalchemy.document_search import search_for
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Statements, Transactions
 from ecotone_fastapi.modelling.document_filters import Filter, Ordering, Place
-from ecotone_fastapi.modelling.documents import Document, missing, stale
+from ecotone_fastapi.modelling.document_storage import Document, missing, stale
 
 R = TypeVar("R")
 

@@ -116,6 +116,26 @@ class SqlEntities:
             await session.commit()
         return Saved(version, events)
 
+    async def delete(self, cls: type[A], identifier: Identifier, state: A, *, expected: int) -> None:
+        """Delete an entity, with what its relationships say is deleted with it.
+
+        Raises:
+            ConcurrencyError: Somebody else has changed or deleted it.
+        """
+        session = await self._transactions.session(_scope())
+        mapping = self._mapping(cls)
+        if _state(state).transient:  # it takes the place of the one that was loaded
+            state = await session.merge(state)
+        try:
+            with self._connected(f"deleting a {cls.__name__}"):
+                if not _state(state).deleted:  # by a handler that has the session, too
+                    await session.delete(state)
+                await session.flush()
+        except StaleDataError as error:
+            raise await self._stale(mapping, identifier, expected) from error
+        if self._transactions.unit() is None:
+            await session.commit()
+
     def _mapping(self, cls: type) -> "_MappedClass":
         mapping = self._mapped.get(cls)
         if mapping is None:

@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ecotone_fastapi.adapters.sqlalchemy.dialects import Dialect
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import LAST_NUMBER, EventQueries, EventTables, Sight
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.modelling.event_store import START, Horizon, Position
+from ecotone_fastapi.modelling.event_storage import START, Horizon, Position
 
 _HALF = 2**31  # transaction numbers in locks go round in a circle of twice as many
 

@@ -22,16 +22,16 @@ from ecotone_fastapi.adapters.sqlalchemy.dialects import Dialect
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventQueries, EventTables
 from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
 from ecotone_fastapi.core.errors import ConcurrencyError, ConfigurationError
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     NO_VERSION,
     AppendCondition,
     Expected,
     already_appended,
-    category_of,
     excluded,
     is_expected,
     not_expected,
 )
+from ecotone_fastapi.modelling.stream_names import category_of
 
 
 class NewRow(NamedTuple):

@@ -14,7 +14,7 @@ from sqlalchemy import TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
-from ecotone_fastapi.modelling.event_store import AppendCondition, EventFilter, Position
+from ecotone_fastapi.modelling.event_storage import AppendCondition, EventFilter, Position
 
 LAST_NUMBER = 2**63 - 1
 """Behind all positions and versions."""

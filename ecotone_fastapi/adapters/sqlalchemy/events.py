@@ -17,7 +17,7 @@ from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Statements, Transactions, Unit
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     EVERYTHING,
     START,
     AppendCondition,

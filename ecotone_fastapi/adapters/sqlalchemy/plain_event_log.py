@@ -25,14 +25,14 @@ from ecotone_fastapi.adapters.sqlalchemy.event_log import (
 )
 from ecotone_fastapi.adapters.sqlalchemy.event_queries import EventQueries, EventTables
 from ecotone_fastapi.core.errors import ConcurrencyError
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     NO_VERSION,
     AppendCondition,
     Expected,
-    category_of,
     excluded,
     is_expected,
 )
+from ecotone_fastapi.modelling.stream_names import category_of
 
 _AT_ONCE = 1000  # positions in one statement
 

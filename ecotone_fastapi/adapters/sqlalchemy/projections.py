@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Statements, Transactions
 from ecotone_fastapi.core.clock import Clock
-from ecotone_fastapi.modelling.event_store import Position
+from ecotone_fastapi.modelling.event_storage import Position
 from ecotone_fastapi.modelling.projection_store import (
     Condition,
     Halt,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -11,7 +12,13 @@ import pytest
 from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.modelling.aggregates import aggregate
-from ecotone_fastapi.modelling.repository import UNVERSIONED, AggregateStore, Identifier, Versioned
+from ecotone_fastapi.modelling.repository import (
+    UNVERSIONED,
+    AggregateStore,
+    DeletesAggregates,
+    Identifier,
+    Versioned,
+)
 from ecotone_fastapi.testing.conformance.hooks import Hooks, OpenUnit
 
 
@@ -185,6 +192,78 @@ class AggregateStoreConformance(Hooks):
                 assert found is not None
                 assert (found.state.balance, found.version) == (3, version)
 
+    # -------------------------------------------------------------------------------------------------------- deletion
+
+    async def test_what_is_deleted_is_gone_and_can_begin_anew(self) -> None:
+        """At once for the unit of work that deletes it, and then for all; nothing else is gone."""
+        async with self.store() as store:
+            async with self.transaction():
+                for account_id in ("a", "b", "c"):
+                    await self._save(store, self.account(account_id, 1))
+
+            async with self.transaction():
+                await self._delete(store, "a")
+                await self._delete(store, "b")
+                assert await self._load(store, "a") is None
+                assert await self._save(store, self.account("b", 2)) == (1 if self.versioned else UNVERSIONED)
+                await self._change(store, "b", 3)
+
+            async with self.transaction():
+                assert await self._load(store, "a") is None
+                found = [await self._load(store, account_id) for account_id in ("b", "c")]
+                assert [one and one.state.balance for one in found] == [3, 1]
+
+    async def test_what_was_made_in_a_unit_of_work_can_be_deleted_in_it(self) -> None:
+        """Then there has never been any."""
+        async with self.store() as store:
+            async with self.transaction():
+                await self._save(store, self.account("a", 1))
+                await self._change(store, "a", 2)
+                await self._delete(store, "a")
+
+            async with self.transaction():
+                assert await self._load(store, "a") is None
+
+    async def test_a_deletion_that_is_rolled_back_never_happened(self) -> None:
+        """It is there as before."""
+        async with self.store() as store:
+            async with self.transaction():
+                await self._save(store, self.account("a", 1))
+
+            async with self._rolled_back():
+                await self._delete(store, "a")
+
+            async with self.transaction():
+                assert await self._change(store, "a", 2) == (2 if self.versioned else UNVERSIONED)
+
+    async def test_who_deletes_what_has_changed_is_refused(self) -> None:
+        """So is who changes or deletes what is gone."""
+        if not self.versioned:
+            pytest.skip("needs versions, and this store does not count any")
+        if self.one_writer:
+            pytest.skip("needs two transactions at once, and this store has one writer at a time")
+        async with self.store() as store:
+            for too_late, first, actual in (
+                (self._delete_again, lambda: self._change(store, "a", 2), 2),
+                (self._delete_again, lambda: self._delete(store, "a"), 0),
+                (self._save_anything, lambda: self._delete(store, "a"), 0),
+            ):
+                async with self.transaction():
+                    if await self._load(store, "a") is not None:
+                        await self._delete(store, "a")
+                    await self._save(store, self.account("a", 1))
+                async with anyio.create_task_group() as tasks:
+                    late, early = OpenUnit(self.transaction, tasks), OpenUnit(self.transaction, tasks)
+                    found = await late.do(lambda: self._load(store, "a"))
+                    await early.do(first)
+                    await early.commit()
+
+                    with pytest.raises(ConcurrencyError) as caught:
+                        await late.do(partial(too_late, store, found))
+                    await late.rollback()
+
+                assert (caught.value.expected, caught.value.actual) == (1, actual)
+
     # ------------------------------------------------------------------------------------------------- several at once
 
     async def test_a_new_one_that_exists_already_is_refused(self) -> None:
@@ -300,6 +379,19 @@ class AggregateStoreConformance(Hooks):
         account.balance = balance
         identifier = _id(account.account_id)
         return (await store.save(type(account), identifier, account, events=(), expected=found.version)).version
+
+    async def _save_anything(self, store: AggregateStore, found: Versioned[Any] | None) -> None:
+        await self._save_again(store, found, 9)
+
+    async def _delete(self, store: AggregateStore, account_id: str) -> None:
+        await self._delete_again(store, await self._load(store, account_id))
+
+    async def _delete_again(self, store: AggregateStore, found: Versioned[Any] | None) -> None:
+        if not isinstance(store, DeletesAggregates):
+            pytest.skip("needs a store that deletes, and this one has no delete")
+        assert found is not None
+        account = found.state
+        await store.delete(type(account), _id(account.account_id), account, expected=found.version)
 
     async def _at_once(self, number: int, work: Callable[[int], Any]) -> None:
         if type(self).transaction is Hooks.transaction:

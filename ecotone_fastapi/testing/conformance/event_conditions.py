@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from ecotone_fastapi.core.errors import ConcurrencyError
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     EVERYTHING,
     START,
     AppendCondition,

@@ -11,7 +11,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     EVERYTHING,
     START,
     EventFilter,

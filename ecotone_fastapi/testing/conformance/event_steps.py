@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from ecotone_fastapi.core.message import new_id
-from ecotone_fastapi.modelling.event_store import (
+from ecotone_fastapi.modelling.event_storage import (
     EVERYTHING,
     START,
     EventFilter,

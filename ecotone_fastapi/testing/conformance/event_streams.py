@@ -7,14 +7,14 @@ import pytest
 
 from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.message import new_id
-from ecotone_fastapi.modelling.event_store import (
-    LONGEST_STREAM,
+from ecotone_fastapi.modelling.event_storage import (
     START,
     EventFilter,
     EventStorage,
     Expected,
     NewEvent,
 )
+from ecotone_fastapi.modelling.stream_names import LONGEST_STREAM
 from ecotone_fastapi.testing.conformance.event_steps import (
     EventHooks,
     contents,

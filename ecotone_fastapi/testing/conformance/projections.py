@@ -10,7 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from ecotone_fastapi.core.errors import LeaseLostError
-from ecotone_fastapi.modelling.event_store import START, Position
+from ecotone_fastapi.modelling.event_storage import START, Position
 from ecotone_fastapi.modelling.projection_store import (
     Condition,
     Halt,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from fastapi import APIRouter, HTTPException
 
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
+from ecotone_fastapi.core.texts import NAME, cut
 from ecotone_fastapi.modelling.factories import CreatesInstead
-from ecotone_fastapi.operations.cutting import NAME, cut
 from ecotone_fastapi.operations.diagram import Diagram, diagram_of
 from ecotone_fastapi.operations.journey import Journey, journey_to
 from ecotone_fastapi.operations.mermaid import flowchart

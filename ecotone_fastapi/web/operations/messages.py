@@ -1,11 +1,15 @@
 """Messages as they are shown: text where it is text, base64 where it is not."""
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from ecotone_fastapi.core.message import HeaderName, Message
-from ecotone_fastapi.operations.cutting import LINE, TEXT, cut, cut_headers
+from ecotone_fastapi.core.texts import LINE, NAME, TEXT, cut, cut_or_none
+
+LONGEST_HEADER, MOST_HEADERS = 4_000, 200
+"""How many characters are shown of a header, and how many headers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class ShownMessage(Payload):
 def shown(message: Message[bytes]) -> ShownMessage:
     """Return a message as it is shown."""
     told = {name: message.headers.get(name) for name in (HeaderName.id, HeaderName.endpoint)}
-    id_, endpoint = (None if one is None else cut(one, LINE) for one in told.values())
+    id_, endpoint = (cut_or_none(one, LINE) for one in told.values())
     payload = payload_of(message)
     return ShownMessage(
         id=id_,
@@ -58,6 +62,15 @@ def shown(message: Message[bytes]) -> ShownMessage:
         payload_length=payload.payload_length,
         payload_cut=payload.payload_cut,
     )
+
+
+def cut_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers by name, each cut where it is too long; those that are too many are counted in the last one."""
+    first = sorted(headers.items())[:MOST_HEADERS]
+    shown = {cut(name, NAME): cut(value, LONGEST_HEADER) for name, value in first}
+    if len(headers) > MOST_HEADERS:
+        shown["…"] = f"(cut, {len(headers)} headers in all)"
+    return shown
 
 
 def payload_of(message: Message[bytes], longest: int = TEXT) -> Payload:

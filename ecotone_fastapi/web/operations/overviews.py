@@ -5,7 +5,6 @@ from typing import Literal
 
 from fastapi import APIRouter
 
-from ecotone_fastapi.operations.cutting import LINE, cut
 from ecotone_fastapi.operations.report import LaneReport, Report, RunnableReport
 from ecotone_fastapi.web.operations.opening import Operated
 
@@ -45,5 +44,5 @@ def add_overview(router: APIRouter, ecotone: Operated) -> None:
         return HealthReport(
             status="ready" if found.ready else "not ready" if found.running else "not running",
             runnables=ecotone.overview.runnables(),
-            servers={name: cut(error, LINE) if error else "ok" for name, error in found.servers.items()},
+            servers={name: error or "ok" for name, error in found.servers.items()},
         )

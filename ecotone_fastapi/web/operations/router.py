@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException
 
-from ecotone_fastapi.operations.cutting import NAME, cut
+from ecotone_fastapi.core.texts import NAME, cut
 from ecotone_fastapi.web.operations.asyncapi import add_asyncapi
 from ecotone_fastapi.web.operations.channels import add_channels
 from ecotone_fastapi.web.operations.dead_letters import add_dead_letters

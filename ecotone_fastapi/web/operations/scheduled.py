@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends, HTTPException, Query
 from pydantic import Field
 
 from ecotone_fastapi.core.message import HeaderName
+from ecotone_fastapi.core.texts import NAME, cut, cut_or_none
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages
-from ecotone_fastapi.operations.cutting import NAME, cut, cut_or_none
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.opening import Operated
 from ecotone_fastapi.web.operations.paging import AfterQuery, LimitQuery, Moment, Place, page, place

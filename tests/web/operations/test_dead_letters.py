@@ -8,6 +8,7 @@ import pytest
 
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.testing import TravellingClock
+from ecotone_fastapi.web.operations.messages import LONGEST_HEADER, MOST_HEADERS, cut_headers
 from tests.web.operations.shops import JSON, Operations, operated
 
 
@@ -321,6 +322,17 @@ async def test_over_long_texts_are_cut_and_it_is_said_how_long_they_were() -> No
         assert len(shown["traceback"]) < 65_000
         assert shown["traceback"].startswith("Traceback")
         assert " characters in all) …" in shown["traceback"]
+
+
+def test_headers_are_cut_one_by_one_and_counted_when_they_are_too_many() -> None:
+    headers = {f"name-{number:04}": "x" for number in range(1_000)} | {"a": "y" * (LONGEST_HEADER + 1)}
+
+    shown = cut_headers(headers)
+
+    assert shown["a"] == "y" * LONGEST_HEADER + f"… (cut, {LONGEST_HEADER + 1} characters in all)"
+    assert len(shown) == MOST_HEADERS + 1
+    assert shown["…"] == "(cut, 1001 headers in all)"
+    assert "…" not in cut_headers({"a": "b"})
 
 
 async def test_a_character_in_two_pieces_makes_a_long_text_no_less_a_text() -> None:
