@@ -32,9 +32,9 @@ class Frame:
     call: Call  # to set it to `None` before there is one is not worth its time
 
     def __init__(self, owner: object, message: Message[Any], scope: Scope) -> None:
-        self.owner = owner
-        self.message = message
-        self.scope = scope
+        self.owner: object = owner
+        self.message: Message[Any] = message
+        self.scope: Scope = scope
         self.turn: anyio.Lock | None = None
 
     def end(self) -> None:
@@ -57,7 +57,7 @@ class Conversation(Frame):
     def __init__(self, correlation_id: str) -> None:
         super().__init__(None, Message(None, {}), Scope())
         self.end()
-        self.correlation_id = correlation_id
+        self.correlation_id: str = correlation_id
 
 
 handled: ContextVar[Frame | None] = ContextVar("ecotone_handled", default=None)
