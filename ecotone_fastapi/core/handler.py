@@ -46,7 +46,7 @@ class Handler:
         routing: Routing,
         arounds: Callable[[], Sequence[Around]],
     ) -> None:
-        self.endpoint = endpoint
+        self.endpoint: Endpoint = endpoint
         self._make_plan = plan
         self._overrides = overrides
         self._conversion = conversion
