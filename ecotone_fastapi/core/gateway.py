@@ -97,6 +97,17 @@ class Gateway:
                 problems.append(problem)
         return problems
 
+    def rewire(self, *, arounds: Iterable[Around], watchers: Sequence[Watcher]) -> None:
+        """Put interceptors and watchers in their places that came after all else was; before anything runs.
+
+        Args:
+            arounds: All interceptors.
+            watchers: All watchers.
+        """
+        self._put_together(self._routing, arounds, Watching(watchers), self.channels)
+        for handler in self._handlers.values():
+            handler.surround()
+
     @property
     def types(self) -> MessageTypes:
         """The types that the handlers take, by their names."""

@@ -62,7 +62,12 @@ class Handler:
             self._classes = tuple(dict if is_typed_dict(cls) else cls for cls in classes)
         # Types of payloads that were let through as they are; `isinstance` need not be asked again.
         self._accepted: set[type] = set()
-        around_it = arounds()
+        self._arounds = arounds
+        self.surround()
+
+    def surround(self) -> None:
+        """Put all interceptors around the handler that are to stand there by now."""
+        around_it = self._arounds()
         outer = [around.interceptor for around in around_it if around.order <= Order.ASYNCHRONOUS]
         inner = [around.interceptor for around in around_it if around.order > Order.ASYNCHRONOUS]
         users = [around.interceptor for around in around_it if Order.OUTGOING < around.order < Order.STATE]

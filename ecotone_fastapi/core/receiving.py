@@ -111,7 +111,7 @@ class Receiving:
         if delivery.settled:
             return
         where = self._channels.get(channel)
-        with self._watching.during(Operation.SETTLE, "ack", channel, [delivery.message], where):
+        with self._watching.during(Operation.SETTLE, "ack", channel, [delivery.message], where, delivery=delivery):
             await delivery.ack()
 
     async def nack(self, channel: str, delivery: Delivery, delay: float, *, attempted: bool) -> None:
@@ -119,5 +119,7 @@ class Receiving:
         if delivery.settled:
             return
         where = self._channels.get(channel)
-        with self._watching.during(Operation.SETTLE, "nack", channel, [delivery.message], where, attempted=attempted):
+        with self._watching.during(
+            Operation.SETTLE, "nack", channel, [delivery.message], where, attempted=attempted, delivery=delivery
+        ):
             await delivery.nack(delay, attempted=attempted)
