@@ -17,7 +17,8 @@ from ecotone_fastapi.core.errors import (
 from ecotone_fastapi.core.injection import MessageHeader
 from ecotone_fastapi.core.message import HeaderName, Message, message_name
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, ConsumerSettings, asynchronous
-from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, DeadLetterOffice, DeadLetters, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter import DeadLetterOffice, DeadLetters
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterFilter, ParkedMessage
 from ecotone_fastapi.messaging.deduplication import Deduplication, deduplicated
 from ecotone_fastapi.messaging.failures import Failures, on_failure
 from ecotone_fastapi.messaging.logs import MessageFields, message_fields

@@ -16,9 +16,8 @@ from typing import Annotated
 import pytest
 from fastapi import Depends
 
-from ecotone_fastapi import asynchronous, command_handler
+from ecotone_fastapi import ParkedMessage, asynchronous, command_handler
 from ecotone_fastapi.adapters.memory import MemoryChannel
-from ecotone_fastapi.messaging.dead_letter import ParkedMessage
 from ecotone_fastapi.testing import Flow, flow_test
 
 

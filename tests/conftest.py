@@ -26,7 +26,8 @@ settings.load_profile("default")
 if "CI" in os.environ:
     settings.load_profile("ci")
 
-PATIENCE = 5.0  # seconds a server has to answer
+PATIENCE = 30.0  # seconds a server has to answer
+MANY_CORES, WORKERS = 16, 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def refusal(name: str) -> str | None:
             case "redis":
                 _ping(server.url)
             case "chromium":
-                subprocess.run([server.url, "--version"], check=True, capture_output=True, timeout=PATIENCE * 4)
+                subprocess.run([server.url, "--version"], check=True, capture_output=True, timeout=PATIENCE * 2)
             case _:
                 execute(server.url, "SELECT 1")
     except Exception as error:
@@ -93,7 +94,7 @@ def execute(url: str, *statements: str) -> None:
 
     async def run() -> None:
         engine = create_async_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-        async with asyncio.timeout(30), engine.connect() as connection:
+        async with asyncio.timeout(60), engine.connect() as connection:
             for statement in statements:
                 await connection.exec_driver_sql(statement)
 
@@ -101,6 +102,12 @@ def execute(url: str, *statements: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ servers and markers
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Start no more processes than PostgreSQL, as it is set up by default, has connections for."""
+    return WORKERS if (os.cpu_count() or 1) > MANY_CORES else None
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -13,7 +13,7 @@ from ecotone_fastapi.core.message import Message
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until something is so, but not for ever."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():
             await checkpoint()
 

@@ -205,7 +205,7 @@ async def test_an_exception_of_the_block_comes_out_as_it_is() -> None:
 
 
 async def until_failed(ecotone: Ecotone, name: str) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not any(one.name == name and one.failures for one in (await ecotone.health()).runnables):
             await checkpoint()
 

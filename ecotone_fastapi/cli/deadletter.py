@@ -22,8 +22,13 @@ from ecotone_fastapi.cli.durations import duration
 from ecotone_fastapi.cli.output import console, harmless, remark, say, say_json, show_error
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError
 from ecotone_fastapi.core.message import HeaderName
-from ecotone_fastapi.messaging.dead_letter import EVERYTHING, DeadLetterFilter, DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.dead_letter import Progress as Advance
+from ecotone_fastapi.messaging.dead_letter_store import (
+    EVERYTHING,
+    DeadLetterFilter,
+    DeadLetterStore,
+    ParkedMessage,
+)
 
 deadletter: typer.Typer = typer.Typer(no_args_is_help=True)
 """The commands about dead letters."""

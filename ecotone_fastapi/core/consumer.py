@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from ecotone_fastapi.core.channel import Channel, Delivery, SettlesTogether
 from ecotone_fastapi.core.errors import ChannelError, ConsumerStoppedError, LeaseLostError
 from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.core.message import HeaderName
+from ecotone_fastapi.core.message import HeaderName, failed_attempts
 from ecotone_fastapi.core.pipeline import Proceed
 from ecotone_fastapi.core.plugin import Limits
 from ecotone_fastapi.core.watching import Operation, Watching
@@ -466,8 +466,7 @@ def _is_suspicious(delivery: Delivery) -> bool:
     """Whether several consumers had the message and never told what became of it."""
     if delivery.count <= _SUSPICIOUS:
         return False
-    failed = delivery.message.headers.get(HeaderName.attempt, "")[:9]  # somebody else may have written anything
-    return delivery.count - 1 - (int(failed) if failed.isdecimal() else 0) >= _SUSPICIOUS
+    return delivery.count - 1 - failed_attempts(delivery.message) >= _SUSPICIOUS
 
 
 def megabytes() -> float:

@@ -295,6 +295,17 @@ def number_header(headers: Mapping[str, str], name: str, kind: type[N], largest:
     return number
 
 
+def failed_attempts(message: Message[Any]) -> int:
+    """Return how many runs of its handler a message has failed in so far."""
+    try:
+        return max(0, min(int(message.headers.get(HeaderName.attempt, "0")), _MOST_ATTEMPTS))
+    except ValueError:  # written by somebody else
+        return 0
+
+
+_MOST_ATTEMPTS = 1_000_000_000  # what somebody else has written may be more than a database can keep
+
+
 def seconds_text(name: str, value: timedelta | datetime, now: datetime) -> str:
     """Return a duration, or the time until a moment, as headers tell it to channels: in seconds.
 

@@ -83,7 +83,15 @@ def in_one_line(error: BaseException, longest: int = LINE) -> str:
     """
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    return first_line(f"{type(error).__name__}: {error}".removesuffix(": "), longest)
+    return first_line(f"{type(error).__name__}: {text_of(error)}".removesuffix(": "), longest)
+
+
+def text_of(error: BaseException) -> str:
+    """Return what an error says, of whatever length; that cannot be told when that, too, is an error."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"(its text cannot be told: {type(failure).__name__})"
 
 
 def _mark(text: str) -> str:

@@ -6,19 +6,16 @@
 `DeadLetters` is given to handlers by type, to endpoints by `DeadLettersDep`, and is `ecotone.dead_letters`.
 """
 
-import hashlib
-import json
 import logging
-import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, cast
 
 import anyio
 
-from ecotone_fastapi.core.channel import Delivery
+from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.conversion import header_texts
 from ecotone_fastapi.core.errors import (
     ChannelError,
@@ -33,209 +30,11 @@ from ecotone_fastapi.core.gateway import Gateway, current_scope, unknown_channel
 from ecotone_fastapi.core.message import HeaderName, Message, check_given, name_of
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Assembly, Limits
+from ecotone_fastapi.core.watching import Operation
+from ecotone_fastapi.messaging.dead_letter_store import EVERYTHING, DeadLetterFilter, DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.dead_letter")
-
-TENANT: str = "tenant"
-"""The header that `DeadLetterFilter(tenant=...)` looks at."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParkedMessage:
-    """A message in the dead letter, and why it is there.
-
-    Args:
-        id: Its id in the dead letter: the same message can fail in several handlers.
-        message: The message as it was on the wire: bytes and headers untouched.
-        channel: The channel that it was taken from.
-        endpoint: The id of the handler that failed; `None` when that could not be told.
-        error_type: Module and class of the exception.
-        error_message: Its text.
-        traceback: Its traceback; empty when the handler never ran.
-        attempts: How many runs failed.
-        deliveries: How often the message was lent to a consumer.
-        parked_at: When it was given up.
-        first_failed_at: When it failed for the first time; `None` when that was not written down.
-    """
-
-    id: str
-    message: Message[bytes]
-    channel: str
-    endpoint: str | None
-    error_type: str
-    error_message: str
-    traceback: str
-    attempts: int
-    deliveries: int
-    parked_at: datetime
-    first_failed_at: datetime | None = None
-
-    @property
-    def replays(self) -> int:
-        """How often it had been here before, and was replayed."""
-        return replays_of(self.message)
-
-    @property
-    def revision(self) -> str:
-        """What tells this state of it from any other: give it back when you change what you have seen."""
-        told = json.dumps([self.id, sorted(self.message.headers.items()), self.parked_at.astimezone(UTC).isoformat()])
-        return hashlib.sha256(told.encode() + bytes(self.message.payload)).hexdigest()[:32]
-
-
-def replays_of(message: Message[Any]) -> int:
-    """Return how often a message has come back from the dead letter."""
-    told = message.headers.get(HeaderName.replays, "0")[:9]  # somebody else may have written anything
-    return int(told) if told.isdecimal() else 0
-
-
-def parked_id(message: Message[bytes], endpoint: str | None) -> str:
-    """Return the id in the dead letter: one for each handler that a message failed in."""
-    message_id = message.headers.get(HeaderName.id, "unknown")
-    if len(message_id) > _LONGEST_ID:  # somebody's own, longer than a database can index
-        message_id = hashlib.sha256(message_id.encode(errors="replace")).hexdigest()
-    # Senders may give several messages one id: what these say tells them apart.
-    told_apart_by = (endpoint or "").encode(errors="replace") + b"\0" + bytes(message.payload)
-    return f"{message_id}-{zlib.crc32(told_apart_by):08x}"
-
-
-def failed_attempts(delivery: Delivery) -> int:
-    """Return how many runs of the handler have failed so far."""
-    try:
-        return max(0, min(int(delivery.message.headers.get(HeaderName.attempt, "0")), _MOST_ATTEMPTS))
-    except ValueError:  # written by somebody else
-        return 0
-
-
-_LONGEST_ID = 120
-_MOST_ATTEMPTS = 1_000_000_000  # what somebody else has written may be more than a database can keep
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeadLetterFilter:
-    """Which dead letters are meant: those to which everything applies that is said here. Without anything, all.
-
-    Args:
-        endpoint: The id of the handler that failed.
-        channel: The channel that it was taken from.
-        error_type: The class of the exception, with its module or without.
-        since: Parked at this moment or later.
-        until: Parked before this moment.
-        tenant: What its header `tenant` says.
-        headers: What its headers say, each exactly.
-        text: Is part of its id, its error, its traceback, its headers (as JSON) or its body; upper and lower case
-            differ.
-
-    Example:
-        >>> DeadLetterFilter(error_type="TimeoutError", tenant="acme").wanted_headers
-        {'tenant': 'acme'}
-    """
-
-    endpoint: str | None = None
-    channel: str | None = None
-    error_type: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    tenant: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    text: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse moments that could be any hour of the day."""
-        for moment in (self.since, self.until):
-            if moment is not None and moment.tzinfo is None:
-                raise ConfigurationError(
-                    f"{moment!r} tells no time zone", hint="write datetime.now(UTC), or moment.astimezone()"
-                )
-
-    @property
-    def wanted_headers(self) -> Mapping[str, str]:
-        """All headers that are asked for, the tenant included."""
-        return self.headers if self.tenant is None else {**self.headers, TENANT: self.tenant}
-
-    def matches(self, parked: ParkedMessage) -> bool:
-        """Whether a dead letter is meant. Stores that search in another way find the same."""
-        return (
-            self.endpoint in (None, parked.endpoint)
-            and self.channel in (None, parked.channel)
-            and (self.error_type is None or f".{parked.error_type}".endswith(f".{self.error_type}"))
-            and (self.since is None or parked.parked_at >= self.since)
-            and (self.until is None or parked.parked_at < self.until)
-            and all(parked.message.headers.get(name) == value for name, value in self.wanted_headers.items())
-            and (self.text is None or self._is_told(self.text, parked))
-        )
-
-    @staticmethod
-    def _is_told(text: str, parked: ParkedMessage) -> bool:
-        told = (parked.id, parked.error_type, parked.error_message, parked.traceback)
-        return (
-            any(text in one for one in told)
-            or in_json(text) in headers_as_json(parked.message.headers)
-            or text.encode(errors="replace") in parked.message.payload
-        )
-
-
-EVERYTHING: DeadLetterFilter = DeadLetterFilter()
-"""All dead letters."""
-
-
-def headers_as_json(headers: Mapping[str, str]) -> str:
-    """Return headers as stores write and search them: one JSON object, in ASCII."""
-    return json.dumps(dict(headers))
-
-
-def in_json(text: str) -> str:
-    """Return a text as it is written inside of JSON."""
-    return json.dumps(text)[1:-1]
-
-
-class DeadLetterStore(Protocol):
-    """Keeps parked messages. Implemented in memory and by database adapters."""
-
-    async def park(self, parked: ParkedMessage) -> None:
-        """Store it durably, in the unit of work that is open in the calling task's scope on the same database, if any.
-
-        Parking the same id again replaces what is there.
-        """
-        ...
-
-    async def list(
-        self, which: DeadLetterFilter = EVERYTHING, *, limit: int = 100, offset: int = 0
-    ) -> Sequence[ParkedMessage]:
-        """Return parked messages, the newest first."""
-        ...
-
-    async def ids(self, which: DeadLetterFilter = EVERYTHING) -> Sequence[str]:
-        """Return the ids of all that are meant, the oldest first: the order in which they are replayed."""
-        ...
-
-    async def get(self, parked_id: str) -> ParkedMessage:
-        """Return one parked message.
-
-        Raises:
-            DeadLetterNotFoundError: No dead letter has this id.
-        """
-        ...
-
-    async def delete(self, parked_id: str, *, saying: Message[bytes] | None = None) -> None:
-        """Remove one parked message, in the unit of work that is open in the calling task's scope, if any.
-
-        Args:
-            parked_id: Its id.
-            saying: Only if it still says this: somebody may have edited it meanwhile.
-
-        Raises:
-            DeadLetterNotFoundError: No dead letter has this id, or it says something else.
-        """
-        ...
-
-    async def delete_all(self, which: DeadLetterFilter = EVERYTHING) -> int:
-        """Remove all that are meant, in the unit of work of the calling task's scope, if any; return how many."""
-        ...
-
-    async def count(self, which: DeadLetterFilter = EVERYTHING) -> int:
-        """Return how many messages are parked."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -544,6 +343,43 @@ def _with(message: Message[bytes], headers: Mapping[str, Any]) -> Message[bytes]
     texts = header_texts(headers)
     check_given({name: text for name, text in texts.items() if name != HeaderName.endpoint})
     return message.without_headers([name for name, value in headers.items() if value is None]).with_headers(texts)
+
+
+class Parking:
+    """Moves messages to the dead letter: on one database in one transaction, else parked first, acked second.
+
+    Args:
+        gateway: Opens units of work.
+        store: Where the messages go.
+        unit: Opens transactions.
+    """
+
+    def __init__(self, gateway: Gateway, store: DeadLetterStore, unit: UnitOfWork | None) -> None:
+        self._gateway = gateway
+        self._store = store
+        self._unit = unit
+
+    async def park(
+        self, parked: ParkedMessage, ack: Callable[[], Awaitable[object]], *, where: Channel, taken_from: Channel
+    ) -> None:
+        """Park a message, and ack it where that is part of it; afterwards it is to be acked in any case.
+
+        Args:
+            parked: The message.
+            ack: Acks it, as often as it is called.
+            where: The channel that it could not be handled on, or sent to.
+            taken_from: The channel that has lent it.
+
+        Raises:
+            ChannelError: It could not be parked, or not be acked.
+        """
+        async with self._gateway.unit_of_work(parked.message) as scope:
+            if self._unit is not None:
+                await scope.enter(self._unit.begin(scope))
+            with self._gateway.watching.during(Operation.PARK, "park", parked.channel, [parked.message], where):
+                await self._store.park(parked)
+            if self._unit is None or self._unit.covers(taken_from):
+                await ack()
 
 
 class DeadLetterOffice:

@@ -6,10 +6,10 @@ A handler may have a policy of its own, `@on_failure(...)`, and so may a channel
 """
 
 import logging
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from ecotone_fastapi.core.channel import Delivery
@@ -22,11 +22,12 @@ from ecotone_fastapi.core.errors import (
     MissingServiceError,
 )
 from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.core.message import HeaderName, Message
+from ecotone_fastapi.core.message import HeaderName, Message, failed_attempts
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.core.watching import Operation
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage, failed_attempts, parked_id
+from ecotone_fastapi.core.texts import in_one_line, text_of
+from ecotone_fastapi.messaging.dead_letter import Parking
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.policies import Backoff, DeadLetter, Decision, Discard, ErrorPolicy, Failure, Retry, Stop
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 
@@ -111,14 +112,15 @@ class Failures:
                 f"the messages of {', '.join(durable) or 'the channels'} have no dead letter to be parked in",
                 hint="give Ecotone the database: plugins=[database]",
             )
-        judge = _Judge(assembly.gateway, store, cast("UnitOfWork | None", assembly.services.get(UnitOfWork)))
+        unit = cast("UnitOfWork | None", assembly.services.get(UnitOfWork))
+        judge = _Judge(assembly.gateway, Parking(assembly.gateway, store, unit))
 
         async def stand_around(call: Call, proceed: Proceed) -> Any:
             """When the handler fails, do what the policy decides: retry later, park or discard."""
             delivery, channel = call.delivery, call.channel
             assert delivery is not None
             assert channel is not None
-            attempts = failed_attempts(delivery)
+            attempts = failed_attempts(delivery.message)
             unsettled = delivery.count - 1 - attempts
             if unsettled > self._unsettled:
                 error = KilledConsumerError(
@@ -177,17 +179,16 @@ _YEARS = range(1970, 9999)  # every database can keep them, in every time zone
 class _Judge:
     """Carries decisions out."""
 
-    def __init__(self, gateway: Gateway, store: DeadLetterStore, unit: UnitOfWork | None) -> None:
+    def __init__(self, gateway: Gateway, parking: Parking) -> None:
         self._gateway = gateway
-        self._store = store
-        self._unit = unit
+        self._parking = parking
 
     async def carry_out(self, decision: Decision, failure: Failure, call: Call, delivery: Delivery) -> None:
         what = f"channel {failure.channel}: {failure.endpoint} failed on {call.message.headers.get(HeaderName.id)}"
         match decision:
             case Retry(delay):
                 # The traceback comes when the message is parked: three retries must not write it three times.
-                error = f"{type(failure.error).__name__}: {_text_of(failure.error)}".splitlines()[0]
+                error = in_one_line(failure.error)
                 logger.warning("%s, attempt %s (%s), again in %.1f s", what, failure.attempt, error, delay)
                 await self._gateway.nack(failure.channel, delivery, delay)
             case DeadLetter():
@@ -200,50 +201,32 @@ class _Judge:
                 # It is to be the first one again, and this run is no reason to try it less often.
                 await self._gateway.nack(failure.channel, delivery, attempted=False)
                 raise ConsumerStoppedError(
-                    f"{what} ({type(failure.error).__name__}: {_text_of(failure.error)})",
+                    f"{what} ({type(failure.error).__name__}: {text_of(failure.error)})",
                     hint="the channel goes on when the message is handled or taken out",
                 ) from failure.error
 
     async def park(self, call: Call, delivery: Delivery, error: Exception, attempts: int) -> None:
-        """Move a message to the dead letter: on one database in one transaction, else parked first, acked second."""
+        """Move a message to the dead letter."""
         assert call.channel is not None
-        message, endpoint = call.message, call.message.headers.get(HeaderName.endpoint)
-        now = self._gateway.clock.now()
-        parked = ParkedMessage(
-            id=parked_id(message, endpoint),
-            message=message,
+        channel, now = self._gateway.channels[call.channel], self._gateway.clock.now()
+        parked = ParkedMessage.of(
+            call.message,
+            error,
             channel=call.channel,
-            endpoint=endpoint,
-            error_type=f"{type(error).__module__}.{type(error).__qualname__}",
-            error_message=_text_of(error),
-            traceback="".join(traceback.format_exception(error)),
             attempts=attempts,
             deliveries=delivery.count,
             parked_at=now,
-            first_failed_at=_first_failed_at(message) or (now if attempts else None),
+            first_failed_at=_first_failed_at(call.message) or (now if attempts else None),
         )
+        ack = partial(self._gateway.ack, call.channel, delivery)
         try:
-            async with self._gateway.unit_of_work(message) as scope:
-                if self._unit is not None:
-                    await scope.enter(self._unit.begin(scope))
-                where = self._gateway.channels.get(call.channel)
-                with self._gateway.watching.during(Operation.PARK, "park", call.channel, [message], where):
-                    await self._store.park(parked)
-                if self._unit is None or self._unit.covers(self._gateway.channels[call.channel]):
-                    await self._gateway.ack(call.channel, delivery)
+            await self._parking.park(parked, ack, where=channel, taken_from=channel)
         except Exception:
             logger.exception("channel %s: %s could not be parked; it stays", call.channel, parked.id)
             await self._gateway.nack(call.channel, delivery, _PARK_AGAIN)
             return
-        await self._gateway.ack(call.channel, delivery)
+        await ack()
 
 
 # Seconds after which a message comes back that could not even be parked.
 _PARK_AGAIN = 10.0
-
-
-def _text_of(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception as failure:
-        return f"(its text cannot be told: {type(failure).__name__})"

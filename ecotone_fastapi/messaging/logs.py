@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from ecotone_fastapi.core.gateway import current_call, current_correlation_id, current_message
-from ecotone_fastapi.core.message import HeaderName
+from ecotone_fastapi.core.message import HeaderName, failed_attempts
 from ecotone_fastapi.core.texts import named
 
 FIELDS = (
@@ -25,8 +25,6 @@ FIELDS = (
     "span_id",
 )
 """The names of all fields that a record may have, those of a trace included."""
-
-_MOST_ATTEMPTS = 1_000_000_000  # what somebody else has written may be any number
 
 
 def message_fields() -> dict[str, str | int]:
@@ -63,15 +61,8 @@ def message_fields() -> dict[str, str | int]:
         "channel": None if call is None else call.channel,
     }
     fields: dict[str, str | int] = {name: named(text) for name, text in texts.items() if text is not None}
-    fields["attempt"] = 1 + _failed_attempts(headers)
+    fields["attempt"] = 1 + failed_attempts(message)
     return fields
-
-
-def _failed_attempts(headers: Mapping[str, str]) -> int:
-    try:
-        return max(0, min(int(headers.get(HeaderName.attempt, "0")), _MOST_ATTEMPTS))
-    except ValueError:  # written by somebody else
-        return 0
 
 
 class _Absent(str):

@@ -18,7 +18,7 @@ from ecotone_fastapi.core.clock import Clock, TellsTime
 from ecotone_fastapi.core.errors import ConfigurationError, MissingServiceError
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.relay import Lane, Relay, RelaySettings, packed
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 

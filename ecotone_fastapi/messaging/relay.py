@@ -6,7 +6,6 @@ those keep their order. A batch costs one claim, one call of the channel's `send
 
 import json
 import logging
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,12 +17,13 @@ from ecotone_fastapi.core.channel import Channel, Delivery, SettlesTogether
 from ecotone_fastapi.core.consumer import megabytes
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, LeaseLostError, SendError
 from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
+from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, failed_attempts, number_header
 from ecotone_fastapi.core.plugin import Limits
 from ecotone_fastapi.core.supervision import Pauses
 from ecotone_fastapi.core.texts import in_one_line
 from ecotone_fastapi.core.watching import Operation, Watching
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage, failed_attempts, parked_id
+from ecotone_fastapi.messaging.dead_letter import Parking
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.outbox")
@@ -164,8 +164,7 @@ class Relay:
         self.handled: int = 0
         self._stray = stray
         self._gateway = gateway
-        self._store = store
-        self._unit = unit
+        self._parking = Parking(gateway, store, unit)
 
     async def run(self, limits: Limits) -> int:
         """Send until a limit is reached; return how many messages were sent.
@@ -261,7 +260,7 @@ class Relay:
         pauses: dict[int, float] = {}  # those that come back together keep their order
         logged: Exception | None = None
         for parcel, error in refused:
-            attempts = failed_attempts(parcel.delivery) + 1
+            attempts = failed_attempts(parcel.delivery.message) + 1
             what = f"channel {lane.target.name} did not take message {_id_of(parcel.message)}, attempt {attempts}"
             # What is refused may be taken when the queue is there again, or has room. Anything else will not change.
             if not isinstance(error, ChannelError) and attempts > self.settings.retries:
@@ -275,29 +274,17 @@ class Relay:
             await parcel.delivery.nack(pause)
 
     async def _park(self, lane: Lane, parcel: "Parcel", error: Exception, attempts: int) -> None:
-        message, delivery = parcel.message, parcel.delivery
-        endpoint = message.headers.get(HeaderName.endpoint)
-        parked = ParkedMessage(
-            id=parked_id(message, endpoint),
-            message=message,
+        delivery = parcel.delivery
+        parked = ParkedMessage.of(
+            parcel.message,
+            error,
             channel=lane.target.name,
-            endpoint=endpoint,
-            error_type=f"{type(error).__module__}.{type(error).__qualname__}",
-            error_message=str(error),
-            traceback="".join(traceback.format_exception(error)),
             attempts=attempts,
             deliveries=delivery.count,
             parked_at=self._gateway.clock.now(),
         )
         try:
-            async with self._gateway.unit_of_work(message) as scope:
-                if self._unit is not None:
-                    await scope.enter(self._unit.begin(scope))
-                name, target = lane.target.name, lane.target
-                with self._gateway.watching.during(Operation.PARK, "park", name, [message], target):
-                    await self._store.park(parked)
-                if self._unit is None or self._unit.covers(lane.outbox):
-                    await delivery.ack()
+            await self._parking.park(parked, delivery.ack, where=lane.target, taken_from=lane.outbox)
         except Exception:
             logger.exception("message %s could not be parked; it stays in the outbox", parked.id)
             await delivery.nack(_PARK_AGAIN)

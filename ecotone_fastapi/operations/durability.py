@@ -7,7 +7,7 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.examination import Finding, Level, TellsDurability
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.deduplication import Deduplicated, DeduplicationStore
 from ecotone_fastapi.messaging.outbox import ThroughOutbox
 from ecotone_fastapi.messaging.transactions import UnitOfWork

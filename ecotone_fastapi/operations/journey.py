@@ -14,7 +14,7 @@ from ecotone_fastapi.core.gateway import Around
 from ecotone_fastapi.core.pipeline import Order, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.transactions import Transactions, UnitOfWork
 from ecotone_fastapi.modelling.factories import CreatesInstead
 from ecotone_fastapi.operations.wording import abilities, channels_of, told_kind, told_route, type_text, unknown

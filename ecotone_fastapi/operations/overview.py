@@ -15,7 +15,7 @@ import anyio
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.plugin import Assembly, Runnable
 from ecotone_fastapi.core.supervision import RunnableHealth
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.outbox import OutboxStorage
 from ecotone_fastapi.messaging.relay import Relay
 from ecotone_fastapi.messaging.scheduling import ScheduledMessages

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
-from ecotone_fastapi.app import Ecotone, InBackground
+from ecotone_fastapi.app import Ecotone
+from ecotone_fastapi.app.defaults import InBackground
 from ecotone_fastapi.core.channel import Channel, Inspectable
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Kind
@@ -22,7 +23,7 @@ from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin
 from ecotone_fastapi.messaging.asynchronous import Asynchronous
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, is_scheduling
 from ecotone_fastapi.messaging.transactions import UnitOfWork
 from ecotone_fastapi.modelling.aggregates import Aggregates

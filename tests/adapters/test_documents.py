@@ -251,7 +251,7 @@ async def test_in_memory_two_units_that_wait_for_each_other_do_not_wait_for_ever
         except ConcurrencyError as error:
             failures.append(error)
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(write, "a", "b", first_has, second_has)
             tasks.start_soon(write, "b", "a", second_has, first_has)
@@ -308,7 +308,7 @@ async def test_in_memory_an_inbox_and_documents_that_wait_for_each_other_do_not_
         except ConcurrencyError as error:
             failures.append(error)
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(until_it_fails, write)
             tasks.start_soon(until_it_fails, record)

@@ -79,7 +79,7 @@ async def test_in_memory_two_units_that_wait_for_each_other_do_not_wait_for_ever
         except ConcurrencyError as error:
             failures.append(error)
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(record, "a", "b", first_has, second_has)
             tasks.start_soon(record, "b", "a", second_has, first_has)
@@ -176,7 +176,7 @@ class TestAsyncpgInbox(SqlInboxes):
             await inbox.record("n", "pay")
             await connection.execute(text("SELECT * FROM ecotone_inbox WHERE message_id = 'm' FOR UPDATE"))
 
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 assert await inbox.forget_before(datetime.now(UTC) + timedelta(days=1)) == 1
 
 

@@ -16,7 +16,7 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.errors import ConversionError, LeaseLostError
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Plugin
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.testing.conformance import ChannelConformance, StoreConformance
 
 
@@ -142,7 +142,7 @@ async def test_closing_gives_back_only_what_is_its_own() -> None:
 async def test_closing_ends_a_receive_that_waits() -> None:
     channel = MemoryChannel("orders")
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(channel.receive, 1, 60.0)
             await anyio.wait_all_tasks_blocked()
@@ -157,7 +157,7 @@ async def test_a_message_wakes_one_that_waits_for_a_later_one() -> None:
     async def receive() -> None:
         received.extend(delivery.message.id for delivery in await channel.receive(1, 60.0))
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(receive)
             await anyio.wait_all_tasks_blocked()

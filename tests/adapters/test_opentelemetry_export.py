@@ -184,7 +184,7 @@ def test_from_the_request_to_the_last_effect_in_another_process_it_is_one_trace(
             serving(tmp_path, {**environment, "SERVICE": "web"}) as address,
             ecotone("run", "application:ecotone", cwd=tmp_path, env={**environment, "SERVICE": "worker"}) as worker,
         ):
-            assert httpx.post(f"{address}/orders", json={"order_id": "1"}).status_code == 202
+            assert httpx.post(f"{address}/orders", json={"order_id": "1"}, timeout=30).status_code == 202
             expected = {f"ack {queue}", "ack mails", "project shipments", f"send {queue}", "POST /orders"}
             eventually(lambda: expected <= {span.name for span in receiver.spans()}, "all spans at the receiver")
             worker.send(signal.SIGTERM)

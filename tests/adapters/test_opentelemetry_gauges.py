@@ -160,7 +160,7 @@ async def test_an_outbox_fills_while_the_broker_is_away_and_empties_when_it_is_b
             assert measured.points("ecotone.channel.depth") == []
 
             network.restore()
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 while await measured.seen("ecotone.outbox.depth") != 0:
                     await anyio.lowlevel.checkpoint()
             assert await measured.seen("ecotone.channel.depth") == 4
@@ -362,7 +362,7 @@ async def test_a_database_that_is_down_breaks_nothing_and_is_visible(
             assert len([line for line in told if "dead_letters cannot be told" in line]) == 1
 
             network.restore()
-            with caplog.at_level(logging.INFO, "ecotone_fastapi.metrics"), anyio.fail_after(20):
+            with caplog.at_level(logging.INFO, "ecotone_fastapi.metrics"), anyio.fail_after(60):
                 while await measured.seen("ecotone.dead_letters") is None:
                     await anyio.lowlevel.checkpoint()
             assert measured.points("ecotone.observation.failed") == []

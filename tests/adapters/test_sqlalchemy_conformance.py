@@ -16,7 +16,7 @@ from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Plugin
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.testing.conformance import ChannelConformance, StoreConformance
 
 

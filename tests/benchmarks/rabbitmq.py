@@ -24,7 +24,7 @@ from ecotone_fastapi.adapters.memory import MemoryDeadLetters
 from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
 from ecotone_fastapi.adapters.rabbitmq.topology import QueueType
 from ecotone_fastapi.core import Assembly, HeaderName, Limits, Message
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from tests.benchmarks.measure import Row, show
 
 URL = os.environ.get("ECOTONE_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/")

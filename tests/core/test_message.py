@@ -19,6 +19,7 @@ from ecotone_fastapi.core.message import (
     MessageTypes,
     check_given,
     explicit_name_of,
+    failed_attempts,
     message_name,
     name_of,
     new_id,
@@ -313,3 +314,11 @@ def test_telling_a_type_twice_is_no_mistake() -> None:
     types.add(OrderWasPlaced)
 
     assert types.find("order.placed") is OrderWasPlaced
+
+
+@pytest.mark.parametrize(
+    ("text", "attempts"),
+    [(None, 0), ("0", 0), ("7", 7), ("many", 0), ("-7", 0), ("9" * 30, 1_000_000_000), ("9" * 5_000, 0)],
+)
+def test_the_number_of_failed_runs_is_read_from_the_header(text: str | None, attempts: int) -> None:
+    assert failed_attempts(Message(b"", {} if text is None else {"attempt": text})) == attempts

@@ -328,7 +328,7 @@ async def test_with_patience_a_channel_that_nobody_consumes_is_opened_when_its_s
 
 
 async def until_answer(supervised: Supervisor, answer: dict[str, str | None]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while await supervised.check() != answer:
             await checkpoint()
 
@@ -423,7 +423,7 @@ async def test_a_runnable_that_does_not_listen_is_cancelled_after_the_grace(monk
     supervised = supervisor()
     script = Script(for_ever)
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with supervised.open([script], patient=True), supervised.run_beside([script], grace=0.01):
             await until(lambda: supervised.runnables["script"].ready)
 

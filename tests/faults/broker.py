@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-STARTING = 60.0  # seconds
+STARTING = 120.0  # seconds
 HALF_AN_HOUR = 1_800_000  # milliseconds, the server's own default
 
 

@@ -8,6 +8,13 @@ from tests.faults.broker import Broker, broker, programs
 from tests.faults.world import World, world
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give faults more time than other tests: processes start, servers stop, and some waits are followed by others."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(400))
+
+
 @pytest.fixture
 async def faulty(tmp_path: Path, postgresql_url: str) -> AsyncIterator[World]:
     """A world of its own; mark the test `postgresql` and `rabbitmq`."""

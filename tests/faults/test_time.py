@@ -39,7 +39,7 @@ async def test_a_delay_is_as_long_as_it_was_meant_whatever_clock_the_worker_has(
     async def parked() -> bool:
         return len(await faulty.parked()) == 2
 
-    await eventually(parked, "two dead letters", within=30)
+    await eventually(parked, "two dead letters")
     assert (faulty.runs()["shipped:3"], faulty.runs()["billed:3"]) == (4, 4)
 
 
@@ -112,7 +112,7 @@ async def test_what_became_due_while_nothing_ran_comes_at_once_and_in_the_order_
         await eventually(all_due, "the time at which all are due")
     reminders = Reminders()
     async with application(reminders)[0].running() as ecotone:
-        await eventually(lambda: len(reminders.seen) == 100, "all reminders", within=10)
+        await eventually(lambda: len(reminders.seen) == 100, "all reminders")
 
     assert due != sorted(due)
     assert reminders.seen == due

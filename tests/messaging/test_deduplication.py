@@ -281,7 +281,7 @@ async def _two_at_once(database: SqlAlchemy, url: str, *, first_fails: bool) -> 
             assert await quick.run("payments") == 1
             over.set()
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(lambda: slow.run("payments", raises=False))
                 tasks.start_soon(run_second)
@@ -923,7 +923,7 @@ async def test_it_waits_for_more_to_grow_old_until_it_is_told_to_stop() -> None:
     async def run() -> None:
         ended.append(await runnable.run(Limits(stop=stop)))
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run)
             await store.asked.wait()

@@ -34,7 +34,7 @@ from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Call, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, ConsumerSettings, asynchronous
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.failures import Failures, on_failure
 from ecotone_fastapi.messaging.policies import (
     Backoff,
@@ -469,7 +469,7 @@ async def test_readiness_tells_which_message_holds_a_consumer_up() -> None:
 
     async with ecotone.running():
         await ecotone.command_bus.send(PlaceOrder("1"), headers={"id": "my-id"})
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while (await ecotone.health()).ready or not orders.runs:
                 await checkpoint()
         [health] = (await ecotone.health()).runnables

@@ -27,7 +27,7 @@ from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits
 from ecotone_fastapi.core.supervision import Pauses
 from ecotone_fastapi.messaging.asynchronous import asynchronous
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.failures import Backoff, Failures
 from ecotone_fastapi.messaging.outbox import DelaysThrough, OutboxStorage, Send, ThroughOutbox
 from ecotone_fastapi.messaging.relay import RelaySettings, packed, unpacked

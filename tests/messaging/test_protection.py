@@ -65,6 +65,9 @@ class Mails:
         self.sent.append(command.mail)
 
 
+SELDOM = 600.0  # seconds: no sooner than any test has ended
+
+
 def flow_of(mails: Mails, *plugins: Any, channel: MemoryChannel | None = None) -> Any:
     return flow_test([mails], channels=[channel or MemoryChannel("mails")], plugins=plugins)
 
@@ -111,7 +114,7 @@ async def test_it_finishes_what_is_under_way_and_gives_back_the_rest_untouched()
         mails.go.set()
         await until(lambda: len(mails.sent) == 2)
         await send(ecotone, "g")
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             deliveries = await channel.receive(10, 5.0)
 
         assert [one.message.payload for one in deliveries] == [b'{"mail":"%c"}' % name for name in b"cdefg"]
@@ -120,11 +123,11 @@ async def test_it_finishes_what_is_under_way_and_gives_back_the_rest_untouched()
 
 
 async def test_a_running_consumer_goes_on_at_once_when_it_is_resumed() -> None:
-    ecotone, _ = ecotone_of(mails := Mails())
+    ecotone, _ = ecotone_of(mails := Mails(), Consumers(interval=SELDOM))
     async with ecotone.running():
         await ecotone.consumers.pause("mails")
         await send(ecotone, "a")
-        with anyio.fail_after(4):  # sooner than it looks by itself
+        with anyio.fail_after(60):  # sooner than it looks by itself
             await anyio.wait_all_tasks_blocked()
             assert mails.tried == []
             await ecotone.consumers.resume("mails")
@@ -148,17 +151,17 @@ async def test_a_consumer_that_waits_for_messages_pauses_at_once() -> None:
     "limits", [Limits(until_empty=True), Limits(seconds=0.01), Limits(messages=1, seconds=0.01)], ids=str
 )
 async def test_limits_end_a_consumer_that_pauses(limits: Limits) -> None:
-    async with flow_of(Mails()) as flow:
+    async with flow_of(Mails(), Consumers(interval=SELDOM)) as flow:
         await flow.ecotone.consumers.pause("mails")
         await send(flow, "a")
 
-        with anyio.fail_after(4):
+        with anyio.fail_after(60):
             assert await flow.run("mails", limits) == 0
 
 
 async def test_a_consumer_that_pauses_can_be_stopped() -> None:
-    ecotone, _ = ecotone_of(Mails())
-    with anyio.fail_after(4):
+    ecotone, _ = ecotone_of(Mails(), Consumers(interval=SELDOM))
+    with anyio.fail_after(60):
         async with ecotone.running():
             await ecotone.consumers.pause("mails")
             await send(ecotone, "a")
@@ -301,7 +304,7 @@ async def test_a_process_looks_from_time_to_time(processes: Processes) -> None:
 
         await send(here, "a")
         await here.consumers.resume("mails")
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await processes.mails.under_way.wait()
 
 
@@ -356,7 +359,7 @@ async def test_a_database_that_does_not_answer_leaves_everything_as_it_is(
     async with ecotone.running():
         assert ecotone.consumers.paused() == {}
         await send(ecotone, "a")
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await mails.under_way.wait()
         with pytest.raises(ChannelError):
             await ecotone.consumers.pause("mails")

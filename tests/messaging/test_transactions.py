@@ -15,7 +15,7 @@ from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.asynchronous import asynchronous
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.failures import Backoff, Failures
 from ecotone_fastapi.messaging.transactions import UnitOfWork, Untransacted, untransacted
 from ecotone_fastapi.testing.flow import Flow, flow_test

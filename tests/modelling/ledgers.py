@@ -347,7 +347,7 @@ class Place:
         return found
 
     async def catch_up(self, name: str) -> None:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await self.flow.run(name)
 
 

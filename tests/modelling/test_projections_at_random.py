@@ -114,7 +114,7 @@ def test_each_event_counts_once_in_order_whatever_happens(story: list[tuple[obje
     async def tell() -> None:
         async with place(Where(None), *PROJECTIONS) as at:
             told = Story(at)
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 for step, *arguments in story:
                     await getattr(told, str(step))(*arguments)
                 await told.check()

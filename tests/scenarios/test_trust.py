@@ -209,7 +209,7 @@ async def test_a_consumer_fills_its_free_places_while_slow_messages_are_handled(
             await checkpoint()
 
         await ecotone.command_bus.send("quick", to="mail")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await release.wait()
 
 

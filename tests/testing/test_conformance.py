@@ -16,7 +16,12 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Assembly, Plugin
-from ecotone_fastapi.messaging.dead_letter import EVERYTHING, DeadLetterFilter, DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import (
+    EVERYTHING,
+    DeadLetterFilter,
+    DeadLetterStore,
+    ParkedMessage,
+)
 from ecotone_fastapi.messaging.deduplication import DeduplicationStore
 from ecotone_fastapi.testing import conformance
 from ecotone_fastapi.testing.conformance import ChannelConformance, StoreConformance

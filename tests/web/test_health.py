@@ -75,7 +75,7 @@ class Client:
         return response.status_code, response.json()
 
     async def until(self, condition: Callable[[int, Any], object]) -> tuple[int, Any]:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not condition(*(found := await self.ready())):
                 pass
         return found
@@ -292,5 +292,5 @@ async def test_a_database_that_is_down_at_start_is_waited_for(tmp_path: Path) ->
         status, report = await client.until(lambda status, report: status == 200)
         assert report["servers"] == {"sqlite": "ok"}
         await client.ecotone.command_bus.send("order", to="later")
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await handled.wait()

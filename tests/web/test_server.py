@@ -64,7 +64,7 @@ class Served:
 
     def post(self, key: str) -> int:
         host, port = self.address
-        return httpx.post(f"http://{host}:{port}/{key}").status_code
+        return httpx.post(f"http://{host}:{port}/{key}", timeout=30).status_code
 
     def hear(self, line: str) -> socket.socket:
         """Wait until the application reports; what is sent to it then lets it go on."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.message import Message
-from ecotone_fastapi.messaging.dead_letter import EVERYTHING, DeadLetterFilter, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import EVERYTHING, DeadLetterFilter, ParkedMessage
 
 
 class MemoryDeadLetters:

@@ -24,9 +24,8 @@ from ecotone_fastapi.core import (
     destination_of,
 )
 from ecotone_fastapi.core.errors import EcotoneError
-from ecotone_fastapi.core.message import name_of
+from ecotone_fastapi.core.message import failed_attempts, name_of
 from ecotone_fastapi.core.texts import named
-from ecotone_fastapi.messaging.dead_letter import failed_attempts
 from ecotone_fastapi.messaging.outbox import ThroughOutbox
 from ecotone_fastapi.messaging.transactions import Outgoing
 
@@ -172,7 +171,7 @@ class Interceptors:
         endpoint = message.headers.get(HeaderName.endpoint)
         if endpoint is not None:
             attributes[conventions.CONSUMER_GROUP] = named(endpoint)
-        attributes[conventions.ATTEMPT] = failed_attempts(delivery) + 1
+        attributes[conventions.ATTEMPT] = failed_attempts(delivery.message) + 1
         span = self._spans.begin(name, context, SpanKind.CONSUMER, attributes, links)
         processing = _Process(span)
         known = _processing.set(processing)

@@ -12,10 +12,9 @@ from ecotone_fastapi.adapters.opentelemetry.spans import type_of
 from ecotone_fastapi.core.channel import Destination, destination_of
 from ecotone_fastapi.core.errors import LeaseLostError, OutcomeUnknownError, SendError
 from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.core.message import HeaderName
+from ecotone_fastapi.core.message import HeaderName, failed_attempts
 from ecotone_fastapi.core.pipeline import Call, Proceed
 from ecotone_fastapi.core.watching import Operation, Work
-from ecotone_fastapi.messaging.dead_letter import failed_attempts
 
 Attributes = dict[str, str | int]
 
@@ -43,7 +42,7 @@ class Measuring:
     async def count_redelivery(self, call: Call, proceed: Proceed) -> Any:
         """Count a message that somebody had before and told nothing about; outside of those who judge failures."""
         delivery = call.delivery
-        if delivery is not None and delivery.count > 1 and delivery.count - 1 > failed_attempts(delivery):
+        if delivery is not None and delivery.count > 1 and delivery.count - 1 > failed_attempts(delivery.message):
             self._instruments.redeliveries.add(1, _place(self._source_of(call)))
         return await proceed(call)
 

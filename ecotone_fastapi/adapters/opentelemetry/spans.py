@@ -11,7 +11,7 @@ from opentelemetry.trace import Span, SpanContext, Status, StatusCode
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.core import Destination, HeaderName, Message
-from ecotone_fastapi.core.texts import LINE, cut, cut_within, named
+from ecotone_fastapi.core.texts import LINE, cut, cut_within, named, text_of
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
 
@@ -96,10 +96,7 @@ def note_failure(span: Span, error: BaseException, *, traceback: bool = False) -
     """
     if not span.is_recording():
         return
-    try:
-        text = cut(str(error), LINE)
-    except Exception as failure:
-        text = f"(its text cannot be told: {type(failure).__name__})"
+    text = cut(text_of(error), LINE)
     span.set_attribute(conventions.ERROR_TYPE, type_of(error))
     span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {text}"))
     if traceback:

@@ -41,7 +41,7 @@ from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.injection import cache_key
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.deduplication import DeduplicationStore
 from ecotone_fastapi.messaging.outbox import OutboxStorage
 from ecotone_fastapi.messaging.protection import PauseStore

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.message import HeaderName, Message
-from ecotone_fastapi.messaging.dead_letter import (
+from ecotone_fastapi.messaging.dead_letter_store import (
     EVERYTHING,
     DeadLetterFilter,
     ParkedMessage,

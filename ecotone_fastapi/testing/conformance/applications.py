@@ -16,7 +16,7 @@ from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, ConsumerSettings, asynchronous
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.deduplication import deduplicated
 from ecotone_fastapi.messaging.failures import Failures
 from ecotone_fastapi.messaging.policies import Backoff
@@ -236,9 +236,7 @@ class Applications(ChannelHooks):
             for text in sent:
                 await application.flow.send(Note(text))
 
-            with anyio.fail_after(self.patience):
-                while len(runs) < 2:
-                    assert await application.listen(3, self._a_while) < 3
+            await application.run(2)
             assert await application.listen(1, self._a_while) == 0
             assert len(runs) == 2
             assert list(consumers.paused()) == [name]

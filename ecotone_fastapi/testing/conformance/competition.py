@@ -68,10 +68,12 @@ class Crowd(ChannelHooks):
         name = unique()
         held: set[str] = set()
         handled: set[str] = set()
+        number = self.volume // 20 * 20
 
         async def consume(limit: int) -> None:
             async with self.channel(name) as channel:
-                while deliveries := await channel.receive(limit, self.moment):
+                while len(handled) < number:
+                    deliveries = await channel.receive(limit, self.moment)
                     mine = {delivery.message.id for delivery in deliveries}
                     assert not mine & (held | handled)
                     held.update(mine)
@@ -84,12 +86,13 @@ class Crowd(ChannelHooks):
             self._needs(publisher, "competing")
             for _ in range(20):
                 await publisher.send(letters(self.volume // 20))
-            async with anyio.create_task_group() as tasks:
-                for worker in range(min(8, self.crowd)):
-                    tasks.start_soon(consume, (10, 25, 50, 100)[worker % 4])
+            with anyio.move_on_after(4 * self.patience):
+                async with anyio.create_task_group() as tasks:
+                    for worker in range(min(8, self.crowd)):
+                        tasks.start_soon(consume, (10, 25, 50, 100)[worker % 4])
             await self._assert_nothing_arrives(publisher)
 
-        assert len(handled) == self.volume // 20 * 20
+        assert len(handled) == number
 
 
 class Leases(ChannelHooks):

@@ -227,19 +227,27 @@ class ChannelHooks(Hooks):
             taken += [delivery.message for delivery in deliveries]
         return taken
 
-    async def _take_all(self, channel: Channel) -> list[Message[bytes]]:
-        """Receive and ack what is there, and what is there again once the leases of all that is lent have ended."""
+    async def _take_all(self, channel: Channel, wanted: Iterable[str]) -> list[Message[bytes]]:
+        """Receive and ack what is there, and what is there again once the leases of all that is lent have ended.
+
+        What is wanted is waited for: that nothing arrives for a moment says little on a busy machine.
+        """
         taken: list[Message[bytes]] = []
+        missing = set(wanted)
         leases_have_ended = not channel.capabilities.leased
+        ends_at = anyio.current_time() + self.patience
         while True:
             deliveries = await channel.receive(100, self.moment)
             await settle(channel, deliveries)
             taken += [delivery.message for delivery in deliveries]
-            if not deliveries:
-                if leases_have_ended:
-                    return taken
+            missing.difference_update(delivery.message.id for delivery in deliveries)
+            if deliveries:
+                continue
+            if not leases_have_ended:
                 await self.advance(self.lease + 1)
                 leases_have_ended = True
+            elif not missing or anyio.current_time() > ends_at:
+                return taken
 
     async def _collect(self, channel: Channel, received: list[Message[bytes]]) -> None:
         for delivery in await channel.receive(10, self.patience):

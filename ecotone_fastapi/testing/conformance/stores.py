@@ -8,7 +8,7 @@ import pytest
 
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.message import HeaderName, Message
-from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterFilter, DeadLetterStore, ParkedMessage
 from ecotone_fastapi.testing.conformance.hooks import Hooks
 
 _FIRST = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)

@@ -37,15 +37,19 @@ class Timing(ChannelHooks):
             await channel.send([delayed])
             await channel.send([ready])
 
-            assert await self._take(channel, 1) == [ready]
-            assert await self._take(channel, 1) == [delayed.without_headers([HeaderName.delay])]
+            first = await self._take(channel, 1)
+            soon = time.monotonic() - began < 0.49
+            second = await self._take(channel, 1)
+            due = delayed.without_headers([HeaderName.delay])
+            # On a machine that was busy for longer than the delay, both are ready.
+            assert (*first, *second) in ([(ready, due)] if soon else [(ready, due), (due, ready)])
             assert 0.49 <= time.monotonic() - began < 0.5 + self.patience / 2
 
     async def test_a_short_delay_is_not_held_up_by_a_long_one(self) -> None:
         """T17: messages come in the order in which they become due."""
         async with self.channel(unique()) as channel:
             self._needs(channel, "delay")
-            await channel.send([letter(b"second", delay="0.6"), letter(b"never", delay="86400")])
+            await channel.send([letter(b"second", delay="1.5"), letter(b"never", delay="86400")])
             await channel.send([letter(b"first", delay="0.2")])
 
             assert [message.payload for message in await self._take(channel, 2)] == [b"first", b"second"]
@@ -74,7 +78,6 @@ class Timing(ChannelHooks):
             began = time.monotonic()
             await delivery.nack(0.4)
 
-            await self._assert_nothing_arrives(channel)
             [again] = await self._receive(channel, 1)
             assert time.monotonic() - began >= 0.39
             assert again.message.headers[HeaderName.attempt] == "1"

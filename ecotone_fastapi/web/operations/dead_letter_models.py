@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.core.texts import LINE, NAME, TEXT, cut, cut_or_none, cut_within
-from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterFilter, ParkedMessage
 from ecotone_fastapi.web.operations.bodies import Asked
 from ecotone_fastapi.web.operations.messages import cut_headers, payload_of
 from ecotone_fastapi.web.operations.paging import Moment

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.texts import LINE, cut
-from ecotone_fastapi.messaging.dead_letter import DeadLetterFilter, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterFilter, ParkedMessage
 from ecotone_fastapi.web.operations.bodies import body_of, described
 from ecotone_fastapi.web.operations.dead_letter_models import (
     DeadLetterDetails,

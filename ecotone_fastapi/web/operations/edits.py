@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, HTTPException
 from pydantic import Field, StringConstraints, model_validator
 
 from ecotone_fastapi.core.message import HeaderName
-from ecotone_fastapi.messaging.dead_letter import ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import ParkedMessage
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.opening import Operated
 

@@ -147,7 +147,7 @@ async def test_who_waits_hears_that_the_process_is_to_end_and_so_does_the_server
         ending = Ending()
         with ending.awaited() as one, ending.awaited() as two:
             signal.raise_signal(signal.SIGTERM)
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 await one.wait()
                 await two.wait()
 
@@ -180,7 +180,7 @@ async def test_several_applications_in_one_process_do_not_pile_up() -> None:
             again.__exit__(None, None, None)
         with first.awaited() as one, second.awaited() as two:
             signal.raise_signal(signal.SIGTERM)
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 await one.wait()
                 await two.wait()
 

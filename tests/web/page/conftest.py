@@ -12,7 +12,7 @@ from tests.conftest import SERVERS
 from tests.web.page.shop import Shop, anybody
 
 SIZE: Any = {"viewport": {"width": 1280, "height": 860}}
-PATIENCE = 15_000  # milliseconds that something on the page may take on a busy machine
+PATIENCE = 45_000  # milliseconds that something on the page may take on a busy machine
 
 expect.set_options(timeout=PATIENCE)
 

@@ -236,7 +236,7 @@ class Shop:
 
     async def until(self, ask: Any, wanted: object) -> None:
         """Wait until something is as it should be."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while await ask() != wanted:
                 await anyio.lowlevel.checkpoint()
 

@@ -7,7 +7,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from ecotone_fastapi.core.message import Message
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from tests.web.page.shop import SCRIPT, Shop
 from tests.web.page.visits import list_of, only_id
 

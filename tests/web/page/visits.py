@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from playwright.async_api import Page, expect
 
 from ecotone_fastapi.core.message import Message
-from ecotone_fastapi.messaging.dead_letter import DeadLetterStore, ParkedMessage
+from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from tests.web.page.shop import Shop
 
 
