@@ -1,9 +1,11 @@
 """What is counted when leases, connections and confirms are lost."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import uuid4
 
+import anyio
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -66,6 +68,16 @@ async def test_a_lease_that_is_lost_to_another_consumer_is_counted_although_the_
     assert "error.type" not in succeeded.attributes
 
 
+@asynccontextmanager
+async def running(ecotone: Ecotone, name: str) -> AsyncIterator[None]:
+    """Run something beside the block."""
+    stop = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ecotone.run, name, Limits(stop=stop, grace=60.0))
+        yield
+        stop.set()
+
+
 @BOTH
 async def test_a_message_that_the_relay_could_not_remove_in_time_is_counted(url: str) -> None:
     class Slow(MemoryChannel):
@@ -110,7 +122,8 @@ async def test_a_projection_that_was_taken_over_by_another_process_is_counted_as
         events = ecotone.assembly.services[EventStore]
         assert isinstance(events, EventStore)
         await events.append("order-1", [Shipped(1)])
-        await ecotone.run("shipped", Limits(until_empty=True, seconds=1.0))
+        async with running(ecotone, "shipped"):
+            await until(lambda: measured.points("ecotone.leases.lost"))
     await engine.dispose()
 
     lost = measured.points("ecotone.leases.lost")[0]
@@ -135,7 +148,8 @@ async def test_messages_that_rabbitmq_did_not_confirm_are_counted(sqlite_url: st
     ):
         await ecotone.command_bus.send(Ship(1))
         network.drop_answers()
-        await ecotone.run("outbox", Limits(seconds=0.1, grace=20.0))
+        async with running(ecotone, "outbox"):
+            await until(lambda: measured.points("ecotone.publish.unknown"))
         network.restore()
         network.cut()
 
@@ -150,12 +164,16 @@ async def test_a_connection_that_is_lost_while_a_message_is_handled_costs_a_leas
     sqlite_url: str,
 ) -> None:
     class CutOff:
+        times = 1
+
         @asynchronous("shipping")
         @command_handler(id="ship")
         async def ship(self, command: Ship) -> None:
-            subscription = channel._subscription
-            network.cut()
-            await until(lambda: subscription is not None and subscription.lost is not None)
+            if self.times:
+                self.times -= 1
+                subscription = channel._subscription
+                network.cut()
+                await until(lambda: subscription is not None and subscription.lost is not None)
 
     measured = Measured()
     plugins = [SqlAlchemy(sqlite_url, create_schema=True), measured.plugin]

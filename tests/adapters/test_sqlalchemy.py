@@ -362,16 +362,16 @@ async def test_the_work_of_a_consumer_that_was_too_late_is_rolled_back(database:
 
 @EVERY
 async def test_several_leases_are_renewed_in_one_statement(database: SqlAlchemy) -> None:
-    async with opened(database.channel("notes", lease=0.6)) as slow, opened(database.channel("notes")) as other:
+    async with opened(database.channel("notes", lease=2.0)) as slow, opened(database.channel("notes")) as other:
         await slow.send([letter() for _ in range(10)])
         deliveries = [*await slow.receive(4, 1), *await slow.receive(6, 1)]
         with statements(database) as seen:
-            assert not await other.receive(10, 1.5)
+            assert not await other.receive(10, 2.5)
 
         renewals = [
             statement for statement in seen if "UPDATE ecotone_message" in statement and "deliveries" not in statement
         ]
-        assert 4 <= len(renewals) <= 8
+        assert 1 < len(renewals) < 7
         await slow.ack_all(deliveries)
         assert await other.depth() == 0
 
@@ -406,14 +406,14 @@ async def test_a_receive_that_is_cancelled_while_it_claims_was_no_delivery(datab
 
 @EVERY
 async def test_an_ack_is_not_renewed_away(database: SqlAlchemy) -> None:
-    async with opened(database.channel("notes", lease=0.3)) as channel:
+    async with opened(database.channel("notes", lease=1.0)) as channel:
         await channel.send([letter(), letter()])
         first, second = await channel.receive(2, 1)
         async with unit(database):
             await first.ack()
             # The renewal of the second one must not wait for this transaction.
             if database.engine.dialect.name != "sqlite":
-                assert not await channel.receive(1, 1.0)
+                assert not await channel.receive(1, 2.0)
 
         assert first.settled
         await second.ack()
@@ -1005,7 +1005,8 @@ async def test_the_victim_of_a_deadlock_tries_again(database: SqlAlchemy) -> Non
             acking = asyncio.create_task(channel.ack_all([first, second]))
             async with database.engine.connect() as observer:
                 waiting = {
-                    "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
+                    "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN"
+                    " (SELECT pid FROM pg_stat_activity WHERE datname = current_database())",
                     # The server looks again only when nobody has asked for a tenth of a second.
                     "mysql": "SELECT count(*) + SLEEP(0.2) FROM information_schema.innodb_lock_waits",
                 }[connection.dialect.name]
@@ -1027,7 +1028,7 @@ async def test_leases_are_renewed_again_when_the_database_is_back(
     proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(SqlAlchemy(proxy.url, create_schema=True)) as database:
-        async with opened(database.channel("notes", lease=1.5)) as channel:
+        async with opened(database.channel("notes", lease=3.0)) as channel:
             await channel.send([letter()])
             [delivery] = await channel.receive(1, 1)
             await proxy.shut()

@@ -392,7 +392,12 @@ async def test_events_are_appended_only_by_whoever_sees_what_is_committed(url: s
                 await other.execute(text("SELECT pg_current_xact_id()"))
                 # It can read, but sees no further than it is isolated.
                 assert len(await everything(strict.events)) <= 2
-        assert len(await everything(strict.events)) == 2
+        async with running(SqlAlchemy(url)) as usual, usual.engine.connect() as connection:
+            # Whatever is open on the server, and be it another test, is in its way.
+            oldest = "SELECT bool_and(transaction_id < pg_snapshot_xmin(pg_current_snapshot())) FROM ecotone_event"
+            unhindered = await connection.scalar(text(oldest))
+        seen = len(await everything(strict.events))
+        assert seen == 2 if unhindered else seen <= 2
     await engine.dispose()
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0  # seconds; only a test that fails waits for so long
+PATIENCE = 120.0  # seconds; only a test that fails waits for so long
 
 ECOTONE = Path(sys.executable).with_name("ecotone")
 

@@ -152,7 +152,7 @@ def test_how_many_messages_wait_is_asked_when_it_is_wanted(project: Project) -> 
 
         asyncio.run(main())
         """
-    subprocess.run([sys.executable, "-c", dedent(send)], cwd=project.directory, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", dedent(send)], cwd=project.directory, check=True, timeout=200)
 
     (work, silent) = json.loads(project.ecotone("list", "waiting:ecotone", "--waiting", "--json").stdout)["channels"]
     shown = project.ecotone("list", "waiting:ecotone", "--waiting").stdout

@@ -117,7 +117,7 @@ def test_a_reader_that_goes_away_is_no_error(shop: Project, option: list[str]) -
     assert process.stdout is not None
     process.stdout.close()
 
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
 
     assert b"Traceback" not in errors
     assert b"BrokenPipe" not in errors

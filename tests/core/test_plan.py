@@ -35,6 +35,7 @@ from ecotone_fastapi.core.injection import (
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.signatures import Parameter
 from ecotone_fastapi.web import command_bus, query_bus
+from tests.servers import until
 
 
 @dataclass(frozen=True)
@@ -256,19 +257,14 @@ async def test_what_is_sent_after_the_unit_is_over_is_a_unit_of_its_own() -> Non
 
 
 async def test_forty_handlers_in_threads_that_send_to_handlers_in_threads_do_not_wait_for_ever() -> None:
-    started = 0
-    all_started = threading.Event()
+    all_started = threading.Barrier(40)
 
     def session() -> Iterator[str]:
         yield "session"
 
     @command_handler("root")
     def root(commands: CommandBus, session: Annotated[str, Depends(session)]) -> Any:
-        nonlocal started
-        started += 1
-        if started == 40:
-            all_started.set()
-        assert all_started.wait(30)
+        all_started.wait(60)
         return anyio.from_thread.run(functools.partial(commands.send, to="nested"))
 
     @command_handler("nested")
@@ -295,7 +291,7 @@ async def test_threads_that_are_not_ours_may_wait_for_handlers_in_threads() -> N
     barrier = threading.Barrier(limit)
 
     def endpoint() -> Any:
-        barrier.wait(30)
+        barrier.wait(60)
         return anyio.from_thread.run(commands.send, PlaceOrder("1"))
 
     with anyio.fail_after(60):
@@ -486,17 +482,31 @@ async def test_an_exception_leaves_a_thread_as_it_is() -> None:
 
 
 class Gauge:
-    """Tells how many were in it at the same time."""
+    """Tells how many were in it at the same time. Those who come first wait for each other, until there are two."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
+        self.two = threading.Event()
+        self._lock = threading.Lock()
 
     def enter(self) -> None:
-        self.now += 1
-        self.most = max(self.most, self.now)
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            if self.now == 2:
+                self.two.set()
+
+    def enter_thread(self) -> None:
+        self.enter()
+        assert self.two.wait(60)
+
+    async def enter_task(self) -> None:
+        self.enter()
+        await until(self.two.is_set)
 
     def leave(self) -> None:
-        self.now -= 1
+        with self._lock:
+            self.now -= 1
 
 
 @dataclass(frozen=True)
@@ -520,22 +530,22 @@ class Limits:
 
 def gauged(gauge: Gauge) -> list[Callable[..., Any]]:
     async def coroutine() -> None:
-        gauge.enter()
+        await gauge.enter_task()
         await anyio.lowlevel.checkpoint()
         gauge.leave()
 
     def function() -> None:
-        gauge.enter()
+        gauge.enter_thread()
         anyio.from_thread.run(anyio.lowlevel.checkpoint)
         gauge.leave()
 
     async def generator() -> AsyncIterator[None]:
-        gauge.enter()
+        await gauge.enter_task()
         yield
         gauge.leave()
 
     def generator_in_thread() -> Iterator[None]:
-        gauge.enter()
+        gauge.enter_thread()
         yield
         gauge.leave()
 

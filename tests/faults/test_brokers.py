@@ -51,8 +51,8 @@ async def test_a_broker_without_memory_holds_up_neither_orders_nor_bills_nor_wha
 async def test_a_handler_that_is_slower_than_the_broker_is_patient_takes_effect_once(
     apart: World, own_broker: Broker
 ) -> None:
-    async with own_broker.set("consumer_timeout", 1000, otherwise=HALF_AN_HOUR):
-        worker = await apart.start(FAULTS_SLOW="shipped:3", FAULTS_SLOWNESS="3")
+    async with own_broker.set("consumer_timeout", 2000, otherwise=HALF_AN_HOUR):
+        worker = await apart.start(FAULTS_SLOW="shipped:3", FAULTS_SLOWNESS="4.5")
         await apart.place(range(6))
         await apart.settled(range(6))
         await worker.says("PRECONDITION_FAILED")

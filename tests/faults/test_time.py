@@ -17,7 +17,7 @@ AN_HOUR = 3600
 
 @pytest.mark.rabbitmq
 async def test_workers_whose_clocks_go_wrong_neither_steal_nor_keep_nor_hurry(faulty: World) -> None:
-    slow = {"FAULTS_LEASE": "1", "FAULTS_SLOW": "billed:0,billed:1,billed:2", "FAULTS_SLOWNESS": "2.5"}
+    slow = {"FAULTS_LEASE": "2", "FAULTS_SLOW": "billed:0,billed:1,billed:2", "FAULTS_SLOWNESS": "4.5"}
     for skew in (AN_HOUR, -AN_HOUR):
         worker = await faulty.start(FAULTS_SKEW=str(skew), **slow)
         await worker.says("running")
@@ -45,7 +45,7 @@ async def test_a_delay_is_as_long_as_it_was_meant_whatever_clock_the_worker_has(
 
 @pytest.mark.rabbitmq
 async def test_a_handler_that_is_slower_than_its_lease_is_run_once_as_long_as_its_worker_lives(faulty: World) -> None:
-    slow = {"FAULTS_LEASE": "1", "FAULTS_SLOW": "billed:3", "FAULTS_SLOWNESS": "3"}
+    slow = {"FAULTS_LEASE": "2", "FAULTS_SLOW": "billed:3", "FAULTS_SLOWNESS": "4.5"}
     for _ in range(2):
         await faulty.start("billing", **slow)
     await faulty.place(range(6))

@@ -21,7 +21,7 @@ from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.testing.faults import TcpProxy, tcp_proxy
 from tests.faults.shop import TABLES, PlaceOrder, RefusedError, make
 
-PATIENCE = 90.0  # seconds; only a test that fails waits for so long
+PATIENCE = 150.0  # seconds; only a test that fails waits for so long
 _BETWEEN_ORDERS = 0.02
 ROOT = Path(__file__).parents[2]
 

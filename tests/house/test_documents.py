@@ -75,7 +75,7 @@ def run_python(directory: Path, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)])},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr

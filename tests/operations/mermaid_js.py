@@ -99,7 +99,7 @@ class MermaidJs:
         )
 
     def close(self) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=200)
         self._program.unlink()
 
     def read(self, text: str) -> Read:
@@ -141,7 +141,7 @@ def drawn(home: Path, browser: str, texts: Sequence[str], directory: Path) -> li
     run = subprocess.run(
         [browser, *arguments, f"--user-data-dir={directory / 'profile'}", "--virtual-time-budget=60000", "--dump-dom",
          page.as_uri()],
-        capture_output=True, text=True, encoding="utf-8", timeout=100, check=False,
+        capture_output=True, text=True, encoding="utf-8", timeout=200, check=False,
     )  # fmt: skip
     told = re.search('<script type="application/json" id="told">(.*?)</script>', run.stdout, re.DOTALL)
     assert told is not None, run.stdout[-2000:] + run.stderr[-2000:]

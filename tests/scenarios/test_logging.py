@@ -239,7 +239,7 @@ def served(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             pytest.fail("uvicorn did not start")
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=200)
 
 
 def test_the_log_config_of_uvicorn_shows_the_fields_also_in_its_access_log(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_the_library_configures_nothing_of_logging(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
 

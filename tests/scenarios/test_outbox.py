@@ -397,7 +397,7 @@ class Shop:
             cwd=self.directory,
             env={"KILLED": killed},
             check=False,
-            timeout=60,
+            timeout=200,
         )
         return run.returncode
 

@@ -168,7 +168,7 @@ class Processes:
             env={**os.environ, **self.environment},
             check=True,
             capture_output=True,
-            timeout=60,
+            timeout=200,
         )
         return ended.stdout.decode().strip()
 

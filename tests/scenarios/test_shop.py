@@ -151,7 +151,7 @@ def test_the_consumer_runs_beside_the_endpoints(main: ModuleType) -> None:
     main.app.dependency_overrides[mail.get_sender] = Postman
     with TestClient(main.app) as client:
         order_id = client.post("/orders", json={"product": "Milk", "customer": "ada"}).json()["order_id"]
-        assert arrived.wait(timeout=30)
+        assert arrived.wait(timeout=60)
 
         assert client.get(f"/orders/{order_id}").json() == {"order_id": order_id, "status": "placed"}
         assert client.get("/ecotone/health/ready").json()["consumers"]["notifications"]["condition"] == "running"
@@ -176,7 +176,7 @@ def test_the_demonstration_shows_orders_and_mails(url: str, tmp_path: Path) -> N
         env={**os.environ, "PYTHONPATH": str(ROOT), "SHOP_DATABASE_URL": url, "SHOP_PORT": "0", "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
 
@@ -197,7 +197,7 @@ def test_the_demonstration_says_why_it_cannot_start(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(ROOT), "SHOP_PORT": str(taken.getsockname()[1])},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
 

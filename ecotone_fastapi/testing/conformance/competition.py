@@ -169,14 +169,14 @@ class Leases(ChannelHooks):
 
     async def test_a_lease_is_renewed_while_its_consumer_lives(self) -> None:
         """T25: a handler may take longer than the lease; the message is handled once."""
-        name, lease = unique(), 0.6
+        name, lease = unique(), 1.5
 
         async with self.channel_with_lease(name, lease) as slow, self.channel_with_lease(name, lease) as other:
             self._needs(slow, "leased")
             await slow.send([letter()])
             [delivery] = await self._receive(slow, 1)
 
-            assert not await other.receive(1, 4 * lease)
+            assert not await other.receive(1, 2 * lease)
             await delivery.ack()
             await self._assert_nothing_arrives(other)
 
