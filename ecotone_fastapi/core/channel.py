@@ -27,6 +27,8 @@ class Capabilities:
         priority: Honours the `priority` header.
         time_to_live: Honours the `time_to_live` header.
         leased: A delivery that is not settled comes back by itself when its lease ends.
+        keeps_order: Of each partition key one message is lent at a time, in the order of sending, whoever receives.
+            Those behind one that waits for its retry wait, too.
         largest_body: Bytes that one payload may have; `None` is without a limit.
     """
 
@@ -38,6 +40,7 @@ class Capabilities:
     priority: bool = False
     time_to_live: bool = False
     leased: bool = False
+    keeps_order: bool = False
     largest_body: int | None = None
 
 

@@ -48,8 +48,13 @@ class DelaysThrough(Protocol):
 class OutboxStorage(Protocol):
     """Has outboxes that take part in its transactions. A database adapter offers it."""
 
-    def outbox_for(self, channel: str) -> Channel:
-        """Return the outbox of a channel: durable, transactional and delaying, always the same for one name."""
+    def outbox_for(self, channel: str, *, keeps_order: bool = False) -> Channel:
+        """Return the outbox of a channel: durable, transactional and delaying, always the same for one name.
+
+        Args:
+            channel: The name of the channel.
+            keeps_order: Whether the outbox, too, has to lend one message of each partition key at a time, in order.
+        """
         ...
 
     async def outboxes(self) -> Sequence[str]:
@@ -74,8 +79,11 @@ class Outbox:
     the confirmation of the broker and the removal from the outbox. Delays are waited for in the database, so any delay
     works with any broker. A time to live counts from the moment of sending: what expires in the outbox is dropped, what
     is left of it goes to the broker. One relay keeps the order of sending, also while a broker is away; several relays,
-    and messages that a broker has refused, do not. What is refused is tried again, each time after a longer pause; a
-    message that a broker cannot take at all, because it is too large, is parked in the dead letter after some attempts.
+    and messages that a broker has refused, do not. For a channel that keeps the order of each partition key the outbox
+    keeps it, too, over all relays: a message leaves when those of its key before it are confirmed or parked, so that a
+    relay takes one of each key at a time: many keys leave in batches, one busy key does not. What is refused is tried
+    again, each time after a longer pause; a message that a broker cannot take at all, because it is too large, is
+    parked in the dead letter after some attempts.
 
     Before a channel is changed to `delivery="direct"`, its outbox should be empty; a relay warns about what is left.
 
@@ -122,7 +130,10 @@ class Outbox:
                 hint='rename one of them: plugins=[Outbox("relay")]',
             )
         clock = assembly.gateway.clock
-        lanes = {channel.name: Lane(storage.outbox_for(channel.name), channel) for channel in channels}
+        lanes = {
+            channel.name: Lane(storage.outbox_for(channel.name, keeps_order=channel.capabilities.keeps_order), channel)
+            for channel in channels
+        }
         for name, lane in lanes.items():
             if isinstance(lane.outbox, TellsTime):
                 lane.outbox.use_clock(clock)

@@ -141,7 +141,7 @@ async def test_what_the_server_takes_for_delivered_but_never_arrives_comes_again
             swallowed.append(delivered)
 
     monkeypatch.setattr(Subscription, "_deliver", swallow_first)
-    monkeypatch.setattr(subscription, "_WATCHED", 0.2)
+    monkeypatch.setattr(subscription, "WATCHED", 0.2)
     await channel.send([letter(b"1")])
 
     [delivery] = await receive(channel)

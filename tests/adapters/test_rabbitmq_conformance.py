@@ -1,12 +1,13 @@
 """The shipped suite against both kinds of queues."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import aio_pika
 import pytest
 
 from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel
+from ecotone_fastapi.adapters.rabbitmq.notes import name_of
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.plugin import Plugin
@@ -34,10 +35,12 @@ class RabbitMQChannels(ChannelConformance):
     def made(self, name: str) -> RabbitMQChannel:
         raise NotImplementedError
 
+    def channel(self, name: str) -> AbstractAsyncContextManager[Channel]:
+        return self.opened(name, self.made(name))
+
     @asynccontextmanager
-    async def channel(self, name: str) -> AsyncIterator[Channel]:
-        self.queues.add(name)
-        channel = self.made(name)
+    async def opened(self, name: str, channel: RabbitMQChannel) -> AsyncIterator[Channel]:
+        self.queues |= {name, name_of(name)}
         await channel.open()
         try:
             yield channel
@@ -86,3 +89,12 @@ class TestClassicQueuesWithPriorities(RabbitMQChannels):
 class TestQuorumQueues(RabbitMQChannels):
     def made(self, name: str) -> RabbitMQChannel:
         return RabbitMQChannel(name, self.url)
+
+
+@pytest.mark.rabbitmq
+class TestQuorumQueuesInOrder(RabbitMQChannels):
+    def made(self, name: str) -> RabbitMQChannel:
+        return RabbitMQChannel(name, self.url, keeps_order=True)
+
+    def channel_that_keeps_order(self, name: str) -> AbstractAsyncContextManager[Channel]:
+        return self.channel(name)

@@ -661,6 +661,16 @@ async def test_a_session_that_was_lost_takes_nothing_more() -> None:
                 await batch.done
 
 
+async def test_a_socket_that_the_driver_has_ended_ends_the_call_at_once() -> None:
+    async with publishing() as publisher:
+        session = publisher._session
+        assert session is not None
+        session.wire.writer.write_eof()
+
+        with pytest.raises(ChannelError, match=r"was lost \(Cannot call write\(\) after write_eof\(\)\)"):
+            await publisher.publish([to("ecotone_nowhere")])
+
+
 async def test_a_publisher_closes_while_the_server_is_down() -> None:
     async with through_a_network() as (publisher, network):
         network.refuse()

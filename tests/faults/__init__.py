@@ -41,6 +41,7 @@ does harm at random. Where a scenario is tested: in this folder unless a path is
 | 36 | messages became due while nothing ran | test_time: due_while_nothing_ran |
 | 37 | user code holds all connections | test_databases: holds_all_connections |
 | 38 | a request is broken off | test_requests |
+| 39 | a consumer dies while it holds what is to stay in order | test_order; adapters/test_rabbitmq_order |
 
 26, 27 and 34 belong to event sourcing and tenants.
 """

@@ -16,6 +16,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from ecotone_fastapi.adapters.rabbitmq.notes import name_of
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.testing.faults import TcpProxy, tcp_proxy
@@ -60,6 +61,8 @@ class World:
         to_broker: The network between the workers and RabbitMQ.
         to_database: The network between the workers and PostgreSQL.
         queue: The queue of the channel `shipping`.
+        database: The address of PostgreSQL, past its network.
+        broker: The address of RabbitMQ, past its network.
     """
 
     def __init__(
@@ -67,11 +70,11 @@ class World:
     ) -> None:
         self.to_broker = to_broker
         self.to_database = to_database
+        self.database = database
+        self.broker = broker
         self.queue = f"ecotone-faults-{uuid.uuid4().hex[:12]}"
         self._directory = directory
         self._runs = directory / "runs.txt"
-        self._database = database
-        self._broker = broker
         self._engine = create_async_engine(database, poolclass=NullPool)
         self._workers: list[Worker] = []
 
@@ -81,7 +84,7 @@ class World:
     def through_database(self) -> str:
         """The database's address through its network."""
         return (
-            make_url(self._database)
+            make_url(self.database)
             .set(host="127.0.0.1", port=self.to_database.port)
             .render_as_string(hide_password=False)
         )
@@ -89,13 +92,13 @@ class World:
     @property
     def through_broker(self) -> str:
         """The broker's address through its network."""
-        credentials = self._broker.partition("@")[0]
-        path = self._broker.partition("@")[2].partition("/")[2]
+        credentials = self.broker.partition("@")[0]
+        path = self.broker.partition("@")[2].partition("/")[2]
         return f"{credentials}@127.0.0.1:{self.to_broker.port}/{path}"
 
     def application(self, *, lease: float = 60.0) -> Ecotone:
         """Make the application for this process; its networks do not fail."""
-        return make(self._database, self._broker, self.queue, lease=lease)
+        return make(self.database, self.broker, self.queue, lease=lease)
 
     async def execute(self, statement: str) -> Sequence[Any]:
         """Run a statement on a connection of its own."""
@@ -155,7 +158,9 @@ class World:
                 over.set()
                 await placing
 
-    async def start(self, *names: str, **environment: str) -> Worker:
+    async def start(
+        self, *names: str, application: str = "tests.faults.shop:from_environment", **environment: str
+    ) -> Worker:
         """Start a worker process; without names it runs everything, the relay of the outbox included."""
         log = self._directory / f"worker-{len(self._workers)}.log"
         with log.open("wb") as errors:
@@ -163,7 +168,7 @@ class World:
                 Path(sys.executable).with_name("ecotone"),
                 "run",
                 "--factory",
-                "tests.faults.shop:from_environment",
+                application,
                 *names,
                 "--log-level",
                 "info",
@@ -206,10 +211,11 @@ class World:
             worker.kill()
         for worker in self._workers:
             await worker.ends()
-        connection = await aio_pika.connect(self._broker, timeout=10)
+        connection = await aio_pika.connect(self.broker, timeout=10)
         async with connection:
             channel = await connection.channel()
-            await channel.queue_delete(self.queue)
+            for queue in (self.queue, name_of(self.queue)):
+                await channel.queue_delete(queue)
         await self._engine.dispose()
 
 

@@ -93,8 +93,9 @@ class Database:
         if self._letters:
             assembly.add_service(DeadLetterStore, self.dead_letters)
 
-    def outbox_for(self, channel: str) -> Channel:
-        return self.kept.setdefault(channel, MemoryChannel(f"outbox/{channel}", lease=60.0))
+    def outbox_for(self, channel: str, *, keeps_order: bool = False) -> Channel:
+        made = MemoryChannel(f"outbox/{channel}", lease=60.0, keeps_order=keeps_order)
+        return self.kept.setdefault(channel, made)
 
     async def outboxes(self) -> Sequence[str]:
         return [name for name, channel in self.kept.items() if await channel.depth()]
@@ -413,6 +414,52 @@ async def test_only_what_was_refused_stays_and_is_tried_again_later_and_later(
     assert "channel orders did not take message order-2, attempt 2 (SendError" in caplog.text
 
 
+async def test_on_the_way_to_a_channel_that_keeps_order_nothing_overtakes_what_was_refused_of_its_key(
+    broker: Broker, database: Database
+) -> None:
+    broker.capabilities = replace(broker.capabilities, keeps_order=True)
+    broker.refused = {"order-2"}
+    async with flow_test([Orders()], channels=[broker], plugins=[database]) as flow:
+        await store(flow, *(order(number, partition_key="odd" if number % 2 else "even") for number in range(1, 7)))
+
+        assert await flow.run("outbox") == 3
+        assert numbers(broker.taken) == [1, 3, 5]
+        broker.refused = set()
+        await flow.advance(timedelta(seconds=2))
+        assert await flow.run("outbox") == 3
+
+    assert numbers(broker.taken) == [1, 3, 5, 2, 4, 6]
+
+
+async def test_behind_a_message_that_is_parked_its_key_goes_on(broker: Broker, database: Database) -> None:
+    broker.capabilities = replace(broker.capabilities, keeps_order=True)
+    broker.unbearable = {b"1"}
+    plugins = [database, Outbox(settings=RelaySettings(retries=1))]
+    async with flow_test([Orders()], channels=[broker], plugins=plugins) as flow:
+        await store(flow, order(1, partition_key="a"), order(2, partition_key="a"))
+
+        assert await flow.run("outbox") == 0
+        await flow.advance(timedelta(seconds=2))
+        await flow.run("outbox")
+        assert len(await flow.dead_letters()) == 1
+
+    assert numbers(broker.taken) == [2]
+
+
+async def test_what_is_on_its_way_with_a_delay_holds_up_its_key_where_order_is_kept(
+    broker: Broker, database: Database
+) -> None:
+    broker.capabilities = replace(broker.capabilities, keeps_order=True)
+    async with flow_test([Orders()], channels=[broker], plugins=[database]) as flow:
+        await store(flow, order(1, partition_key="a", delay="30"), order(2, partition_key="a"), order(3))
+
+        assert await flow.run("outbox") == 1
+        await flow.advance(timedelta(seconds=31))
+        assert await flow.run("outbox") == 2
+
+    assert numbers(broker.taken) == [3, 1, 2]
+
+
 async def test_what_is_refused_for_a_long_time_is_never_given_up(broker: Broker, flow: Flow) -> None:
     broker.refused = {"order-1"}
     await store(flow, order(1))
@@ -681,7 +728,7 @@ async def test_an_outbox_that_settles_one_by_one_does_as_well(broker: Broker) ->
             self.open, self.close, self.send, self.receive = inside.open, inside.close, inside.send, inside.receive
 
     class Simple(Database):
-        def outbox_for(self, channel: str) -> Channel:
+        def outbox_for(self, channel: str, *, keeps_order: bool = False) -> Channel:
             return OneByOne(self.kept.setdefault(channel, MemoryChannel(f"outbox/{channel}")))
 
     database = Simple()

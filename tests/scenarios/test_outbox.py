@@ -1,5 +1,6 @@
 """The outbox on real databases and a real broker: with the transaction or not at all, in batches, and by itself."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from uuid import uuid4
 import aio_pika
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -242,6 +244,49 @@ async def test_relays_in_several_applications_send_nothing_twice(url: str) -> No
     assert sorted(map(int, broker.taken)) == list(range(2000))
 
 
+class Capricious(Broker):
+    """A broker for which order matters: it refuses by chance, or is lost when it has taken a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.capabilities = replace(self.capabilities, keeps_order=True)
+        self.chance = random.Random(7)
+
+    async def send(self, messages: Sequence[Message[bytes]]) -> None:
+        await checkpoint()
+        mood = self.chance.random()
+        self.refused = {message.id for message in messages if mood < 0.3 and self.chance.random() < 0.5}
+        if mood > 0.9:
+            await super().send([one for one in messages[: len(messages) // 2] if one.id not in self.refused])
+            raise ChannelError("the broker was lost")
+        await super().send(messages)
+
+
+@EVERY
+async def test_several_relays_keep_each_key_in_order_whatever_a_broker_refuses(url: str) -> None:
+    broker, at_once = Capricious(), Pauses(first=0.0, longest=0.0)
+    sent = [
+        Message(b"", {HeaderName.id: f"{key}{place:02}", "partition_key": key}) for place in range(30) for key in "abcd"
+    ]
+    stop = anyio.Event()
+    async with (
+        application(url, broker, batch=50, refused=at_once) as one,
+        application(url, broker, batch=50, refused=at_once) as other,
+        anyio.create_task_group() as tasks,
+    ):
+        await one.ecotone.assembly.gateway.transmit("orders", sent)
+        for flow in (one, other):
+            tasks.start_soon(flow.ecotone.run, "outbox", Limits(stop=stop))
+        with anyio.fail_after(60):
+            while await depth(one):
+                await anyio.wait_all_tasks_blocked()
+        stop.set()
+
+    for key in "abcd":
+        arrived = list(dict.fromkeys(name for name in broker.taken if name.startswith(key)))
+        assert arrived == [f"{key}{place:02}" for place in range(30)]
+
+
 @EVERY
 async def test_only_what_was_refused_stays(url: str) -> None:
     broker = Broker()
@@ -369,7 +414,7 @@ class Orders:
 
 # The lease is that of a relay which is killed.
 original = database.outbox_for
-database.outbox_for = lambda channel: database.channel(original(channel).name, lease=1.0)
+database.outbox_for = lambda channel, **_: database.channel(original(channel).name, lease=1.0)
 ecotone = Ecotone([Orders], channels=[Broker()], plugins=[database])
 
 

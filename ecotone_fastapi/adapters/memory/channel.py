@@ -52,7 +52,13 @@ class MemoryChannel:
     ) -> None:
         self.name = name
         self.capabilities: Capabilities = Capabilities(
-            delay=True, ordered=True, competing=True, priority=True, time_to_live=True, leased=lease is not None
+            delay=True,
+            ordered=True,
+            competing=True,
+            priority=True,
+            time_to_live=True,
+            leased=lease is not None,
+            keeps_order=queue.keeps_order if queue is not None else keeps_order,
         )
         self.queue: MemoryQueue = queue or MemoryQueue(clock, keeps_order=keeps_order)
         self._lease = lease
@@ -178,11 +184,15 @@ class MemoryQueue:
     Args:
         clock: Tells when a delay, a lifetime or a lease is over.
         keeps_order: Whether only the first message of each partition key is lent.
+
+    Attributes:
+        clock: The clock.
+        keeps_order: Whether only the first message of each partition key is lent.
     """
 
     def __init__(self, clock: Clock = SystemClock(), *, keeps_order: bool = False) -> None:
         self.clock = clock
-        self._keeps_order = keeps_order
+        self.keeps_order: bool = keeps_order
         self._lines: dict[str, dict[int, MemoryEntry]] = {}
         self._entries: dict[int, MemoryEntry] = {}
         self._ready: list[tuple[int, datetime, int, int]] = []
@@ -195,7 +205,7 @@ class MemoryQueue:
         now = self.clock.now()
         for entry in [MemoryEntry.of(message, next(self._numbers), now) for message in messages]:
             self._entries[entry.number] = entry
-            if self._keeps_order and entry.key is not None:
+            if self.keeps_order and entry.key is not None:
                 self._lines.setdefault(entry.key, {})[entry.number] = entry
             self._place(entry, entry.ready_at)
         self.wake()

@@ -2,6 +2,7 @@
 
 What is acked is gone, what is not comes again: when its consumer closes, dies or loses its connection. A message whose
 handler failed is written anew, at the end of the queue or on the ladder of delays, and its `attempt` header counts it.
+Where the order of partition keys is kept it stays at its place instead; see `ordering`.
 """
 
 import asyncio
@@ -22,10 +23,13 @@ from ecotone_fastapi.adapters.rabbitmq.batches import Outgoing
 from ecotone_fastapi.adapters.rabbitmq.broker import Broker
 from ecotone_fastapi.adapters.rabbitmq.delays import LONGEST_DELAY, Ladder
 from ecotone_fastapi.adapters.rabbitmq.examination import findings_about
-from ecotone_fastapi.adapters.rabbitmq.headers import DELIVERIES, EXPIRES, read, rewritten, whole_number, written
+from ecotone_fastapi.adapters.rabbitmq.headers import DELIVERIES, DUE, EXPIRES, read, rewritten, whole_number, written
+from ecotone_fastapi.adapters.rabbitmq.notes import name_of
+from ecotone_fastapi.adapters.rabbitmq.ordering import OrderedSubscription
+from ecotone_fastapi.adapters.rabbitmq.rounds import publish_in_rounds
 from ecotone_fastapi.adapters.rabbitmq.sealing import unsealed
 from ecotone_fastapi.adapters.rabbitmq.subscription import Arrival, Subscription
-from ecotone_fastapi.adapters.rabbitmq.topology import QueueType, Topology
+from ecotone_fastapi.adapters.rabbitmq.topology import NEVER_DROPPED, QueueType, Topology
 from ecotone_fastapi.adapters.rabbitmq.wire import Wire
 from ecotone_fastapi.core.channel import Capabilities, Delivery, Destination
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError, SendError
@@ -72,6 +76,15 @@ class RabbitMQChannel:
         largest_body: Bytes that a payload may have. RabbitMQ 4 takes 16 MiB unless configured otherwise.
         delivery: Whether messages go through the outbox, where there is one, or directly to the server.
         timeout: Seconds that the server has for every answer.
+        keeps_order: Whether messages with the same partition key are handled one after the other in the order of
+            sending, by all consumers in all processes, also while one of them is retried: its successors wait. They go
+            on when it has been handled or parked. One that is sent with a delay holds up those of its key that are sent
+            after it. One process receives, and another one takes over when it ends or pauses. Those that wait take
+            places of `prefetch`: when all are taken, other keys wait, too. All processes have to agree on it and on
+            `prefetch`, or the server refuses the queue. Needs a quorum queue that the channel declares itself.
+
+    Raises:
+        ConfigurationError: Some of this does not go together.
 
     Example:
         ```python
@@ -99,6 +112,7 @@ class RabbitMQChannel:
         largest_body: int = 16 * 1024 * 1024,
         delivery: Literal["outbox", "direct"] = "outbox",
         timeout: float = 10.0,
+        keeps_order: bool = False,
     ) -> None:
         queue = queue or name
         if not _NAME.fullmatch(queue):
@@ -113,6 +127,11 @@ class RabbitMQChannel:
                 hint='use queue_type="classic" with a priority of 1 to 255, or a channel for each priority',
             )
         more = {} if max_priority is None else {"x-max-priority": max_priority}
+        if keeps_order:
+            _check_order(name, queue, queue_type, declare=declare, arguments=arguments or {})
+            # What comes back together keeps its order only where all of it is lent to one consumer again. Therefore no
+            # two may differ in how much they hold, and the server is made to notice: it compares this argument.
+            more = {_SINGLE: True, _LIMIT: NEVER_DROPPED + prefetch}
         self.name = name
         self.url = url
         self.delivery: Literal["outbox", "direct"] = delivery
@@ -121,7 +140,8 @@ class RabbitMQChannel:
             delay=not exchange,
             ordered=True,
             durable=True,
-            competing=True,
+            competing=not keeps_order,
+            keeps_order=keeps_order,
             priority=max_priority is not None,
             time_to_live=True,
             largest_body=largest_body,
@@ -267,6 +287,9 @@ class RabbitMQChannel:
             headers, expires = written(message), self._expiry(message)
             priority = self._max_priority and number_header(message.headers, HeaderName.priority, int, 9)
             outgoing = self._outgoing(message, headers, expires, priority, waits=delay > 0)
+            if delay > 0 and self._line_of(message) is not None:
+                outgoing.headers = {**outgoing.headers, DUE: repr(time.time() + delay)}
+                delay = 0.0
             if delay > 0 and self._delay_through is not None:
                 later.append(message)
                 continue
@@ -282,11 +305,18 @@ class RabbitMQChannel:
 
     async def _publish(self, broker: Broker, outgoing: Sequence[Outgoing], *, laddered: bool) -> None:
         try:
-            await broker.publisher.publish(outgoing)
+            if self.capabilities.keeps_order:
+                await publish_in_rounds(broker.publisher.publish, outgoing)
+            else:
+                await broker.publisher.publish(outgoing)
         except (SendError, ChannelError):
             if laddered:  # somebody may have deleted it: it is made anew for the next attempt
                 broker.prepared.clear()
             raise
+
+    def _line_of(self, message: Message[bytes]) -> str | None:
+        """Return the key of which the order is kept, if it is."""
+        return message.headers.get(HeaderName.partition_key) if self.capabilities.keeps_order else None
 
     def _check_size(self, message: Message[bytes]) -> None:
         largest = self.capabilities.largest_body
@@ -382,16 +412,22 @@ class RabbitMQChannel:
             wire = await broker.wire()
             if self._subscription is not None:  # what was lost may have taken the queue along
                 await self._prepare(broker, wire)
-            self._subscription = Subscription(
-                broker,
-                wire,
-                await broker.new_channel(wire),
-                queue=self._topology.queue,
-                prefetch=self._prefetch,
-                single=self._topology.single,
-                arrived=self._arrived,
-                returned=self._return_unasked,
-            )
+            amqp, queue, prefetch = await broker.new_channel(wire), self._topology.queue, self._prefetch
+            if self.capabilities.keeps_order:
+                self._subscription = OrderedSubscription(
+                    broker, wire, amqp, queue=queue, prefetch=prefetch, arrived=self._arrived
+                )
+            else:
+                self._subscription = Subscription(
+                    broker,
+                    wire,
+                    amqp,
+                    queue=queue,
+                    prefetch=prefetch,
+                    single=self._topology.single,
+                    arrived=self._arrived,
+                    returned=self._return_unasked,
+                )
             self._failures = 0
             return self._subscription
 
@@ -415,6 +451,9 @@ class RabbitMQChannel:
             before += unexplained
         else:
             suspect = bool(delivered.redelivered) and not returned and self._topology.type == "classic"
+        if self.capabilities.keeps_order:
+            # The server counts for all that were here when a process died, however many; one of them was lent.
+            before, forgiven, costly = min(before, whole_number(noted.get(DELIVERIES)) + 1), 0, False
         expires = _moment(noted.get(EXPIRES))
         delivery: Any = delivered.delivery
         return Arrival(
@@ -430,6 +469,10 @@ class RabbitMQChannel:
             expires=expires,
             # Where the server was told, it goes by its own clock.
             overdue=expires is not None and properties.expiration is None and expires <= time.time(),
+            returned=bool(delivered.redelivered) and self.capabilities.keeps_order,
+            line=self._line_of(message),
+            due=_moment(noted.get(DUE)) or 0.0,
+            noted=self.capabilities.keeps_order and before > whole_number(noted.get(DELIVERIES)),
         )
 
     async def _count_anew(self, arrival: Arrival) -> None:
@@ -489,9 +532,13 @@ class RabbitMQChannel:
             headers[HeaderName.attempt] = str(attempts + 1)
             if HeaderName.first_failed_at not in arrival.message.headers:
                 headers[HeaderName.first_failed_at] = datetime.now(UTC).isoformat()
+        message, subscription = arrival.message.with_headers(headers), arrival.subscription
+        if arrival.line is not None and isinstance(subscription, OrderedSubscription):
+            await subscription.hold(arrival, message, delay, attempted=attempted)
+            return
         await self._write_anew(
             arrival,
-            arrival.message.with_headers(headers),
+            message,
             delay,
             lent=max(0, arrival.count - arrival.forgiven - (not attempted)),
         )
@@ -617,6 +664,27 @@ class RabbitMQDelivery:
             self._giving_back = None
             giving_back.result()
         self._settled = True
+
+
+_SINGLE, _LIMIT = "x-single-active-consumer", "x-delivery-limit"
+
+
+def _check_order(name: str, queue: str, kind: QueueType, *, declare: bool, arguments: dict[str, Any]) -> None:
+    """Refuse what does not go together with keeping the order."""
+    if kind != "quorum":
+        problem, hint = "in a classic queue, which does not count deliveries", "leave queue_type out"
+    elif not declare:
+        problem, hint = (
+            "in a queue that somebody else declares",
+            "leave declare=False out: the queue has to fit exactly",
+        )
+    elif taken := sorted(arguments.keys() & {_SINGLE, _LIMIT}):
+        problem, hint = f"with arguments of your own for {' and '.join(taken)}", "leave them out: they are set by it"
+    elif not _NAME.fullmatch(name_of(queue)):
+        problem, hint = f"in a queue with a name of {len(queue)} characters", "use up to 241 for the name of the queue"
+    else:
+        return
+    raise ConfigurationError(f"channel {name!r} cannot keep the order of partition keys {problem}", hint=hint)
 
 
 def _moment(noted: object) -> float | None:

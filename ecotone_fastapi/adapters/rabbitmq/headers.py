@@ -1,7 +1,7 @@
 """Messages as they are written on the wire of AMQP, and what can be read of what others have written there.
 
 Headers are strings in the headers table, under their own names. What the adapter has to know about a message itself is
-written beside them, in two headers that nobody else sees.
+written beside them, in headers that nobody else sees.
 """
 
 import json
@@ -20,7 +20,10 @@ DELIVERIES = "x-ecotone-deliveries"
 EXPIRES = "x-ecotone-expires"
 """When it is no longer worth handling, in seconds since 1970; where the server cannot be told."""
 
-_OWN = frozenset({DELIVERIES, EXPIRES})
+DUE = "x-ecotone-due"
+"""When it may be handled, in seconds since 1970; where it waits for that at its place in the queue."""
+
+_OWN = frozenset({DELIVERIES, EXPIRES, DUE})
 _OF_THE_SERVER = frozenset({"x-delivery-count", "x-acquired-count", "x-death"})
 _OF_THE_SERVER_TOO = ("x-first-death-", "x-last-death-")
 

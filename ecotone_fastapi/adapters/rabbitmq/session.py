@@ -163,7 +163,11 @@ class Session:
                 unwritten.popleft()
         self._under_way += len(part)
         if part:
-            self._pen.write(part, self._answered)
+            try:
+                self._pen.write(part, self._answered)
+            except (OSError, RuntimeError) as error:  # the driver has ended the socket, and tells so a moment later
+                self.lose(str(error) or type(error).__name__)
+                return
         if unwritten and self._under_way < self._window and self._bytes < _LARGEST_WINDOW:
             self._flush_soon()
 

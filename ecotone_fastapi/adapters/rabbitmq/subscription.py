@@ -22,9 +22,9 @@ from ecotone_fastapi.core.message import Message
 logger: logging.Logger = logging.getLogger(__name__)
 
 _MOMENT = 0.1  # seconds after which nobody is expected to ask for more soon
-_WATCHED = 30.0  # seconds of silence after which the server is not trusted to know of us any more
-_SHORT = 0.01  # seconds between two such questions
-_OVERTIME = 1.0  # seconds that are waited in addition for what the server says is ready
+WATCHED = 30.0  # seconds of silence after which the server is not trusted to know of us any more
+SHORT = 0.01  # seconds between two such questions
+OVERTIME = 1.0  # seconds that are waited in addition for what the server says is ready
 
 
 @dataclass(eq=False, slots=True)
@@ -43,6 +43,11 @@ class Arrival:
         key: Tells it from all other messages, if its sender has given it an id.
         expires: When it is no longer worth handling, in seconds since 1970.
         overdue: Whether that time has passed, without the server knowing it.
+        returned: Whether somebody had it before.
+        line: Its partition key, if the order of keys is kept here.
+        due: When it may be lent, in seconds since 1970, if it has to wait for that here.
+        noted: Whether it is noted beside the queue each time it is lent.
+        at: When it has arrived, in the loop's time.
     """
 
     subscription: "Subscription"
@@ -56,6 +61,15 @@ class Arrival:
     key: str | None
     expires: float | None
     overdue: bool
+    returned: bool = False
+    line: str | None = None
+    due: float = 0.0
+    noted: bool = False
+    at: float = 0.0
+
+
+Arrived = Callable[["Subscription", DeliveredMessage], Arrival]
+"""Makes an arrival of what the driver delivers."""
 
 
 class Subscription:
@@ -87,7 +101,7 @@ class Subscription:
         queue: str,
         prefetch: int,
         single: bool,
-        arrived: Callable[["Subscription", DeliveredMessage], Arrival],
+        arrived: Arrived,
         returned: Callable[[Arrival], Awaitable[None]],
     ) -> None:
         self.lost: str | None = None
@@ -153,12 +167,12 @@ class Subscription:
                 if rest <= 0:
                     # Something may be on its way, on a busy machine for long; the server knows.
                     asked_last = not await self._ask(self._is_more_to_come(), "looking into")
-                    if loop.time() > deadline + _OVERTIME:
+                    if loop.time() > deadline + OVERTIME:
                         asked_last = True
                     if not asked_last:
-                        await self._wait(_SHORT)
+                        await self._wait(SHORT)
                     continue
-                await self._wait(min(rest, self._heard_at + _WATCHED - loop.time()))
+                await self._wait(min(rest, self._heard_at + WATCHED - loop.time()))
         finally:
             self._receivers -= 1
             if not self._receivers and not self._single and self._room:
@@ -217,7 +231,7 @@ class Subscription:
 
     async def _deliver(self, delivered: DeliveredMessage) -> None:
         arrival = self._arrived(self, delivered)
-        self._heard_at = asyncio.get_running_loop().time()
+        self._heard_at = arrival.at = asyncio.get_running_loop().time()
         self.outstanding[arrival.tag] = arrival
         if arrival.consumer in self._room:
             self._room[arrival.consumer] -= 1

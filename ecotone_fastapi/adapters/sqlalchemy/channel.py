@@ -83,6 +83,7 @@ class SqlChannel:
             priority=True,
             time_to_live=True,
             leased=True,
+            keeps_order=in_order is not None,
         )
         self._transactions = transactions
         self._queue = queue

@@ -257,10 +257,15 @@ class SqlAlchemy:
         """
         return implemented(interface, self._transactions)
 
-    def outbox_for(self, channel: str) -> SqlChannel:
-        """Make the outbox of a channel that is somewhere else; it is named `outbox/` and the name of that channel."""
+    def outbox_for(self, channel: str, *, keeps_order: bool = False) -> SqlChannel:
+        """Make the outbox of a channel that is somewhere else; it is named `outbox/` and the name of that channel.
+
+        Args:
+            channel: The name of that channel.
+            keeps_order: Whether that channel keeps the order of each partition key; then its outbox does, too.
+        """
         # A relay holds its messages for as long as a broker takes to confirm them. When it dies, nobody wants to wait.
-        return self.channel(_OUTBOX + channel, lease=_RELAYING)
+        return self.channel(_OUTBOX + channel, lease=_RELAYING, keeps_order=keeps_order)
 
     async def outboxes(self) -> Sequence[str]:
         """Return the names of the channels that messages are on their way to, whether anybody here has them or not.
