@@ -14,8 +14,8 @@ from ecotone_fastapi.core.errors import (
     HandlerNotFoundError,
     ProjectionError,
 )
-from ecotone_fastapi.core.injection import MessageHeader
 from ecotone_fastapi.core.message import HeaderName, Message, message_name
+from ecotone_fastapi.core.suppliers import MessageHeader
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers, ConsumerSettings, asynchronous
 from ecotone_fastapi.messaging.dead_letter import DeadLetterOffice, DeadLetters
 from ecotone_fastapi.messaging.dead_letter_store import DeadLetterFilter, ParkedMessage

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import aio_pika
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 # What must hold before a change lands is decided by the same examples each time; new ones are looked for elsewhere.
 # No test fails because the machine is busy.
-settings.register_profile("default", deadline=None)
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile("default")
 if "CI" in os.environ:
@@ -192,3 +192,13 @@ def mariadb_url(database_name: str) -> Iterator[str]:
     execute(server.url, f"CREATE DATABASE {database_name} CHARACTER SET utf8mb4")
     yield make_url(server.url).set(database=database_name).render_as_string(hide_password=False)
     execute(server.url, "SET SESSION lock_wait_timeout = 20", f"DROP DATABASE {database_name}")
+
+
+@pytest.fixture
+def url(kind: str, request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database of a kind, see `tests.databases`."""
+    if kind in ("asyncpg", "psycopg"):
+        postgresql = make_url(request.getfixturevalue("postgresql_url"))
+        return postgresql.set(drivername=f"postgresql+{kind}").render_as_string(hide_password=False)
+    found: str = request.getfixturevalue(f"{kind}_url")
+    return found

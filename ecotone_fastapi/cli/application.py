@@ -1,5 +1,6 @@
 """Which application a command is about, and how it is found: `module:name`, as uvicorn and FastAPI take it."""
 
+import asyncio
 import contextlib
 import importlib
 import os
@@ -7,9 +8,9 @@ import re
 import sys
 import tomllib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
 from fastapi import FastAPI
@@ -18,6 +19,8 @@ from ecotone_fastapi.app import Ecotone
 from ecotone_fastapi.cli.output import only_json
 from ecotone_fastapi.core.errors import ConfigurationError, EcotoneError
 from ecotone_fastapi.web.edge import KEY
+
+T = TypeVar("T")
 
 _ADDRESS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _VARIABLE = "ECOTONE_APP"
@@ -36,6 +39,22 @@ AppArgument = Annotated[
     ),
 ]
 """Where the application is the only argument."""
+
+
+def app_and(others: str = "", told: str = "") -> Any:
+    """Return the argument for the application where other arguments may follow.
+
+    Args:
+        others: The others, as the usage shows them.
+        told: What they are.
+    """
+    then = f"; then {told}" if told else ""
+    return typer.Argument(
+        metavar=f"[APP] {others}".rstrip(),
+        help=f"The application, as module:name, unless it is configured{then}.",
+        show_default=False,
+    )
+
 
 AppOption = Annotated[
     str | None,
@@ -65,6 +84,9 @@ JsonOption = Annotated[
     bool, typer.Option("--json", callback=_for_machines, help="Print one JSON document for machines, errors included.")
 ]
 """Whether the answer is for machines."""
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+"""Whether nobody is asked first."""
 
 
 class Address(NamedTuple):
@@ -246,3 +268,19 @@ def _advice(module_name: str, module: object) -> str:
     if not names:
         return "name the Ecotone object itself: module:name"
     return "name the Ecotone object itself: " + " or ".join(f"{module_name}:{name}" for name in names)
+
+
+def within(ecotone: Ecotone, work: Callable[[], Awaitable[T]], *, patient: bool = True) -> T:
+    """Open an application without its consumers, do something, and close it.
+
+    Args:
+        ecotone: The application.
+        work: What is done.
+        patient: Whether a broker that is down keeps nobody from it.
+    """
+
+    async def run() -> T:
+        async with ecotone.running(consumers=False, patient=patient):
+            return await work()
+
+    return asyncio.run(run())

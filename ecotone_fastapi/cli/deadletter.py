@@ -1,6 +1,5 @@
 """`ecotone deadletter`: look at what was parked, send it back, delete it."""
 
-import asyncio
 import base64
 import json as json_
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -11,15 +10,23 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ecotone_fastapi.adapters.memory import MemoryDeadLetters
 from ecotone_fastapi.app import Ecotone
-from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, load
+from ecotone_fastapi.cli.application import (
+    AppOption,
+    FactoryOption,
+    JsonOption,
+    YesOption,
+    address_and_rest,
+    app_and,
+    load,
+    within,
+)
 from ecotone_fastapi.cli.durations import duration
-from ecotone_fastapi.cli.output import console, harmless, remark, say, say_json, show_error
+from ecotone_fastapi.cli.output import harmless, progress_bars, remark, say, say_json, show_error
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, EcotoneError
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.messaging.dead_letter import Progress as Advance
@@ -57,22 +64,9 @@ def _moment(value: str | None) -> datetime | None:
         ) from None
 
 
-AppArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[APP]", help="The application, as module:name, unless it is configured.", show_default=False
-    ),
-]
-AppAndIdArguments = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[APP] ID...",
-        help="The application, as module:name, unless it is configured; then ids of dead letters.",
-        show_default=False,
-    ),
-]
+AppArgument = Annotated[list[str] | None, app_and()]
+AppAndIdArguments = Annotated[list[str] | None, app_and("ID...", "ids of dead letters")]
 AllOption = Annotated[bool, typer.Option("--all", help="All that the filters leave.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def _filter(
@@ -160,7 +154,7 @@ def list_(
         found = await ecotone.dead_letters.list(which, limit=limit, offset=offset)
         return found, await ecotone.dead_letters.count(which)
 
-    found, count = _run(ecotone, look)
+    found, count = within(ecotone, look)
     if json:
         say_json({"count": count, "dead_letters": [_told(parked) for parked in found]})
         return
@@ -184,7 +178,7 @@ def show(
     ecotone, ids = _load(arguments, app, factory=factory, quiet=json)
     if len(ids) != 1:
         raise ConfigurationError("show takes one id", hint="ecotone deadletter list tells the ids")
-    parked = _run(ecotone, lambda: ecotone.dead_letters.get(ids[0]))
+    parked = within(ecotone, lambda: ecotone.dead_letters.get(ids[0]))
     if json:
         say_json({**_told(parked), **_payload(parked), "traceback": parked.traceback})
         return
@@ -287,15 +281,6 @@ def _load(
     return ecotone, list(dict.fromkeys(rest))
 
 
-def _run(ecotone: Ecotone, work: Callable[[], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        # A broker that is down must not keep anybody from looking.
-        async with ecotone.running(consumers=False, patient=True):
-            return await work()
-
-    return asyncio.run(run())
-
-
 # --------------------------------------------------------------------------------------------------------- bulk work
 
 
@@ -342,7 +327,7 @@ def _each(
                 advance(number, len(ids))
         return len(ids) - len(refused)
 
-    count = _run(ecotone, work)
+    count = within(ecotone, work)
     if json:
         say_json({words.done: count, "refused": {parked_id: error.what for parked_id, error in refused.items()}})
     else:
@@ -358,9 +343,7 @@ def _each(
 
 @contextmanager
 def _bar(verb: str, total: int, *, hidden: bool) -> Iterator[Advance]:
-    to = console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=to, transient=True, disable=hidden or total < 2 or not to.is_terminal) as progress:
+    with progress_bars(hidden=hidden or total < 2) as progress:
         task = progress.add_task(verb, total=total)
         yield lambda done, _: progress.update(task, completed=done)
 

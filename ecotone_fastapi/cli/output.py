@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -100,6 +101,15 @@ class _HarmlessConsole(Console):
         """Make harmless what came in another way; colours are not written yet, and what moves the cursor is apart."""
         for one in super().render(renderable, options):
             yield one if one.control else one._replace(text=harmless(one.text))
+
+
+@contextmanager
+def progress_bars(*, hidden: bool = False) -> Iterator[Progress]:
+    """Show bars while something takes its time; to a terminal alone."""
+    to = console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=to, transient=True, disable=hidden or not to.is_terminal) as bars:
+        yield bars
 
 
 def console(*, stderr: bool = False) -> Console:

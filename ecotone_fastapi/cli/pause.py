@@ -7,20 +7,13 @@ from typing import Annotated
 import typer
 
 from ecotone_fastapi.app import Ecotone
-from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, load
+from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, app_and, load
 from ecotone_fastapi.cli.output import say, say_json
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.operations.wording import unknown
 
-Arguments = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[APP] CHANNEL",
-        help="The application, as module:name, unless it is configured; then the channels whose consumers are meant.",
-        show_default=False,
-    ),
-]
+Arguments = Annotated[list[str] | None, app_and("CHANNEL", "the channels whose consumers are meant")]
 
 
 def pause(

@@ -1,19 +1,25 @@
 """`ecotone projection`: look at projections, build them, switch between their versions, delete them."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ecotone_fastapi.adapters.memory import MemoryEvents
 from ecotone_fastapi.app import Ecotone
-from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, load
-from ecotone_fastapi.cli.output import console, remark, say, say_json
+from ecotone_fastapi.cli.application import (
+    AppOption,
+    FactoryOption,
+    JsonOption,
+    YesOption,
+    address_and_rest,
+    app_and,
+    load,
+    within,
+)
+from ecotone_fastapi.cli.output import progress_bars, remark, say, say_json
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.plugin import Limits
 from ecotone_fastapi.modelling.event_storage import EventStorage
@@ -27,22 +33,9 @@ T = TypeVar("T")
 projection: typer.Typer = typer.Typer(no_args_is_help=True)
 """The commands about projections."""
 
-AppArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[APP]", help="The application, as module:name, unless it is configured.", show_default=False
-    ),
-]
-AppAndNames = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[APP] NAME...",
-        help="The application, as module:name, unless it is configured; then names of projections.",
-        show_default=False,
-    ),
-]
+AppArgument = Annotated[list[str] | None, app_and()]
+AppAndNames = Annotated[list[str] | None, app_and("NAME...", "names of projections")]
 AllOption = Annotated[bool, typer.Option("--all", help="All projections.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 VersionOption = Annotated[int | None, typer.Option("--version", min=1, help="Which version.")]
 
 
@@ -289,12 +282,7 @@ def _one(
 def _ask(ecotone: Ecotone, work: Callable[[Projections], Awaitable[T]]) -> T:
     if isinstance(ecotone.assembly.services.get(EventStorage), MemoryEvents):
         remark("the events of this application are in the memory of its process; from here there are none")
-
-    async def run_() -> T:
-        async with ecotone.running(consumers=False, patient=False):
-            return await work(ecotone.projections)
-
-    return asyncio.run(run_())
+    return within(ecotone, lambda: work(ecotone.projections), patient=False)
 
 
 def _build(
@@ -304,7 +292,7 @@ def _build(
     build: Callable[[Projections, str, Callable[[Advance], None]], Awaitable[bool]],
     json: bool,
 ) -> None:
-    with _bars() as bars:
+    with progress_bars() as bars:
 
         async def work(projections: Projections) -> dict[str, bool]:
             built = {}
@@ -331,14 +319,6 @@ def _build(
             say(f"{name}: {done}" if well else f"{name}: was cancelled")
     if not all(built.values()):
         raise typer.Exit(1)
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    stderr = console(stderr=True)
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
-        yield bars
 
 
 def _told(one: ProjectionStatus) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`ecotone scheduled`: look at what waits under a key, call it off, put it off."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, TypeVar, cast
@@ -10,7 +9,16 @@ from rich.table import Table
 
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.app import Ecotone
-from ecotone_fastapi.cli.application import AppOption, FactoryOption, JsonOption, address_and_rest, is_configured, load
+from ecotone_fastapi.cli.application import (
+    AppOption,
+    FactoryOption,
+    JsonOption,
+    address_and_rest,
+    app_and,
+    is_configured,
+    load,
+    within,
+)
 from ecotone_fastapi.cli.durations import duration
 from ecotone_fastapi.cli.output import remark, say, say_json
 from ecotone_fastapi.core.errors import ConfigurationError
@@ -21,14 +29,7 @@ T = TypeVar("T")
 scheduled: typer.Typer = typer.Typer(no_args_is_help=True)
 """The commands about what waits under a key."""
 
-Arguments = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[APP] [KEY]",
-        help="The application, as module:name, unless it is configured; then the key.",
-        show_default=False,
-    ),
-]
+Arguments = Annotated[list[str] | None, app_and("[KEY]", "the key")]
 
 
 @scheduled.callback()
@@ -125,13 +126,7 @@ def _ask(ecotone: Ecotone, work: Callable[[ScheduledMessages], Awaitable[T]]) ->
     channels = ecotone.assembly.channels.values()
     if channels and all(isinstance(one, MemoryChannel) for one in channels):
         remark("the channels of this application are in the memory of its process; from here they look empty")
-
-    async def run() -> T:
-        # A broker that is down must not keep anybody from looking.
-        async with ecotone.running(consumers=False, patient=True):
-            return await work(cast("ScheduledMessages", ecotone.assembly.services[ScheduledMessages]))
-
-    return asyncio.run(run())
+    return within(ecotone, lambda: work(cast("ScheduledMessages", ecotone.assembly.services[ScheduledMessages])))
 
 
 def _report(done: str, key: str, count: int, *, json: bool) -> None:

@@ -154,6 +154,9 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         if table.row_count:
             yield table
             yield Text()
+    if report.channels:
+        yield Text("Which processes run the consumers is not known here: the health of each tells its own.", "dim")
+        yield Text()
     yield Text(f"dead letters: {_counted(report.dead_letters)}", "bold" if report.dead_letters.count else "")
     yield Text(f"scheduled:    {_counted(report.scheduled)}")
 

@@ -24,7 +24,11 @@ from ecotone_fastapi.core.gateway import (
     current_message,
     current_scope,
 )
-from ecotone_fastapi.core.injection import (
+from ecotone_fastapi.core.message import HeaderName, Message
+from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage
+from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Migratable, Plugin, Runnable
+from ecotone_fastapi.core.signatures import Parameter
+from ecotone_fastapi.core.suppliers import (
     Constant,
     Dependency,
     FromMessage,
@@ -34,10 +38,6 @@ from ecotone_fastapi.core.injection import (
     Supplier,
     Wanted,
 )
-from ecotone_fastapi.core.message import HeaderName, Message
-from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage
-from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Migratable, Plugin, Runnable
-from ecotone_fastapi.core.signatures import Parameter
 from ecotone_fastapi.core.watching import Operation, Watcher, Work
 
 __all__ = [

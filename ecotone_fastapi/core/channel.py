@@ -54,6 +54,7 @@ class Destination:
         address: The host of its server; `None` when there is none.
         port: The port of its server.
         routing_key: What the server goes by to find the place.
+        client: What the server knows this process by; else the process.
     """
 
     system: str
@@ -61,6 +62,7 @@ class Destination:
     address: str | None = None
     port: int | None = None
     routing_key: str | None = None
+    client: str | None = None
 
 
 class Delivery(Protocol):
@@ -223,7 +225,7 @@ def destination_of(channel: object, name: str, *, sending: bool) -> Destination:
 
     Example:
         >>> destination_of(None, "orders", sending=True)
-        Destination(system='ecotone', name='orders', address=None, port=None, routing_key=None)
+        Destination(system='ecotone', name='orders', address=None, port=None, routing_key=None, client=None)
     """
     if isinstance(channel, TellsDestination):
         try:

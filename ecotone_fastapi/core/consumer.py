@@ -442,8 +442,9 @@ class _Run:
     async def _ack(self, batch: Sequence[Delivery]) -> None:
         try:
             if self.consumer.together is not None:
-                messages = [delivery.message for delivery in batch]
-                with self.watching.during(Operation.SETTLE, "ack", self.channel.name, messages, self.channel):
+                messages, where = [delivery.message for delivery in batch], self.channel
+                single = batch[0] if len(batch) == 1 else None
+                with self.watching.during(Operation.SETTLE, "ack", where.name, messages, where, delivery=single):
                     await self.consumer.together.ack_all(batch)
             else:
                 for delivery in batch:

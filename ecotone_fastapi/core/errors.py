@@ -163,7 +163,18 @@ class HeaderError(ConversionError):
 
 
 class ChannelError(EcotoneError, ConnectionError):
-    """A broker or database refused or vanished. Trying again later is always worth it."""
+    """A broker or database refused or vanished. Trying again later is always worth it.
+
+    Args:
+        what: What happened, and where.
+        tried: What was looked at or attempted before giving up.
+        hint: What the reader can do about it.
+        code: What the server itself calls it, if it has told: `amqp:not-found`, or `40P01` of PostgreSQL.
+    """
+
+    def __init__(self, what: str, *, tried: str = "", hint: str = "", code: str | None = None) -> None:
+        super().__init__(what, tried=tried, hint=hint)
+        self.code = code
 
 
 class SendError(ChannelError):
@@ -172,10 +183,13 @@ class SendError(ChannelError):
     Args:
         what: What happened, and on which channel.
         failed: The `id` headers of the messages that did not enter the channel; the others did.
+        code: What the server itself calls it, if it says the same of all of them.
     """
 
-    def __init__(self, what: str, *, failed: Sequence[str], tried: str = "", hint: str = "") -> None:
-        super().__init__(what, tried=tried, hint=hint)
+    def __init__(
+        self, what: str, *, failed: Sequence[str], tried: str = "", hint: str = "", code: str | None = None
+    ) -> None:
+        super().__init__(what, tried=tried, hint=hint, code=code)
         self.failed: tuple[str, ...] = tuple(failed)
 
 

@@ -173,7 +173,12 @@ class _Handler:
         # Types of payloads that were let through as they are; `isinstance` need not be asked again.
         self._accepted: set[type] = set()
         # Asked when there is a plan: what a handler is given may decide who stands around it.
-        around_it = arounds()
+        self._arounds = arounds
+        self.surround()
+
+    def surround(self) -> None:
+        """Put all interceptors around the handler that are to stand there by now."""
+        around_it = self._arounds()
         outer = [around.interceptor for around in around_it if around.order <= Order.ASYNCHRONOUS]
         inner = [around.interceptor for around in around_it if around.order > Order.ASYNCHRONOUS]
         users = [around.interceptor for around in around_it if Order.OUTGOING < around.order < Order.STATE]
@@ -317,12 +322,28 @@ class Gateway:
                 )
             except ConfigurationError as problem:
                 problems.append(problem)
+        self._surround()
+        return problems
+
+    def rewire(self, *, arounds: Iterable[Around], watchers: Sequence[Watcher]) -> None:
+        """Put interceptors and watchers in their places that came after all else was; before anything runs.
+
+        Args:
+            arounds: All interceptors.
+            watchers: All watchers.
+        """
+        self.watching = Watching(watchers)
+        self._arounds = tuple(sorted(arounds, key=lambda around: around.order))
+        for handler in self._handlers.values():
+            handler.surround()
+        self._surround()
+
+    def _surround(self) -> None:
         dispatching = [around.interceptor for around in self.around(Stage.DISPATCH)]
         self._dispatch = compose(dispatching, self._dispatch_root) if dispatching else None
         self._dispatch_nested = compose(dispatching, self._dispatch_joined) if dispatching else None
         self._send = compose([around.interceptor for around in self.around(Stage.SEND)], self._transmit)
         self._receive = self._receiving(self.deliver)
-        return problems
 
     @property
     def types(self) -> MessageTypes:
@@ -579,7 +600,7 @@ class Gateway:
         if delivery.settled:
             return
         where = self.channels.get(channel)
-        with self.watching.during(Operation.SETTLE, "ack", channel, [delivery.message], where):
+        with self.watching.during(Operation.SETTLE, "ack", channel, [delivery.message], where, delivery=delivery):
             await delivery.ack()
 
     async def nack(self, channel: str, delivery: Delivery, delay: float = 0.0, *, attempted: bool = True) -> None:
@@ -591,7 +612,9 @@ class Gateway:
         if delivery.settled:
             return
         where = self.channels.get(channel)
-        with self.watching.during(Operation.SETTLE, "nack", channel, [delivery.message], where, attempted=attempted):
+        with self.watching.during(
+            Operation.SETTLE, "nack", channel, [delivery.message], where, attempted=attempted, delivery=delivery
+        ):
             await delivery.nack(delay, attempted=attempted)
 
     async def receive(self, channel: str, delivery: Delivery, target: Proceed | None = None) -> bool:

@@ -19,150 +19,31 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import isroutine
-from operator import attrgetter
-from types import UnionType
-from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from ecotone_fastapi.core.conversion import HeaderReader
 from ecotone_fastapi.core.endpoint import Endpoint, Inline
-from ecotone_fastapi.core.errors import ConfigurationError, HeaderError, UnresolvableParameterError
+from ecotone_fastapi.core.errors import ConfigurationError, UnresolvableParameterError
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plan import FIRST_FREE, PAYLOAD, WHOLE_MESSAGE, Lasting, Plan, Step, invoking, picking
-from ecotone_fastapi.core.signatures import EMPTY, Parameter, Way, label, parameters_of, way_of
-
-
-@dataclass(frozen=True, slots=True)
-class MessageHeader:
-    """Marker: this parameter is a header of the message.
-
-    A missing header is a `HeaderError`, unless the parameter has a default.
-
-    Args:
-        name: The header; without it, the name of the parameter.
-
-    Example:
-        >>> async def handler(command: dict, tenant: Annotated[str, MessageHeader("tenant")]) -> None: ...
-    """
-
-    name: str | None = None
-
-
-# What can supply a parameter.
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """The same value for ever.
-
-    Args:
-        value: The value.
-        described: What it is, for people.
-    """
-
-    value: Any
-    described: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderValue:
-    """A header of the message.
-
-    Args:
-        names: The first of these that the message has, compared without regard to case.
-        read: Makes the value from its name and text; without it the text is the value.
-        default: The value when it is missing; without one, that is a `HeaderError`.
-        make_default: Makes that value, another one for each message.
-    """
-
-    names: tuple[str, ...]
-    read: Callable[[str, str], Any] | None
-    default: Any = EMPTY
-    make_default: Callable[[], Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FromMessage:
-    """Something of the message itself; another one for each message."""
-
-    read: Callable[[Message[Any]], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class FromScope:
-    """Something of the unit of work; `key` tells which."""
-
-    key: object
-    read: Callable[[Scope], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class FromSecurityScopes:
-    """What the security scopes of the dependencies on the way here are made into."""
-
-    make: Callable[[tuple[str, ...]], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Dependency:
-    """The result of a callable whose own parameters are supplied in the same way.
-
-    Args:
-        call: A function, coroutine function, generator function of one `yield`, class, or callable object.
-        use_cache: Whether the result is shared within its lifetime.
-        scopes: Security scopes that hold for it and for everything below it.
-        limit: How many calls may run at the same time, with `limited_by` to tell one limit from another.
-        shared: Whether it may live as long as the application when nothing that it needs lives shorter.
-        described: Where it comes from, for people; the name of the callable unless told.
-    """
-
-    call: Callable[..., Any]
-    use_cache: bool = True
-    scopes: tuple[str, ...] = ()
-    limit: int | None = None
-    limited_by: object = None
-    shared: bool = False
-    described: str = ""
-
-
-_Source = Constant | HeaderValue | FromMessage | FromScope | FromSecurityScopes
-Supplier = _Source | Dependency
-
-
-class Wanted(Protocol):
-    """Where a resolver is asked from."""
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The handler that it is for."""
-        ...
-
-    @property
-    def asynchronous(self) -> bool:
-        """Whether the handler runs in a consumer, far from any HTTP request."""
-        ...
-
-    def offered(self, key: object) -> Supplier | None:
-        """What is supplied for this type or dependency, by the framework itself or as a service."""
-        ...
-
-    def error(self, what: str, *, hint: str = "") -> UnresolvableParameterError:
-        """Make the error that names handler and chain."""
-        ...
-
-
-class ParameterResolver(Protocol):
-    """Knows some markers or types."""
-
-    def resolve(self, parameter: Parameter, wanted: Wanted) -> Supplier | None:
-        """Say what supplies the parameter; `None` leaves it to the next resolver.
-
-        It is asked for the `self` of handler methods, too, and for what stands in `dependencies=`.
-
-        Raises:
-            UnresolvableParameterError: The parameter is known, and can never be supplied here.
-        """
-        ...
+from ecotone_fastapi.core.signatures import EMPTY, Parameter, Way, is_hashable, label, parameters_of, way_of
+from ecotone_fastapi.core.suppliers import (
+    MESSAGE_ITSELF,
+    PAYLOAD_ITSELF,
+    Constant,
+    Dependency,
+    FromMessage,
+    FromScope,
+    FromSecurityScopes,
+    HeaderValue,
+    MessageHeader,
+    ParameterResolver,
+    Supplier,
+    header_reader,
+    in_words,
+    read_header,
+    type_shown,
+)
 
 
 def cache_key(call: object, scopes: Iterable[str] = ()) -> object:
@@ -344,16 +225,16 @@ class _Planner:
         if (get_origin(parameter.annotation) or parameter.annotation) is Message:
             if handler:
                 self.said = next((one for one in get_args(parameter.annotation) if not isinstance(one, TypeVar)), None)
-            return _whole
+            return MESSAGE_ITSELF
         supplier = self.offered(parameter.annotation) or self._replacement(parameter.annotation)
         if supplier is not None:
             return supplier
         if handler and self.payload is None:
             self.payload = parameter
-            return _payload
+            return PAYLOAD_ITSELF
         if parameter.default is not EMPTY:
             return None
-        shown = _shown(parameter.annotation)
+        shown = type_shown(parameter.annotation)
         raise self.error(
             f"nothing supplies '{parameter.name}{': ' if shown else ''}{shown}'",
             tried="Depends and other markers, headers, message, buses, services "
@@ -374,7 +255,7 @@ class _Planner:
         if isinstance(parameter.default, MessageHeader) or MessageHeader in parameter.metadata:
             raise self.error(
                 f"MessageHeader of {parameter.name!r} is not where it is found",
-                hint=f"write {parameter.name}: Annotated[{_shown(parameter.annotation)}, MessageHeader(...)]",
+                hint=f"write {parameter.name}: Annotated[{type_shown(parameter.annotation)}, MessageHeader(...)]",
             )
         for marker in parameter.metadata:
             if isinstance(marker, MessageHeader):
@@ -398,7 +279,7 @@ class _Planner:
         return Dependency(key, shared=True) if self._is_known(key) and key in self.overrides else None
 
     def _is_known(self, key: object) -> bool:
-        return _hashable(key) and (key in self.injector.offers or key in self.injector.services)
+        return is_hashable(key) and (key in self.injector.offers or key in self.injector.services)
 
     # Where it comes from
 
@@ -423,10 +304,10 @@ class _Planner:
         """Where the value of a parameter will be."""
         if isinstance(supplier, Dependency):
             return self._dependency(supplier, parameter)
-        self._tell(parameter, _in_words(supplier))
-        if supplier is _payload:
+        self._tell(parameter, in_words(supplier))
+        if supplier is PAYLOAD_ITSELF:
             return PAYLOAD
-        if supplier is _whole:
+        if supplier is MESSAGE_ITSELF:
             return WHOLE_MESSAGE
         match supplier:
             case Constant(value):
@@ -442,7 +323,7 @@ class _Planner:
             case header:
                 # What is made with a header differs with its value, which will be in this very slot.
                 own = frozenset([len(self.template)])
-                slot = self._reading(("header", id(header)), partial(_read_header, header), own)
+                slot = self._reading(("header", id(header)), partial(read_header, header), own)
                 self.identities[slot] = header.names
                 return slot
 
@@ -535,49 +416,13 @@ class _Planner:
         self.path.append(call)
 
     def _target(self, wanted: Dependency) -> Callable[..., Any]:
-        return self.overrides.get(wanted.call, wanted.call) if _hashable(wanted.call) else wanted.call
+        return self.overrides.get(wanted.call, wanted.call) if is_hashable(wanted.call) else wanted.call
 
     def _tell(self, parameter: Parameter, what: str, *, at: int | None = None) -> None:
         """Note for people what a parameter is."""
-        shown = _shown(parameter.annotation)
+        shown = type_shown(parameter.annotation)
         line = f"{'  ' * len(self.path)}{parameter.name}{': ' if shown else ''}{shown}, {what}"
         self.lines.insert(len(self.lines) if at is None else at, line)
-
-
-# Both have slots of their own in every plan.
-_payload = FromMessage(attrgetter("payload"))
-_whole = FromMessage(lambda message: message)
-
-
-def header_reader(annotation: Any, constraints: Sequence[Any] = ()) -> HeaderReader | None:
-    """Return what reads a header as this type under these constraints; nothing does when it is any text.
-
-    Raises:
-        ConfigurationError: pydantic cannot read the type.
-    """
-    if annotation is str and not constraints:
-        return None
-    return HeaderReader(Annotated[annotation, *constraints] if constraints else annotation)
-
-
-def _read_header(wanted: HeaderValue, message: Message[Any], scope: Scope) -> Any:
-    headers = message.headers
-    for name in wanted.names:
-        text = headers.get(name)
-        if text is None:
-            folded = name.lower()
-            text = next((value for key, value in headers.items() if key.lower() == folded), None)
-        if text is not None:
-            return text if wanted.read is None else wanted.read(name, text)
-    if wanted.make_default is not None:
-        return wanted.make_default()
-    if wanted.default is EMPTY:
-        raise HeaderError(
-            f"the message has no header {wanted.names[0]!r}",
-            tried=", ".join(sorted(headers)),
-            hint=f"send it with headers={{{wanted.names[0]!r}: ...}}, or give the parameter a default",
-        )
-    return wanted.default
 
 
 def _is_instance(value: object, type_: Any) -> bool:
@@ -587,47 +432,8 @@ def _is_instance(value: object, type_: Any) -> bool:
         return not isroutine(value)
 
 
-def _hashable(value: object) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
 def _identity(call: object) -> object:
-    return call if _hashable(call) else id(call)
-
-
-# For people
-
-
-def _shown(annotation: Any) -> str:
-    if annotation is EMPTY:
-        return ""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if isinstance(origin, type) and arguments and not isinstance(annotation, UnionType):
-        return f"{origin.__name__}[{', '.join('...' if one is ... else _shown(one) for one in arguments)}]"
-    return annotation.__name__ if isinstance(annotation, type) and origin is None else str(annotation)
-
-
-def _in_words(supplier: _Source) -> str:
-    if supplier is _payload:
-        return "the payload"
-    if supplier is _whole:
-        return "the message"
-    match supplier:
-        case Constant(value, described):
-            return described or f"the given {type(value).__name__}, one for the application"
-        case HeaderValue(names, default=default):
-            asked = " or ".join(repr(name) for name in dict.fromkeys(names))
-            return f"the header {asked}" + ("" if default is EMPTY else f", else its default {default!r}")
-        case FromMessage():
-            return "read from the message"
-        case FromScope():
-            return "of the unit of work"
-        case _:
-            return "the security scopes on the way here"
+    return call if is_hashable(call) else id(call)
 
 
 def _call_in_words(wanted: Dependency, call: Callable[..., Any], parameter: Parameter, life: str) -> list[str]:

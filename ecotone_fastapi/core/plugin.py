@@ -20,8 +20,8 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.endpoint import Endpoint
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.gateway import Around, Gateway, unknown_channel
-from ecotone_fastapi.core.injection import ParameterResolver
 from ecotone_fastapi.core.pipeline import Interceptor, Order, Stage
+from ecotone_fastapi.core.suppliers import ParameterResolver
 from ecotone_fastapi.core.watching import Watcher
 
 
@@ -233,6 +233,22 @@ class Assembly:
     def add_lifespan(self, lifespan: Lifespan) -> None:
         """Open something before the channels and close it after them."""
         self.lifespans.append(lifespan)
+
+    def add_late(self, plugin: Plugin, add: Callable[[], object]) -> None:
+        """Let a plugin add interceptors, watchers, lifespans and beginnings for which it was too early before.
+
+        To be called in a lifespan that the plugin has added, when an application starts and nothing runs yet.
+
+        Args:
+            plugin: Who adds.
+            add: Adds.
+        """
+        self.plugins.append(plugin)  # the last one is the one that adds
+        try:
+            add()
+        finally:
+            self.plugins.pop()
+        self.gateway.rewire(arounds=self.arounds, watchers=self.watchers)
 
     def add_beginning(self, beginning: Callable[[], object]) -> None:
         """Do something in each task that runs beside the application, before its consumer or other runnable begins.

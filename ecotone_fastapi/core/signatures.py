@@ -196,3 +196,12 @@ def _layers(call: Any) -> Iterator[Any]:
 
 def _is_class(call: Any) -> bool:
     return isinstance(get_origin(call) or call, type)
+
+
+def is_hashable(value: object) -> bool:
+    """Whether a value can be a key; what stands in annotations need not be."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

@@ -14,12 +14,13 @@ send send 2
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from ecotone_fastapi.core.channel import Channel
+from ecotone_fastapi.core.channel import Channel, Delivery
+from ecotone_fastapi.core.endpoint import Endpoint
 from ecotone_fastapi.core.message import Message
 
 
@@ -34,6 +35,14 @@ class Operation(StrEnum):
     """A unit of work has failed by bad luck and is run again: this is the pause before that."""
     PARK = "park"
     """A message is given up and moved to the dead letter; its place is the channel that it comes from or goes to."""
+    HANDLE = "handle"
+    """A single handler is run in a batch of a projection; watched only where a watcher `wants_handlers`."""
+    CLAIM = "claim"
+    """A server is asked for messages, without the wait for them: a part of receiving."""
+    LEASE = "lease"
+    """A projection is lent to one of those who run it; what has failed was taken over by another one."""
+    COMMIT = "commit"
+    """A transaction is committed; watched only where nobody knows the outcome. Its place is the kind of database."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,11 +51,15 @@ class Work:
 
     Args:
         operation: What is done.
-        name: What it is called there: `send`, `receive`, `ack`, `nack`, `project`, `again`, `park`.
+        name: What it is called there: `send`, `receive`, `ack`, `nack`, `project`, `again`, `park`, `claim`, `renew`,
+            `commit`.
         place: The name of the channel, or of the projection; empty where there is none.
-        messages: The messages; of those that are received, none until they are there.
+        messages: The messages; of those that are received or claimed, none until they are there.
         channel: The channel, where there is one.
         attempted: Of a message that is given back: whether it was run and failed, so that it is tried again.
+        delivery: Of a single message that is settled: the delivery.
+        endpoint: The handler that is run; of a batch that has failed, the one that was to blame.
+        at: Of a batch that has failed: the message that was to blame.
     """
 
     operation: Operation
@@ -55,6 +68,9 @@ class Work:
     messages: Sequence[Message[Any]]
     channel: Channel | None = None
     attempted: bool = False
+    delivery: Delivery | None = None
+    endpoint: Endpoint | None = None
+    at: Message[Any] | None = None
 
 
 class Watcher(Protocol):
@@ -73,10 +89,15 @@ class Watching:
 
     Args:
         watchers: The watchers; the first one is outermost.
+
+    Attributes:
+        wants_handlers: Whether one of them has an attribute of this name that is true: then it is told of each handler
+            in a batch of a projection, too, which costs something for each event.
     """
 
     def __init__(self, watchers: Sequence[Watcher] = ()) -> None:
         self._watchers: tuple[Watcher, ...] = tuple(watchers)
+        self.wants_handlers: bool = any(getattr(one, "wants_handlers", False) for one in self._watchers)
 
     def __bool__(self) -> bool:
         """Whether anybody watches: who has to prepare something for them can save the effort."""
@@ -91,6 +112,8 @@ class Watching:
         channel: Channel | None = None,
         *,
         attempted: bool = False,
+        delivery: Delivery | None = None,
+        endpoint: Endpoint | None = None,
     ) -> AbstractContextManager[Work]:
         """Let all watch while the block does the work.
 
@@ -101,11 +124,25 @@ class Watching:
             messages: The messages; what is received is set in the block.
             channel: The channel, where there is one.
             attempted: Of a message that is given back: whether it was run and failed.
+            delivery: Of a single message that is settled: the delivery.
+            endpoint: The handler that is run, where it is one.
         """
-        work = Work(operation, name, place, messages, channel, attempted)
+        work = Work(operation, name, place, messages, channel, attempted, delivery, endpoint)
         if not self._watchers:
             return nullcontext(work)
         return _watched(self._watchers, work)
+
+    def failed(self, operation: Operation, name: str, place: str, error: Exception) -> None:
+        """Let all watch what has failed already, where that was no work for as long as it went well.
+
+        Args:
+            operation: What was done.
+            name: What it is called there.
+            place: Where.
+            error: What it has failed with.
+        """
+        with suppress(type(error)), self.during(operation, name, place, ()):
+            raise error
 
 
 @contextmanager

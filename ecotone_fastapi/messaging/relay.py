@@ -7,7 +7,7 @@ those keep their order. A batch costs one claim, one call of the channel's `send
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -103,6 +103,19 @@ class Lane:
                 await delivery.ack()
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """A channel that cannot be reached.
+
+    Args:
+        failures: How many attempts in a row have failed.
+        error: What the last one has failed with, in one line.
+    """
+
+    failures: int
+    error: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class RelaySettings:
     """How a relay works.
@@ -145,6 +158,8 @@ class Relay:
 
     Attributes:
         handled: How many messages it has sent, in all its runs so far.
+        failed: How many it could not send, each attempt at a message on its own.
+        troubles: The channels that cannot be reached at this moment.
     """
 
     def __init__(
@@ -162,6 +177,8 @@ class Relay:
         self.lanes: Mapping[str, Lane] = lanes
         self.settings = settings
         self.handled: int = 0
+        self.failed: int = 0
+        self.troubles: dict[str, Trouble] = {}
         self._stray = stray
         self._gateway = gateway
         self._parking = Parking(gateway, store, unit)
@@ -190,8 +207,12 @@ class Relay:
         """
         try:
             await _send(self._gateway.watching, lane.target, self._unpack(deliveries, outcome), outcome)
+        except ChannelError:
+            self.failed += len(deliveries) - len(outcome.sent) - len(outcome.expired) - len(outcome.refused)
+            raise
         finally:
             self.handled += len(outcome.sent)
+            self.failed += len(outcome.refused)
             with anyio.CancelScope(shield=True):
                 await self._settle(lane, deliveries, outcome)
 
@@ -231,10 +252,11 @@ class Relay:
         gone = [*(parcel.delivery for parcel in outcome.sent), *outcome.expired]
         try:
             if gone:
-                await lane.ack_all(gone)
+                messages, outbox = [delivery.message for delivery in gone], lane.outbox
+                with self._gateway.watching.during(Operation.SETTLE, "ack", outbox.name, messages, outbox):
+                    await lane.ack_all(gone)
         except LeaseLostError as error:
             logger.warning("outbox of %s: sent, but lost before the end; sent twice: %s", name, error)
-            self._show(lane, gone, error)
         except ChannelError as error:
             logger.warning("outbox of %s: sent, but not removed; sent again: %s", name, in_one_line(error))
         refused = [parcel.delivery for parcel, _ in outcome.refused]
@@ -246,15 +268,6 @@ class Relay:
                     await delivery.nack(attempted=False)
         except ChannelError as error:
             logger.warning("outbox of %s: not given back, comes back by itself: %s", name, in_one_line(error))
-
-    def _show(self, lane: Lane, deliveries: Sequence[Delivery], error: LeaseLostError) -> None:
-        """Show watchers a removal that came too late. One that went well is a part of sending, and nothing to see."""
-        messages, watching = [delivery.message for delivery in deliveries], self._gateway.watching
-        with (
-            suppress(LeaseLostError),
-            watching.during(Operation.SETTLE, "ack", lane.outbox.name, messages, lane.outbox),
-        ):
-            raise error
 
     async def _refuse(self, lane: Lane, refused: "Sequence[tuple[Parcel, Exception]]") -> None:
         pauses: dict[int, float] = {}  # those that come back together keep their order
@@ -412,12 +425,14 @@ class _Run:
                 elif self.limits.until_empty:
                     return
                 else:
+                    self.relay.troubles.pop(lane.target.name, None)  # nothing waits, another relay may have sent it
                     continue
             except ChannelError as error:
                 if self.limits.until_empty:
                     self.lost = self.lost or error
                     return
                 failures += 1
+                self.relay.troubles[lane.target.name] = Trouble(failures, in_one_line(error))
                 pause = settings.unreachable.after(failures)
                 logger.warning(
                     "channel %s cannot be reached (%s), again in %.1f s", lane.target.name, in_one_line(error), pause
@@ -426,6 +441,7 @@ class _Run:
                     await anyio.sleep(pause)
             else:
                 failures = 0
+                self.relay.troubles.pop(lane.target.name, None)
 
     async def _receive(self, lane: Lane, wanted: int) -> Sequence[Delivery]:
         deliveries: Sequence[Delivery] = ()

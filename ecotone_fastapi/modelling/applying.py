@@ -20,9 +20,9 @@ from pydantic import BaseModel
 from ecotone_fastapi.core.conversion import HeaderReader
 from ecotone_fastapi.core.endpoint import has_string_annotations, local_names, mark, marks_of
 from ecotone_fastapi.core.errors import ConfigurationError, HeaderError
-from ecotone_fastapi.core.injection import MessageHeader, header_reader
 from ecotone_fastapi.core.routing import members_of
 from ecotone_fastapi.core.signatures import EMPTY, Parameter, Way, label, parameters_of, way_of
+from ecotone_fastapi.core.suppliers import MessageHeader, header_reader
 
 F = TypeVar("F", bound=Callable[..., None])
 

@@ -9,9 +9,14 @@ from typing import Annotated, Any, get_args, get_origin
 
 from ecotone_fastapi.core.endpoint import Endpoint
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.core.injection import Constant, Dependency, Supplier, Wanted
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.signatures import Parameter, parameters_of
+from ecotone_fastapi.core.suppliers import (
+    Constant,
+    Dependency,
+    Supplier,
+    Wanted,
+)
 from ecotone_fastapi.modelling.identification import By, Finder, Identified
 from ecotone_fastapi.modelling.keeping import Keeping, Kept, aggregate_mark
 from ecotone_fastapi.modelling.publishing import StoredRepository

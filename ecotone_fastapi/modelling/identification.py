@@ -20,10 +20,10 @@ from pydantic import BaseModel
 
 from ecotone_fastapi.core.endpoint import Endpoint, Kind, mark
 from ecotone_fastapi.core.errors import ConversionError
-from ecotone_fastapi.core.injection import MessageHeader
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.routing import is_typed_dict, members_of
 from ecotone_fastapi.core.signatures import parameters_of
+from ecotone_fastapi.core.suppliers import MessageHeader
 
 F = TypeVar("F")
 

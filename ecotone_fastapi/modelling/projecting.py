@@ -1,7 +1,7 @@
 """How a projection handles events: in order, in one unit of work with its state and its checkpoint."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ from ecotone_fastapi.core.gateway import Gateway, current_scope
 from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope
 from ecotone_fastapi.core.routing import Routing
-from ecotone_fastapi.core.watching import Operation
+from ecotone_fastapi.core.watching import Operation, Watching
 from ecotone_fastapi.modelling.event_storage import (
     START,
     EventFilter,
@@ -250,7 +250,7 @@ class Projector:
     ) -> ProjectionRecord:
         """Do the same within the unit of work of the calling task."""
         run = watch.run = Run(record, self.load(record.state))
-        with self._watched(events):
+        with self._watched(run, events):
             await self.feed(run, events, watch)
             state, done = self.dump(run.state), record.done + len(events)
             after = replace(record, position=upto, state=state, done=done, halt=None)
@@ -285,10 +285,20 @@ class Projector:
         finally:
             scope.state[RUN] = outer
 
-    def _watched(self, events: Sequence[StoredEvent]) -> AbstractContextManager[object]:
+    def _watched(self, run: Run, events: Sequence[StoredEvent]) -> AbstractContextManager[object]:
         watching = self.gateway.watching
-        stored = [Message(event.body, StoredHeaders(event)) for event in events] if watching else ()
-        return watching.during(Operation.PROCESS, "project", self.name, stored)
+        return self._shown(run, events, watching) if watching else nullcontext()
+
+    @contextmanager
+    def _shown(self, run: Run, events: Sequence[StoredEvent], watching: Watching) -> Iterator[None]:
+        stored = [Message(event.body, StoredHeaders(event)) for event in events]
+        with watching.during(Operation.PROCESS, "project", self.name, stored) as work:
+            try:
+                yield
+            except BaseException:
+                if run.event is not None and not run.over:
+                    work.at, work.endpoint = Message(run.event.body, StoredHeaders(run.event)), run.handler
+                raise
 
     async def _feed(
         self,
@@ -299,11 +309,11 @@ class Projector:
         messages: Sequence[Message[Any]] | None,
     ) -> None:
         known, read, stateful = self._known, self.events.reader.read, self.methods.stateful
-        standing_for = self.gateway.standing_for
+        standing_for, watching = self.gateway.standing_for, self.gateway.watching
         if watch is not None:
             watch.handled = 0
         for at, event in enumerate(events):
-            run.event = event
+            run.event, run.handler = event, None
             form = (event.name, revision_in(event))  # upcasters may take each to another class
             handlers = known.get(form)
             if handlers is None or handlers:
@@ -313,7 +323,13 @@ class Projector:
                 run.message = message
                 standing_for(message)
                 for endpoint, handler in handlers:
-                    result = await handler(Call(message, endpoint, None, scope))
+                    run.handler = endpoint
+                    if not watching.wants_handlers:
+                        result = await handler(Call(message, endpoint, None, scope))
+                    else:
+                        stored = [Message(event.body, StoredHeaders(event))]
+                        with watching.during(Operation.HANDLE, "handle", self.name, stored, endpoint=endpoint):
+                            result = await handler(Call(message, endpoint, None, scope))
                     if stateful and result is not None:
                         run.state = result
             if watch is not None:
@@ -409,7 +425,7 @@ class Projector:
     ) -> PartitionRecord:
         """Let a partition handle these events; within a unit of work. Return the partition behind them."""
         run.silent_until_version = partition.silent_until
-        with self._watched(events):
+        with self._watched(run, events):
             await self.feed(run, events, watch, messages)
         position = events[-1].version if events else partition.position
         # A stream that is gone, or shorter than was noted, has nothing more to tell.
@@ -473,7 +489,7 @@ class Projector:
             watch.run = run
         while run.later:
             events, messages = run.later.pop(0)
-            with self._watched(events):
+            with self._watched(run, events):
                 await self.feed(run, events, watch, messages)
             handled += len(events)
         if self.methods.stateful or record.halt is not None:

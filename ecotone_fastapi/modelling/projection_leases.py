@@ -5,8 +5,6 @@ frozen, what it writes under its old token is refused, and its unit of work is r
 """
 
 import logging
-import os
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +12,9 @@ from uuid import uuid4
 
 import anyio
 
-from ecotone_fastapi.core.errors import ChannelError
+from ecotone_fastapi.core.errors import ChannelError, LeaseLostError
+from ecotone_fastapi.core.process import this_process
+from ecotone_fastapi.core.watching import Operation
 from ecotone_fastapi.modelling.projecting import Projector
 from ecotone_fastapi.modelling.projection_store import ProjectionRecord
 
@@ -72,7 +72,7 @@ class Leases:
     """
 
     def __init__(self, projector: Projector, settings: Settings) -> None:
-        self.id: str = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self.id: str = f"{this_process()}:{uuid4().hex[:8]}"
         self._projector = projector
         self._store = projector.store
         self._seconds = settings.lease
@@ -155,6 +155,9 @@ class Leases:
                     logger.warning("the lease of the projection %s was not renewed: %s", self._projector.name, error)
                     continue
                 if not kept:
+                    name = self._projector.name
+                    taken = LeaseLostError(f"version {version} of the projection {name!r} is run elsewhere by now")
+                    self._projector.gateway.watching.failed(Operation.LEASE, "renew", name, taken)
                     lease.lost = True
                     if lease.scope is not None:
                         lease.scope.cancel()

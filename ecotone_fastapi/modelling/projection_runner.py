@@ -12,6 +12,7 @@ import anyio
 
 from ecotone_fastapi.core.errors import ChannelError, LeaseLostError, ProjectionError
 from ecotone_fastapi.core.plugin import Limits
+from ecotone_fastapi.core.watching import Operation
 from ecotone_fastapi.modelling.event_storage import StoredEvent
 from ecotone_fastapi.modelling.partition_runner import PartitionRunner
 from ecotone_fastapi.modelling.projecting import Projector, Watch
@@ -31,10 +32,14 @@ class ProjectionRunner:
     Args:
         projector: The projection.
         settings: How it is run.
+
+    Attributes:
+        failed: How often an event could not be handled, each attempt on its own.
     """
 
     def __init__(self, projector: Projector, settings: Settings) -> None:
         self.projector = projector
+        self.failed: int = 0
         self._settings = settings
         self._store = projector.store
         self._described = projector.described
@@ -73,6 +78,7 @@ class ProjectionRunner:
                 heard = await self.projector.events.storage.wait(heard, 0.0)
                 done = await self._look(limits, handled)
                 handled += done.handled
+                self.failed += len(done.failures)
                 failure = failure or next(iter(done.failures), None)
                 if failure is not None and not self._described.partitioned:
                     raise failure
@@ -238,6 +244,7 @@ class ProjectionRunner:
                     await self._partitions.advance(lease, done)
         except LeaseLostError as error:
             logger.info("projection %s: %s", self.name, error)
+            self.projector.gateway.watching.failed(Operation.LEASE, "renew", self.name, error)
             lease.lost = True
         finally:
             lease.scope = None

@@ -22,10 +22,10 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_ori
 
 from ecotone_fastapi.core.endpoint import Endpoint, Kind, has_string_annotations, local_names, mark, marks_of
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.core.injection import FromScope, Supplier, Wanted
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Scope
-from ecotone_fastapi.core.signatures import EMPTY, Parameter, parameters_of
+from ecotone_fastapi.core.signatures import EMPTY, Parameter, is_hashable, parameters_of
+from ecotone_fastapi.core.suppliers import FromScope, Supplier, Wanted
 from ecotone_fastapi.modelling.event_storage import EventFilter, StoredEvent
 from ecotone_fastapi.modelling.event_store import RecordedEvent
 from ecotone_fastapi.modelling.projection_store import ProjectionRecord
@@ -287,12 +287,24 @@ class Run:
         event: The event that is handled.
         message: What it says.
         silent_until_version: Up to which version of the partition's stream nothing is emitted.
+        handler: The handler that is run.
         emitter: Emits.
         over: Whether all events have been handled.
         later: What its own handlers have appended to what it reads, with what it says where that is known.
     """
 
-    __slots__ = ("emitter", "event", "later", "message", "over", "partition", "record", "silent_until_version", "state")
+    __slots__ = (
+        "emitter",
+        "event",
+        "handler",
+        "later",
+        "message",
+        "over",
+        "partition",
+        "record",
+        "silent_until_version",
+        "state",
+    )
 
     def __init__(self, record: ProjectionRecord, state: Any = None, partition: str | None = None) -> None:
         self.record: ProjectionRecord = record
@@ -300,6 +312,7 @@ class Run:
         self.partition: str | None = partition
         self.event: StoredEvent | None = None
         self.message: Message[Any] | None = None
+        self.handler: Endpoint | None = None
         self.silent_until_version: int = 0
         self.emitter: Emitter | None = None
         self.over: bool = False
@@ -428,7 +441,7 @@ def methods_of(cls: type, described: Projection, endpoints: Sequence[Endpoint]) 
     queries = [one for one in endpoints if one.owner is cls and one.kind is Kind.QUERY]
     for endpoint in (*handlers, *hooks.values(), *queries):
         for parameter in asked_for(endpoint):
-            asked.update([parameter.annotation] if _hashable(parameter.annotation) else [])
+            asked.update([parameter.annotation] if is_hashable(parameter.annotation) else [])
             for marker in parameter.metadata:
                 if isinstance(marker, ProjectionState) or marker is ProjectionState:
                     default = marker.default if isinstance(marker, ProjectionState) else None
@@ -473,14 +486,6 @@ def _plain(annotated: Any) -> Any:
         kept = [one for one in metadata if not isinstance(one, ProjectionState) and one is not ProjectionState]
         return Annotated[base, *kept] if kept else base
     return annotated
-
-
-def _hashable(value: object) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def hidden(endpoint: Endpoint, described: Projection) -> Endpoint:

@@ -7,13 +7,15 @@ What cannot be asked is told as a text in its place: a broker that is down hides
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import anyio
 
+from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.plugin import Assembly, Runnable
+from ecotone_fastapi.core.process import this_process
 from ecotone_fastapi.core.supervision import RunnableHealth
 from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.messaging.outbox import OutboxStorage
@@ -89,34 +91,64 @@ class Overview:
         answers = await ask_about({name: channel})
         return channel_report(name, channel, answers, self._consumers().get(name))
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The names of all channels but those of the outbox."""
+        outboxes = {relay.lanes[name].outbox.name for name, relay in self._lanes().items()}
+        return tuple(name for name in self._assembly.channels if name not in outboxes)
+
+    async def channels(self, names: Sequence[str]) -> Sequence[ChannelReport]:
+        """Return how some channels are.
+
+        Args:
+            names: Their names, some of those that there are.
+        """
+        channels = {name: self._assembly.channels[name] for name in names}
+        answers, consumers = await ask_about(channels, self._together), self._consumers()
+        return [channel_report(name, one, answers, consumers.get(name)) for name, one in channels.items()]
+
     async def projection(self, name: str) -> ProjectionReport:
         """Return how one projection is.
 
         Args:
             name: Its name, one of those that there are.
         """
-        projections = cast("Projections", self._assembly.services[Projections])
-        answers = await ask_all({("projection", name): status_of(projections, name)})
-        return projection_report(name, answers["projection", name])
+        [report] = await self.projections([name])
+        return report
 
-    async def outbox(self) -> Sequence[LaneReport]:
-        """Return what is on its way to channels of brokers, also to those that nobody here can send to.
+    async def projections(self, names: Sequence[str]) -> Sequence[ProjectionReport]:
+        """Return how some projections are.
+
+        Args:
+            names: Their names, some of those that there are.
+        """
+        projections = cast("Projections", self._assembly.services[Projections])
+        answers = await ask_all({("projection", name): status_of(projections, name) for name in names})
+        return [projection_report(name, answers["projection", name]) for name in names]
+
+    async def outboxes(self) -> Mapping[str, Channel]:
+        """Return where messages wait for channels of brokers, also for those that nobody here can send to.
 
         Finding those takes a look at everything that waits in the database; a report is without them.
 
         Raises:
             ChannelError: The database cannot be reached.
         """
-        relays = self._lanes()
-        waiting = {name: relay.lanes[name].outbox for name, relay in relays.items()}
+        waiting = {name: relay.lanes[name].outbox for name, relay in self._lanes().items()}
         storage = cast("OutboxStorage | None", self._assembly.services.get(OutboxStorage))
         if storage is not None:
             waiting |= {name: storage.outbox_for(name) for name in await storage.outboxes() if name not in waiting}
+        return waiting
+
+    async def outbox(self, waiting: Mapping[str, Channel]) -> Sequence[LaneReport]:
+        """Return what is on its way to some channels of brokers.
+
+        Args:
+            waiting: Where it waits, by the names of the channels; some of what `outboxes` has told.
+        """
+        relays = self._lanes()
         answers = await ask_about({one.name: one for one in waiting.values()}, self._together)
-        return [
-            lane_report(name, channel.name, relays[name].name if name in relays else None, answers)
-            for name, channel in waiting.items()
-        ]
+        return [lane_report(name, channel.name, relays.get(name), answers) for name, channel in waiting.items()]
 
     async def _look(self) -> Report:
         services, channels = self._assembly.services, self._assembly.channels
@@ -137,13 +169,14 @@ class Overview:
         outboxes = {name: relay.lanes[name].outbox.name for name, relay in lanes.items()}
         return Report(
             at=self._assembly.gateway.clock.now(),
+            process=this_process(),
             channels=tuple(
                 channel_report(name, channel, answers, consumers.get(name))
                 for name, channel in channels.items()
                 if name not in outboxes.values()
             ),
             runnables=self.runnables(),
-            outbox=tuple(lane_report(name, outboxes[name], relay.name, answers) for name, relay in lanes.items()),
+            outbox=tuple(lane_report(name, outboxes[name], relay, answers) for name, relay in lanes.items()),
             dead_letters=count_of(answers.get(("dead letters", "")), "the application has no dead letter"),
             scheduled=count_of(answers.get(("scheduled", "")), "the application keeps no schedules"),
             projections=tuple(projection_report(name, answers["projection", name]) for name in names),

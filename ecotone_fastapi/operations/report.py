@@ -46,7 +46,8 @@ class RunnableReport:
         failures: How often in a row its loop has broken off.
         last_error: What its loop broke off with last.
         handled: How many messages it has handled well.
-        failed: How many deliveries did not go well, each attempt at a message on its own; `None` where nobody counts.
+        failed: How many messages or events did not go well, each attempt at one on its own; of a relay, those that
+            could not be sent. `None` where nobody counts.
         rate: How many messages it handles well per second, over the last minute as far as somebody has looked, else
             since the last look; `None` when no time has passed.
         rate_seconds: Over how many seconds the rate was measured.
@@ -101,6 +102,8 @@ class LaneReport:
         oldest_age: For how many seconds the oldest message has been ready to be sent; `None` when none is.
         problem: Why that cannot be told.
         relay: The name of the runnable that empties it; `None` when no runnable of this application does.
+        failures: How many attempts in a row have failed to reach the channel, in this process.
+        last_error: What the last of them has failed with.
     """
 
     channel: str
@@ -108,6 +111,8 @@ class LaneReport:
     oldest_age: float | None
     problem: str | None
     relay: str | None
+    failures: int
+    last_error: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +175,8 @@ class Report:
 
     Args:
         at: The moment.
+        process: The process that tells it, by host and process id: consumers and other runnables are those of this one
+            alone, with all of their numbers.
         channels: Its channels, without those of the outbox.
         runnables: Everything that can run beside it; consumers are told with their channels, too.
         outbox: What is on its way to channels of brokers.
@@ -179,6 +186,7 @@ class Report:
     """
 
     at: datetime
+    process: str
     channels: tuple[ChannelReport, ...]
     runnables: tuple[RunnableReport, ...]
     outbox: tuple[LaneReport, ...]

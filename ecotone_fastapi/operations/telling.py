@@ -1,7 +1,7 @@
 """From answers to a report."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.consumer import Consumer
@@ -60,12 +60,19 @@ def runnable_report(
         failures=health.failures if health is not None else 0,
         last_error=last_error,
         handled=handled,
-        failed=consumer.failed if consumer is not None else None,
+        failed=runnable.failed if isinstance(runnable, _CountsFailures) else None,
         rate=rate.per_second if rate is not None else None,
         rate_seconds=rate.seconds if rate is not None else None,
         paused=bool(pauses),
         pauses=pauses,
     )
+
+
+@runtime_checkable
+class _CountsFailures(Protocol):
+    """A runnable that counts what did not go well."""
+
+    failed: int
 
 
 def status_of(projections: Projections, name: str) -> Question:
@@ -97,22 +104,25 @@ def channel_report(
     )
 
 
-def lane_report(name: str, outbox: str, relay: str | None, answers: Mapping[Subject, Answer]) -> LaneReport:
+def lane_report(name: str, outbox: str, relay: Relay | None, answers: Mapping[Subject, Answer]) -> LaneReport:
     """Return how the outbox of a channel is.
 
     Args:
         name: The channel.
         outbox: The name of the channel that its messages wait on.
-        relay: The name of what empties that.
+        relay: What empties that.
         answers: What it has answered, among others.
     """
+    trouble = relay.troubles.get(name) if relay is not None else None
     depth, age = answers.get(("depth of", outbox), Answer()), answers.get(("age of", outbox))
     return LaneReport(
         channel=name,
         depth=depth.value,
         oldest_age=_age(age),
         problem=depth.problem or (age.problem if age is not None else None),
-        relay=relay,
+        relay=relay.name if relay is not None else None,
+        failures=trouble.failures if trouble is not None else 0,
+        last_error=cut(trouble.error, LINE) if trouble is not None else None,
     )
 
 

@@ -17,7 +17,9 @@ from fastapi.requests import HTTPConnection
 from fastapi.security import SecurityScopes
 
 from ecotone_fastapi.core.errors import UnresolvableParameterError
-from ecotone_fastapi.core.injection import (
+from ecotone_fastapi.core.pipeline import Scope
+from ecotone_fastapi.core.signatures import EMPTY, Parameter
+from ecotone_fastapi.core.suppliers import (
     Dependency,
     FromScope,
     FromSecurityScopes,
@@ -26,8 +28,6 @@ from ecotone_fastapi.core.injection import (
     Wanted,
     header_reader,
 )
-from ecotone_fastapi.core.pipeline import Scope
-from ecotone_fastapi.core.signatures import EMPTY, Parameter
 from ecotone_fastapi.web.buses import DependsType
 
 

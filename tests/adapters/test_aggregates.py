@@ -11,13 +11,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from ecotone_fastapi import aggregate
 from ecotone_fastapi.adapters.memory import MemoryAggregates
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.core.clock import SystemClock
-from ecotone_fastapi.core.conversion import Conversion
-from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.testing.conformance import AggregateStoreConformance
 from ecotone_fastapi.testing.conformance.aggregates import Account, Seat
+from tests.databases import InDatabase, unit_of_work
 
 # ---------------------------------------------------------------------------------------------------------- in memory
 
@@ -33,20 +30,14 @@ class TestMemoryAggregates(AggregateStoreConformance):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
-        async with Gateway(Conversion(()), SystemClock()).unit_of_work(Message(b"", {"id": "cause"})):
+        async with unit_of_work():
             yield
 
 
 # ------------------------------------------------------------------------------------------------------- in databases
 
 
-class InDatabase(AggregateStoreConformance):
-    database: SqlAlchemy
-
-    @pytest.fixture
-    def url(self) -> str:
-        raise NotImplementedError
-
+class SqlAggregateStores(InDatabase, AggregateStoreConformance):
     @pytest.fixture(autouse=True)
     async def application(self, url: str) -> AsyncIterator[None]:
         self.database = SqlAlchemy(url, create_schema=True)
@@ -60,12 +51,6 @@ class InDatabase(AggregateStoreConformance):
         classes = [type(self.account("a", 0)), type(self.seat("a", 0))]
         [store] = [one for one in self.database.aggregate_stores if all(one.serves(cls) for cls in classes)]
         yield store
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        async with Gateway(Conversion(()), SystemClock()).unit_of_work(Message(b"", {"id": "cause"})) as scope:
-            await scope.enter(self.database.begin(scope))
-            yield
 
 
 class Base(DeclarativeBase):
@@ -113,7 +98,7 @@ class LockedSeat(Base):
     taken_by: Mapped[str | None] = mapped_column(String(20))
 
 
-class AsJson(InDatabase):
+class AsJson(SqlAggregateStores):
     def account(self, account_id: str, balance: int) -> Any:
         return Account(account_id, balance)
 
@@ -121,7 +106,7 @@ class AsJson(InDatabase):
         return Seat(row, number, taken_by)
 
 
-class AsVersionedRows(InDatabase):
+class AsVersionedRows(SqlAggregateStores):
     identifiers: Sequence[str] = ("a", "A", " a", "é", "e\u0301", "x" * 190, "' OR 1=1; -- :i")
 
     def account(self, account_id: str, balance: int) -> Any:

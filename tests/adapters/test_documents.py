@@ -19,15 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from ecotone_fastapi import Ecotone, command_handler
 from ecotone_fastapi.adapters.memory import MemoryDocuments, MemoryInbox
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.core.clock import SystemClock
-from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import ConcurrencyError
-from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.core.message import Message
-from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.modelling.document_filters import Filter
 from ecotone_fastapi.modelling.documents import Collection, DocumentStore
 from ecotone_fastapi.testing import DocumentStoreConformance, TravellingClock
+from tests.databases import InDatabase, unit_of_work
 
 # ----------------------------------------------------------------------------------- conditions and pages, by a model
 
@@ -212,10 +208,6 @@ by_model = settings(
 # ---------------------------------------------------------------------------------------------------------- in memory
 
 
-def unit_of_work() -> AbstractAsyncContextManager[Scope]:
-    return Gateway(Conversion(()), SystemClock()).unit_of_work(Message(b"", {"id": "cause"}))
-
-
 class TestMemoryDocuments(DocumentStoreConformance):
     @pytest.fixture(autouse=True)
     def memory(self) -> None:
@@ -319,28 +311,10 @@ async def test_in_memory_an_inbox_and_documents_that_wait_for_each_other_do_not_
 # ------------------------------------------------------------------------------------------------------- in databases
 
 
-class SqlDocumentStores(DocumentStoreConformance):
-    database: SqlAlchemy
-
-    @pytest.fixture
-    def url(self) -> str:
-        raise NotImplementedError
-
-    @pytest.fixture(autouse=True)
-    async def application(self, url: str) -> AsyncIterator[None]:
-        self.database = SqlAlchemy(url, create_schema=True)
-        async with self.database.lifespan():
-            yield
-
+class SqlDocumentStores(InDatabase, DocumentStoreConformance):
     @asynccontextmanager
     async def documents(self) -> AsyncIterator[DocumentStore]:
         yield self.database.documents
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        async with unit_of_work() as scope:
-            await scope.enter(self.database.begin(scope))
-            yield
 
     @given(search=searches)
     @settings(by_model, max_examples=40)

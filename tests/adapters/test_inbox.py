@@ -1,7 +1,7 @@
 """Inboxes: the shipped suite against every database and driver and in memory, and what is particular about each."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -9,20 +9,11 @@ import pytest
 from sqlalchemy import make_url, text
 
 from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryInbox
-from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.core.clock import SystemClock
-from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import ConcurrencyError
-from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.messaging.deduplication import DeduplicationStore
 from ecotone_fastapi.testing.conformance import InboxConformance
 from ecotone_fastapi.testing.flow import TravellingClock
-
-
-def unit_of_work() -> AbstractAsyncContextManager[object]:
-    return Gateway(Conversion(()), SystemClock()).unit_of_work(Message(b"", {"id": "cause"}))
-
+from tests.databases import InDatabase, unit_of_work
 
 # ---------------------------------------------------------------------------------------------------------- in memory
 
@@ -119,28 +110,10 @@ async def test_in_memory_who_is_in_no_unit_waits_for_one_that_is(forgets: bool) 
 # ------------------------------------------------------------------------------------------------------- in databases
 
 
-class SqlInboxes(InboxConformance):
-    database: SqlAlchemy
-
-    @pytest.fixture
-    def url(self) -> str:
-        raise NotImplementedError
-
-    @pytest.fixture(autouse=True)
-    async def application(self, url: str) -> AsyncIterator[None]:
-        self.database = SqlAlchemy(url, create_schema=True)
-        async with self.database.lifespan():
-            yield
-
+class SqlInboxes(InDatabase, InboxConformance):
     @asynccontextmanager
     async def inbox(self) -> AsyncIterator[DeduplicationStore]:
         yield self.database.inbox
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        async with Gateway(Conversion(()), SystemClock()).unit_of_work(Message(b"", {"id": "cause"})) as scope:
-            await scope.enter(self.database.begin(scope))
-            yield
 
     async def test_it_covers_the_channels_of_its_database_alone(self) -> None:
         async with self.inbox() as inbox:

@@ -1,7 +1,7 @@
 """Events in memory: the shipped suite, and what is particular about them."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -10,20 +10,13 @@ from anyio.lowlevel import checkpoint
 from hypothesis import HealthCheck, given, settings
 
 from ecotone_fastapi.adapters.memory import MemoryEvents, MemoryInbox
-from ecotone_fastapi.core.clock import SystemClock
-from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import ConcurrencyError
-from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.modelling.event_storage import EventStorage, Expected
 from ecotone_fastapi.testing import EventStoreConformance, TravellingClock
 from ecotone_fastapi.testing.conformance.event_order import Step
 from ecotone_fastapi.testing.conformance.event_steps import facts, versions
+from tests.databases import unit_of_work
 from tests.interleavings import STEPS
-
-
-def unit_of_work() -> AbstractAsyncContextManager[object]:
-    return Gateway(Conversion(()), SystemClock()).unit_of_work(Message(b"", {"id": "cause"}))
 
 
 class TestMemoryEvents(EventStoreConformance):
@@ -40,7 +33,11 @@ class TestMemoryEvents(EventStoreConformance):
         async with unit_of_work():
             yield
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
     @given(script=STEPS)
     async def test_e20_writers_and_readers_may_do_anything(self, script: Sequence[Step]) -> None:
         await self.run_steps(script)

@@ -185,7 +185,8 @@ def test_from_the_request_to_the_last_effect_in_another_process_it_is_one_trace(
             ecotone("run", "application:ecotone", cwd=tmp_path, env={**environment, "SERVICE": "worker"}) as worker,
         ):
             assert httpx.post(f"{address}/orders", json={"order_id": "1"}, timeout=30).status_code == 202
-            expected = {f"ack {queue}", "ack mails", "project shipments", f"send {queue}", "POST /orders"}
+            acks = {f"ack {queue}", "ack mails", "ack outbox/shipping"}
+            expected = {*acks, "project shipments", f"send {queue}", "POST /orders"}
             eventually(lambda: expected <= {span.name for span in receiver.spans()}, "all spans at the receiver")
             worker.send(signal.SIGTERM)
             worker.ends()
@@ -203,6 +204,7 @@ def test_from_the_request_to_the_last_effect_in_another_process_it_is_one_trace(
                     ack mails [worker, client] ~ create mails
                     handle mail [worker, internal]
                 create shipping [web, producer]
+                  ack outbox/shipping [worker, client] ~ create shipping
                   ack shipping [worker, client] ~ create shipping
                   process shipping [worker, consumer] ~ create shipping
                     handle ship [worker, internal]

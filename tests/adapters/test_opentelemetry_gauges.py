@@ -30,18 +30,10 @@ from ecotone_fastapi.operations.overview import Overview
 from ecotone_fastapi.testing.faults import tcp_proxy
 from ecotone_fastapi.testing.flow import TravellingClock
 from tests.adapters.measured import ALL, Measured, Ship, Shipped, Shipping, rabbit
+from tests.databases import MARIADB, POSTGRESQL, SQLITE
 from tests.servers import RemoteChannel, Server, until
 
-SQLITE = pytest.param("sqlite", id="sqlite")
-POSTGRESQL = pytest.param("postgresql", id="postgresql", marks=pytest.mark.postgresql)
-MARIADB = pytest.param("mariadb", id="mariadb", marks=pytest.mark.mariadb)
 EVERY = pytest.mark.parametrize("kind", [SQLITE, POSTGRESQL, MARIADB])
-
-
-@pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{kind}_url")
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------ in databases

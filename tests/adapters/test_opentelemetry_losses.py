@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import anyio
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, make_url, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from ecotone_fastapi import (
@@ -21,19 +23,14 @@ from ecotone_fastapi import (
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core import Limits, Message
+from ecotone_fastapi.modelling.projection_plugin import Projecting
+from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.testing.faults import tcp_proxy
 from tests.adapters.measured import ALL, Measured, Ship, Shipped, Shipping, rabbit
+from tests.databases import POSTGRESQL, SQLITE
 from tests.servers import until
 
-SQLITE = pytest.param("sqlite", id="sqlite")
-POSTGRESQL = pytest.param("postgresql", id="postgresql", marks=pytest.mark.postgresql)
 BOTH = pytest.mark.parametrize("kind", [SQLITE, POSTGRESQL])
-
-
-@pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{kind}_url")
-    return found
 
 
 @BOTH
@@ -133,6 +130,99 @@ async def test_a_projection_that_was_taken_over_by_another_process_is_counted_as
         "messaging.destination.name": "shipped",
     }
     assert measured.points("messaging.process.duration")[0].attributes["error.type"].endswith(".LeaseLostError")
+
+
+@pytest.mark.postgresql
+async def test_the_lease_of_a_projection_with_partitions_that_was_taken_over_is_counted(postgresql_url: str) -> None:
+    @projection("shipped", categories=["order"], mode="asynchronous", partitioned=True)
+    class Robbed:
+        @event_handler
+        async def count(self, event: Shipped) -> None: ...
+
+    measured, engine = Measured(), create_async_engine(postgresql_url)
+    database = SqlAlchemy(postgresql_url, create_schema=True)
+    store, note = database.projections, database.projections.note
+
+    async def robbed(record: Any, wanted: Any) -> None:
+        async with engine.begin() as connection:
+            await connection.execute(text("UPDATE ecotone_projection SET lease_token = lease_token + 1"))
+        await note(record, wanted)
+
+    setattr(store, "note", robbed)  # noqa: B010
+    async with Ecotone([Robbed], plugins=[database, measured.plugin]).running(consumers=False) as ecotone:
+        events = ecotone.assembly.services[EventStore]
+        assert isinstance(events, EventStore)
+        await events.append("order-1", [Shipped(1)])
+        await ecotone.run("shipped", Limits(until_empty=True, seconds=1.0))
+    await engine.dispose()
+
+    lost = measured.points("ecotone.leases.lost")[0]
+    assert lost.value >= 1
+    assert lost.attributes == {"messaging.system": "ecotone_event_store", "messaging.destination.name": "shipped"}
+
+
+async def test_a_lease_that_could_not_be_renewed_is_counted() -> None:
+    measured, goes_on = Measured(), anyio.Event()
+
+    @projection("shipped", categories=["order"], mode="asynchronous")
+    class Slow:
+        @event_handler
+        async def count(self, event: Shipped) -> None:
+            await goes_on.wait()
+
+    plugins = [Projecting(lease=0.03), measured.plugin]
+    async with Ecotone([Slow], plugins=plugins).running(consumers=False) as ecotone:
+        store = ecotone.assembly.services[ProjectionStore]
+
+        async def renew(*_: object) -> bool:
+            return False  # another one has it by now
+
+        setattr(store, "renew", renew)  # noqa: B010
+        events = ecotone.assembly.services[EventStore]
+        assert isinstance(events, EventStore)
+        await events.append("order-1", [Shipped(1)])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ecotone.run, "shipped")
+            await until(lambda: bool(measured.points("ecotone.leases.lost")))
+            tasks.cancel_scope.cancel()
+
+    lost = measured.points("ecotone.leases.lost")[0]
+    assert lost.attributes["messaging.destination.name"] == "shipped"
+
+
+@pytest.mark.postgresql
+async def test_a_commit_whose_answer_is_lost_is_counted(postgresql_url: str) -> None:
+    @command_handler("ship")
+    async def ship(order: int, session: AsyncSession) -> None:
+        await session.execute(text("CREATE TABLE shipped (id int PRIMARY KEY)"))
+        event.listen(session.get_bind(), "commit", lambda _: proxy.cut())
+
+    measured = Measured()
+    async with tcp_proxy(5432) as proxy:
+        through = make_url(postgresql_url).set(host="127.0.0.1", port=proxy.port)
+        database = SqlAlchemy(through.render_as_string(hide_password=False), create_schema=True)
+        async with Ecotone([ship], plugins=[database, measured.plugin]).running(consumers=False) as ecotone:
+            with pytest.raises(DBAPIError):
+                await ecotone.command_bus.send(1, to="ship")
+
+    [unknown] = measured.points("ecotone.commit.unknown")
+    assert (unknown.value, unknown.attributes) == (1, {"db.system.name": "postgresql"})
+
+
+@BOTH
+async def test_what_cannot_be_committed_at_all_is_no_unknown_outcome(url: str) -> None:
+    @command_handler("ship")
+    async def ship(order: int, session: AsyncSession) -> None:
+        await session.execute(text("CREATE TABLE shipped (id int PRIMARY KEY)"))
+        raise ValueError("unlucky")
+
+    measured = Measured()
+    plugins = [SqlAlchemy(url, create_schema=True), measured.plugin]
+    async with Ecotone([ship], plugins=plugins).running(consumers=False) as ecotone:
+        with pytest.raises(ValueError, match="unlucky"):
+            await ecotone.command_bus.send(1, to="ship")
+
+    assert measured.points("ecotone.commit.unknown") == []
 
 
 @pytest.mark.rabbitmq

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from ecotone_fastapi import (
 )
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.opentelemetry import Metrics
+from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core import Limits, Message
 from ecotone_fastapi.core.errors import ChannelError, OutcomeUnknownError, SendError
 from ecotone_fastapi.messaging.failures import Failures
@@ -575,3 +576,49 @@ async def test_two_applications_of_one_process_are_told_apart_by_their_names() -
         for scope in data.resource_metrics[0].scope_metrics
     }
     assert depths == {"shop": [("shipping", 1)], "office": [("mails", 0)]}
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def url(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
+async def test_claims_are_measured_without_the_wait_for_messages_and_with_what_they_bring(url: str) -> None:
+    measured = Measured()
+    database = SqlAlchemy(url, create_schema=True)
+    channel = database.channel("shipping")
+    async with Ecotone([Shipping()], channels=[channel], plugins=[database, measured.plugin]).running(
+        consumers=False
+    ) as ecotone:
+        for order in range(3):
+            await ecotone.command_bus.send(Ship(order))
+        deliveries = await channel.receive(10, 0.0)
+        await channel.receive(10, 0.3)  # waits in vain, and claims nothing for most of that time
+        for delivery in deliveries:
+            await delivery.nack()
+
+    [size] = measured.points("ecotone.claim.size")
+    [claims] = measured.points("ecotone.claim.duration")
+    assert (size.count, size.value, size.attributes["messaging.destination.name"]) == (1, 3, "shipping")
+    assert size.attributes["messaging.system"] == "ecotone_sql"
+    assert claims.attributes == size.attributes
+    assert claims.count >= 2
+
+
+async def test_the_batches_of_a_relay_are_measured_and_so_are_their_acks(sqlite_url: str) -> None:
+    measured = Measured()
+    broker = MemoryChannel("shipping")
+    broker.capabilities = replace(broker.capabilities, durable=True)
+    setattr(broker, "delivery", "outbox")  # noqa: B010
+    plugins = [SqlAlchemy(sqlite_url, create_schema=True), measured.plugin]
+    async with Ecotone([Shipping()], channels=[broker], plugins=plugins).running(consumers=False) as ecotone:
+        for order in range(5):
+            await ecotone.command_bus.send(Ship(order))
+        await ecotone.run("outbox", ALL)
+
+    [batch] = measured.points("ecotone.claim.size")
+    assert (batch.count, batch.value, batch.attributes["messaging.destination.name"]) == (1, 5, "outbox/shipping")
+    [settled] = measured.points("messaging.client.operation.duration", type="settle")
+    assert (settled.count, settled.attributes["messaging.operation.name"]) == (1, "ack")
+    assert settled.attributes["messaging.destination.name"] == "outbox/shipping"

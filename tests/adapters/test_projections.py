@@ -1,7 +1,7 @@
 """Stores of projections: the shipped suite in memory and against every database."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -13,10 +13,7 @@ from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.testing.conformance import ProjectionStoreConformance
-
-
-def unit_of_work() -> AbstractAsyncContextManager[object]:
-    return Gateway(Conversion(()), SystemClock()).unit_of_work(Message(b"", {"id": "cause"}))
+from tests.databases import unit_of_work
 
 
 class TestMemoryProjections(ProjectionStoreConformance):

@@ -9,12 +9,9 @@ import pytest
 
 from ecotone_fastapi.adapters.memory import MemorySnapshots
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.core.clock import SystemClock
-from ecotone_fastapi.core.conversion import Conversion
-from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.modelling.snapshots import Snapshot, SnapshotStore
+from tests.databases import unit_of_work
 
 FIRST = Snapshot(
     stream="basket-7",
@@ -26,10 +23,6 @@ FIRST = Snapshot(
     taken_at=datetime(2026, 1, 31, tzinfo=UTC),
 )
 Opened = tuple[SnapshotStore, Callable[[], AbstractAsyncContextManager[Scope]]]
-
-
-def unit_of_work() -> AbstractAsyncContextManager[Scope]:
-    return Gateway(Conversion(()), SystemClock()).unit_of_work(Message(b"", {"id": "cause"}))
 
 
 @pytest.fixture(

@@ -12,7 +12,7 @@ from typing import Annotated, Self
 import httpx
 import pytest
 from fastapi import Depends, FastAPI
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
@@ -27,22 +27,10 @@ from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message, new_id
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Limits
+from tests.databases import ASYNCPG, MARIADB, PSYCOPG, SQLITE
 
-SQLITE = pytest.param("sqlite", id="sqlite")
-ASYNCPG = pytest.param("asyncpg", id="asyncpg", marks=pytest.mark.postgresql)
-PSYCOPG = pytest.param("psycopg", id="psycopg", marks=pytest.mark.postgresql)
-MARIADB = pytest.param("mariadb", id="mariadb", marks=pytest.mark.mariadb)
 EVERY = pytest.mark.parametrize("kind", [SQLITE, ASYNCPG, PSYCOPG, MARIADB])
 POSTGRESQL = pytest.mark.parametrize("kind", [ASYNCPG, PSYCOPG])
-
-
-@pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest) -> str:
-    name = {"sqlite": "sqlite_url", "mariadb": "mariadb_url"}.get(kind, "postgresql_url")
-    address: str = request.getfixturevalue(name)
-    if name != "postgresql_url":
-        return address
-    return make_url(address).set(drivername=f"postgresql+{kind}").render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -339,8 +327,9 @@ async def test_a_savepoint_goes_with_its_unit(database: SqlAlchemy) -> None:
 async def test_a_savepoint_that_is_cancelled_leaves_nothing(database: SqlAlchemy) -> None:
     async with unit(database) as (scope, session):
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05), database.savepoint(scope):
+            async with asyncio.timeout(None) as limit, database.savepoint(scope):
                 await add(session, "inside")
+                limit.reschedule(0.0)
                 await asyncio.Event().wait()
         await add(session, "after")
 

@@ -44,6 +44,7 @@ from ecotone_fastapi.testing import EventStoreConformance, flow_test
 from ecotone_fastapi.testing.conformance.event_order import Step
 from ecotone_fastapi.testing.conformance.event_steps import Reader, everything, fact, facts, places, streams, versions
 from ecotone_fastapi.testing.conformance.hooks import OpenUnit
+from tests.databases import ASYNCPG, MARIADB, PSYCOPG, SQLITE
 from tests.interleavings import STEPS
 
 
@@ -83,7 +84,11 @@ class SqlEventStores(EventStoreConformance):
         async with unit(self.database):
             yield
 
-    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=10,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
     @given(script=STEPS)
     async def test_e20_writers_and_readers_may_do_anything(self, script: Sequence[Step]) -> None:
         await self.run_steps(script)
@@ -201,21 +206,8 @@ async def restored(connection: AsyncConnection) -> None:
         )
 
 
-SQLITE = pytest.param("sqlite", id="sqlite")
-ASYNCPG = pytest.param("asyncpg", id="asyncpg", marks=pytest.mark.postgresql)
-PSYCOPG = pytest.param("psycopg", id="psycopg", marks=pytest.mark.postgresql)
-MARIADB = pytest.param("mariadb", id="mariadb", marks=pytest.mark.mariadb)
 EVERY = pytest.mark.parametrize("kind", [SQLITE, ASYNCPG, PSYCOPG, MARIADB])
 POSTGRESQL = pytest.mark.parametrize("kind", [ASYNCPG, PSYCOPG])
-
-
-@pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest) -> str:
-    name = {"sqlite": "sqlite_url", "mariadb": "mariadb_url"}.get(kind, "postgresql_url")
-    address: str = request.getfixturevalue(name)
-    if name != "postgresql_url":
-        return address
-    return make_url(address).set(drivername=f"postgresql+{kind}").render_as_string(hide_password=False)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from hypothesis import HealthCheck, given, settings
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from ecotone_fastapi import Backoff, Ecotone, Failures, asynchronous, command_handler
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
@@ -21,23 +21,11 @@ from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Limits
 from ecotone_fastapi.testing import flow_test
 from tests.adapters.test_sqlalchemy_conformance import OnMariaDB, OnPostgreSQL, OnSQLite, SqlChannels
+from tests.databases import ASYNCPG, MARIADB, PSYCOPG, SQLITE
 from tests.orders import SENT, MovingClock, Sent, handled_in_order
 
-SQLITE = pytest.param("sqlite", id="sqlite")
-ASYNCPG = pytest.param("asyncpg", id="asyncpg", marks=pytest.mark.postgresql)
-PSYCOPG = pytest.param("psycopg", id="psycopg", marks=pytest.mark.postgresql)
-MARIADB = pytest.param("mariadb", id="mariadb", marks=pytest.mark.mariadb)
 EVERY = pytest.mark.parametrize("kind", [SQLITE, ASYNCPG, PSYCOPG, MARIADB])
 SERVERS = pytest.mark.parametrize("kind", [ASYNCPG, MARIADB])
-
-
-@pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest) -> str:
-    name = {"sqlite": "sqlite_url", "mariadb": "mariadb_url"}.get(kind, "postgresql_url")
-    address: str = request.getfixturevalue(name)
-    if name != "postgresql_url":
-        return address
-    return make_url(address).set(drivername=f"postgresql+{kind}").render_as_string(hide_password=False)
 
 
 class Processes:
@@ -246,7 +234,9 @@ async def test_of_many_that_claim_at_once_nobody_gets_two_of_a_key(processes: Pr
 
 
 @EVERY
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(sent=SENT)
 async def test_each_key_is_handled_in_the_order_of_sending(processes: Processes, sent: Sequence[Sent]) -> None:
     clock = MovingClock()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ecotone_fastapi.cli import deadletter
+from ecotone_fastapi.cli import output
 from ecotone_fastapi.core.plugin import Limits
 from tests.cli.conftest import Project
 
@@ -389,7 +389,7 @@ def test_bulk_work_shows_how_far_it_is_on_a_terminal(shop: Shop, monkeypatch: py
     shop.fails("1", "2")
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=100)
-    monkeypatch.setattr(deadletter, "console", lambda **_: terminal)
+    monkeypatch.setattr(output, "console", lambda **_: terminal)
 
     shop.run("replay", "--all", "--yes")
 

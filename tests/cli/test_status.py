@@ -131,7 +131,9 @@ def test_an_application_with_nothing_to_do_is_well(shop: Project) -> None:
     assert " ".join(result.stdout.split()) == (
         "CHANNEL TYPE WAITING OLDEST CONSUMER orders SqlChannel 0 - not paused "
         "PROJECTION MODE VERSION CONDITION BEHIND LAG RUNNER STANDS STILL "
-        "orders_list asynchronous - not initialised - - - - dead letters: 0 scheduled: 0"
+        "orders_list asynchronous - not initialised - - - - "
+        "Which processes run the consumers is not known here: the health of each tells its own. "
+        "dead letters: 0 scheduled: 0"
     )
 
 
@@ -329,8 +331,8 @@ def test_what_a_server_says_cannot_command_a_terminal() -> None:
 def report(**parts: Any) -> Report:
     nothing = Count(count=0)
     defaults: dict[str, Any] = {
-        "at": SystemClock().now(), "channels": (), "runnables": (), "outbox": (), "dead_letters": nothing,
-        "scheduled": nothing, "projections": (),
+        "at": SystemClock().now(), "process": "web-1:1", "channels": (), "runnables": (), "outbox": (),
+        "dead_letters": nothing, "scheduled": nothing, "projections": (),
     }  # fmt: skip
     return Report(**{**defaults, **parts})
 
@@ -351,6 +353,12 @@ def projection(*versions: VersionReport, **parts: Any) -> ProjectionReport:
     return ProjectionReport(versions=versions, **{**defaults, **parts})
 
 
+def _lane() -> LaneReport:
+    return LaneReport(
+        channel="mails", depth=2, oldest_age=5.0, problem=None, relay="outbox", failures=0, last_error=None
+    )
+
+
 @pytest.mark.parametrize(
     ("found", "limits", "lines"),
     [
@@ -366,7 +374,7 @@ def projection(*versions: VersionReport, **parts: Any) -> ProjectionReport:
             ],
         ),
         (
-            report(outbox=(LaneReport(channel="mails", depth=2, oldest_age=5.0, problem=None, relay="outbox"),)),
+            report(outbox=(_lane(),)),
             Limits(depth=1),
             ["outbox of mails: 2 messages wait, more than 1"],
         ),

@@ -28,10 +28,10 @@ from ecotone_fastapi.core.gateway import (
     current_message,
     current_scope,
 )
-from ecotone_fastapi.core.injection import MessageHeader
 from ecotone_fastapi.core.message import Message, message_name
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope, Stage
 from ecotone_fastapi.core.plugin import Assembly
+from ecotone_fastapi.core.suppliers import MessageHeader
 from ecotone_fastapi.messaging.asynchronous import asynchronous
 from ecotone_fastapi.testing.flow import Flow, flow_test
 

@@ -39,7 +39,10 @@ from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.endpoint import Inline, mark
 from ecotone_fastapi.core.errors import ConfigurationError, HeaderError, UnresolvableParameterError
 from ecotone_fastapi.core.gateway import current_scope
-from ecotone_fastapi.core.injection import (
+from ecotone_fastapi.core.pipeline import Call, Proceed, Stage
+from ecotone_fastapi.core.plugin import Assembly
+from ecotone_fastapi.core.signatures import Parameter
+from ecotone_fastapi.core.suppliers import (
     Constant,
     Dependency,
     FromMessage,
@@ -47,9 +50,6 @@ from ecotone_fastapi.core.injection import (
     Supplier,
     Wanted,
 )
-from ecotone_fastapi.core.pipeline import Call, Proceed, Stage
-from ecotone_fastapi.core.plugin import Assembly
-from ecotone_fastapi.core.signatures import Parameter
 from ecotone_fastapi.web.buses import get_command_bus
 from ecotone_fastapi.web.markers import probed
 

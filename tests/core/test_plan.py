@@ -27,13 +27,9 @@ from ecotone_fastapi import (
     query_handler,
 )
 from ecotone_fastapi.core.endpoint import Inline, mark
-from ecotone_fastapi.core.injection import (
-    Dependency,
-    Supplier,
-    Wanted,
-)
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.signatures import Parameter
+from ecotone_fastapi.core.suppliers import Dependency, Supplier, Wanted
 from ecotone_fastapi.web import command_bus, query_bus
 from tests.servers import until
 

@@ -12,10 +12,11 @@ from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.endpoint import Endpoint, Kind, command_handler, event_handler, mark, query_handler
 from ecotone_fastapi.core.errors import ConfigurationError, UnknownChannelError
 from ecotone_fastapi.core.gateway import Gateway
-from ecotone_fastapi.core.injection import Constant, Parameter, Supplier, Wanted
+from ecotone_fastapi.core.injection import Parameter
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Plugin
+from ecotone_fastapi.core.suppliers import Constant, Supplier, Wanted
 from ecotone_fastapi.messaging.asynchronous import asynchronous
 from ecotone_fastapi.testing.flow import flow_test
 

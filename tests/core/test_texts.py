@@ -80,3 +80,11 @@ def test_the_first_line_is_what_any_log_can_take(text: str, line: str) -> None:
 )
 def test_an_error_is_told_in_one_line(error: BaseException, line: str) -> None:
     assert in_one_line(error) == line
+
+
+def test_an_error_that_cannot_tell_what_it_is_is_told_all_the_same() -> None:
+    class UntellableError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("not today")
+
+    assert in_one_line(UntellableError()) == "UntellableError: (its text cannot be told: RuntimeError)"

@@ -27,7 +27,7 @@ from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.errors import ChannelError
 from tests.faults.world import eventually
 
-BUSY = 0.2  # seconds for which a writer waits for another one
+BUSY = 1.0  # seconds for which a writer waits for another one
 MANY = 40  # lines of a log that nobody would call a storm
 
 

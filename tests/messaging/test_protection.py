@@ -31,6 +31,7 @@ from ecotone_fastapi.core import Assembly, Limits, Message
 from ecotone_fastapi.core.errors import ChannelError, ConversionError
 from ecotone_fastapi.core.supervision import Condition
 from ecotone_fastapi.testing import Flow, flow_test
+from tests.databases import MARIADB, POSTGRESQL, SQLITE
 from tests.orders import SENT, MovingClock, Sent, handled_in_order
 from tests.servers import until
 
@@ -250,15 +251,12 @@ class Processes:
             yield ecotone
 
 
-SQLITE = pytest.param("sqlite_url", id="sqlite")
-POSTGRESQL = pytest.param("postgresql_url", id="postgresql", marks=pytest.mark.postgresql)
-MARIADB = pytest.param("mariadb_url", id="mariadb", marks=pytest.mark.mariadb)
-EVERY = pytest.mark.parametrize("fixture", [SQLITE, POSTGRESQL, MARIADB])
+EVERY = pytest.mark.parametrize("kind", [SQLITE, POSTGRESQL, MARIADB])
 
 
 @pytest.fixture
-def processes(fixture: str, request: pytest.FixtureRequest) -> Processes:
-    return Processes(request.getfixturevalue(fixture))
+def processes(url: str) -> Processes:
+    return Processes(url)
 
 
 @EVERY
@@ -292,7 +290,7 @@ async def test_processes_that_run_learn_of_a_pause_by_looking(processes: Process
         assert there.consumers.paused() == {}
 
 
-@pytest.mark.parametrize("fixture", [SQLITE])
+@pytest.mark.parametrize("kind", [SQLITE])
 async def test_a_process_looks_from_time_to_time(processes: Processes) -> None:
     async with (
         processes.another(interval=0.01, consumers=True) as there,

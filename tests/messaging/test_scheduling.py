@@ -35,12 +35,9 @@ from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, Hea
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.testing import Flow, TravellingClock, flow_test
+from tests.databases import ASYNCPG, MARIADB, PSYCOPG, SQLITE
 
 MEMORY = pytest.param("memory", id="memory")
-SQLITE = pytest.param("sqlite", id="sqlite")
-ASYNCPG = pytest.param("asyncpg", id="asyncpg", marks=pytest.mark.postgresql)
-PSYCOPG = pytest.param("psycopg", id="psycopg", marks=pytest.mark.postgresql)
-MARIADB = pytest.param("mariadb", id="mariadb", marks=pytest.mark.mariadb)
 EVERY = pytest.mark.parametrize("kind", [MEMORY, SQLITE, ASYNCPG, PSYCOPG, MARIADB])
 DATABASES = pytest.mark.parametrize("kind", [SQLITE, ASYNCPG, PSYCOPG, MARIADB])
 
@@ -58,10 +55,7 @@ def plugins_and_channels(url: str | None, names: Iterable[str]) -> tuple[list[Sq
 @pytest.fixture
 def started(kind: str, request: pytest.FixtureRequest) -> Start:
     """Starts an application whose channels `work` and `other` are of one kind."""
-    fixture = {"memory": None, "sqlite": "sqlite_url", "mariadb": "mariadb_url"}.get(kind, "postgresql_url")
-    url: str | None = None if fixture is None else request.getfixturevalue(fixture)
-    if url is not None and kind == "psycopg":
-        url = url.replace("postgresql+asyncpg", "postgresql+psycopg")
+    url: str | None = None if kind == "memory" else request.getfixturevalue("url")
 
     @asynccontextmanager
     async def start(*handlers: object) -> AsyncIterator[Flow]:

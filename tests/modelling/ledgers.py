@@ -294,7 +294,8 @@ class Where:
     """
 
     def __init__(self, url: str | None) -> None:
-        self.url = url
+        # Some write all the time, and SQLite does not say who is next: on a busy machine one may wait for long.
+        self.url = f"{url}?timeout=60" if url is not None and url.startswith("sqlite") else url
         self.events = MemoryEvents()
         self.ledger = MemoryLedger()
         self.checkpoints = MemoryProjections(SystemClock())

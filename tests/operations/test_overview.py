@@ -1,6 +1,7 @@
 """What is told of an application, and of what cannot be asked."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -22,10 +23,12 @@ from ecotone_fastapi import (
 )
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
-from ecotone_fastapi.core.errors import ChannelError
+from ecotone_fastapi.core.errors import ChannelError, ProjectionError
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Limits
-from ecotone_fastapi.core.supervision import Condition
+from ecotone_fastapi.core.supervision import Condition, Pauses
+from ecotone_fastapi.messaging.outbox import Outbox
+from ecotone_fastapi.messaging.relay import Relay, RelaySettings
 from ecotone_fastapi.operations import asking
 from ecotone_fastapi.operations.overview import Overview
 from ecotone_fastapi.operations.report import ChannelReport, Count, Report
@@ -48,6 +51,11 @@ async def ship(order: str) -> None: ...
 @asynchronous("orders")
 @command_handler("wait", id="wait")
 async def wait(order: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Shipped:
+    order: str
 
 
 class Silent(MemoryChannel):
@@ -242,7 +250,7 @@ async def test_a_look_costs_few_statements_however_many_channels_there_are(sqlit
 
         report = await ecotone.overview.report()
 
-        assert len([one for one in statements if "ecotone_" in one]) == 3
+        assert len([one for one in statements if "ecotone_" in one and "paused_at IS NOT NULL" not in one]) == 3
         assert [one.depth for one in report.channels] == [1] + [0] * 20
 
 
@@ -342,3 +350,80 @@ async def test_a_projection_is_told_with_its_lag() -> None:
 async def _append(ecotone: Ecotone, happened: object) -> None:
     store: Any = ecotone.assembly.services[EventStore]
     await store.append("wallet-1", [happened])
+
+
+class Moody(MemoryChannel):
+    """A broker that can be lost."""
+
+    delivery = "outbox"
+    is_lost = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.capabilities = replace(self.capabilities, durable=True)
+
+    async def send(self, messages: Sequence[Message[bytes]]) -> None:
+        if self.is_lost:
+            raise ChannelError("the broker is down")
+        await super().send(messages)
+
+
+async def test_what_a_relay_cannot_send_is_told_until_it_can(sqlite_url: str) -> None:
+    broker, settings = Moody("orders"), RelaySettings(unreachable=Pauses(first=0.01, longest=0.01))
+    plugins = [SqlAlchemy(sqlite_url, create_schema=True), Outbox(settings=settings)]
+    async with Ecotone([ship], channels=[broker], plugins=plugins).running(consumers=["outbox"]) as ecotone:
+        await ecotone.command_bus.send("1", to="ship")
+        relay = next(one for one in ecotone.assembly.runnables.values() if isinstance(one, Relay))
+        await until(lambda: "orders" in relay.troubles and relay.troubles["orders"].failures >= 2)
+
+        assert _failed(ecotone, "outbox") >= 2
+        [lane] = (await ecotone.overview.report()).outbox
+        assert (lane.failures >= 2, lane.last_error) == (True, "ChannelError: the broker is down")
+        [same] = await ecotone.overview.outbox(await ecotone.overview.outboxes())
+        assert same.last_error == lane.last_error
+
+        broker.is_lost = False
+        await until(lambda: relay.handled == 1 and not relay.troubles)
+        [lane] = (await ecotone.overview.report()).outbox
+        assert (lane.depth, lane.failures, lane.last_error) == (0, 0, None)
+
+
+async def test_what_could_not_be_sent_is_no_trouble_any_more_when_it_is_gone(sqlite_url: str) -> None:
+    settings = RelaySettings(unreachable=Pauses(first=0.01, longest=0.01))
+    plugins = [SqlAlchemy(sqlite_url, create_schema=True), Outbox(settings=settings)]
+    async with Ecotone([ship], channels=[Moody("orders")], plugins=plugins).running(consumers=["outbox"]) as ecotone:
+        await ecotone.command_bus.send("1", to="ship")
+        relay = next(one for one in ecotone.assembly.runnables.values() if isinstance(one, Relay))
+        await until(lambda: "orders" in relay.troubles)
+
+        outbox: Any = relay.lanes["orders"].outbox
+        while await outbox.depth():  # as if another relay had sent it
+            await outbox.purge()
+
+        await until(lambda: not relay.troubles)
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+async def test_how_often_a_projection_has_failed_is_told(partitioned: bool) -> None:
+    @projection("broken", categories=["order"], mode="asynchronous", partitioned=partitioned)
+    class Broken:
+        @event_handler
+        async def count(self, event: Shipped) -> None:
+            raise ValueError("unlucky")
+
+    async with Ecotone([Broken]).running(consumers=False) as ecotone:
+        store: Any = ecotone.assembly.services[EventStore]
+        await store.append("order-1", [Shipped("1")])
+        assert _failed(ecotone, "broken") == 0
+        for _ in range(2):
+            with pytest.raises(ProjectionError):
+                await ecotone.run("broken", Limits(until_empty=True))
+            await ecotone.projections.retry("broken")
+
+        assert _failed(ecotone, "broken") == 2
+
+
+def _failed(ecotone: Ecotone, name: str) -> int:
+    [found] = [one.failed for one in ecotone.overview.runnables() if one.name == name]
+    assert found is not None
+    return found

@@ -40,20 +40,12 @@ from ecotone_fastapi.messaging.relay import RelaySettings
 from ecotone_fastapi.testing.flow import Flow, flow_test
 from tests.cli.processes import ecotone, eventually, run_ecotone
 from tests.conftest import SERVERS, execute
+from tests.databases import MARIADB, POSTGRESQL, SQLITE
 from tests.servers import until
 
-SQLITE = pytest.param("sqlite", id="sqlite")
-POSTGRESQL = pytest.param("postgresql", id="postgresql", marks=pytest.mark.postgresql)
-MARIADB = pytest.param("mariadb", id="mariadb", marks=pytest.mark.mariadb)
 EVERY = pytest.mark.parametrize("kind", [SQLITE, POSTGRESQL, MARIADB])
 
 EVERYTHING = Limits(until_empty=True)
-
-
-@pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{kind}_url")
-    return found
 
 
 @dataclass(frozen=True)
@@ -144,8 +136,9 @@ def statements(flow: Flow) -> Iterator[list[str]]:
     engine = found.engine.sync_engine
 
     def note(connection: Connection, cursor: object, statement: str, *rest: object) -> None:
-        # Other processes are told together, whatever the number of messages.
-        if not statement.startswith(("BEGIN", "COMMIT", "SELECT pg_notify")):
+        # Other processes are told together, whatever the number of messages; which consumers pause is looked up every
+        # few seconds, whatever else is done.
+        if not statement.startswith(("BEGIN", "COMMIT", "SELECT pg_notify")) and "paused_at" not in statement:
             seen.append(statement)
 
     event.listen(engine, "before_cursor_execute", note)

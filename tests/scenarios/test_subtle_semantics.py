@@ -14,10 +14,10 @@ from ecotone_fastapi.core.bus import CommandBus, EventBus
 from ecotone_fastapi.core.endpoint import command_handler, event_handler
 from ecotone_fastapi.core.errors import ConversionError, DuplicateHandlerError, HandlerNotFoundError
 from ecotone_fastapi.core.gateway import current_scope
-from ecotone_fastapi.core.injection import MessageHeader
 from ecotone_fastapi.core.message import Message, message_name
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope, Stage
 from ecotone_fastapi.core.plugin import Assembly, Limits
+from ecotone_fastapi.core.suppliers import MessageHeader
 from ecotone_fastapi.messaging.asynchronous import asynchronous
 from ecotone_fastapi.messaging.failures import Backoff, Failures
 from ecotone_fastapi.messaging.transactions import UnitOfWork

@@ -20,6 +20,8 @@ CONSUMER_GROUP = "messaging.consumer.group.name"
 MESSAGE_ID = "messaging.message.id"
 CONVERSATION_ID = "messaging.message.conversation_id"
 BATCH_COUNT = "messaging.batch.message_count"
+CLIENT_ID = "messaging.client.id"
+DELIVERY_TAG = "messaging.rabbitmq.message.delivery_tag"
 ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
 
 # Attributes that are not only about messages
@@ -27,6 +29,7 @@ ERROR_TYPE = "error.type"
 SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
 FUNCTION_NAME = "code.function.name"
+DATABASE = "db.system.name"
 
 ERROR_OTHER = "_OTHER"
 """The `error.type` of a failure that has no type."""
@@ -65,6 +68,9 @@ CONSUMED_MESSAGES = "messaging.client.consumed.messages"
 
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Upper bounds of both durations, in seconds."""
+
+SIZE_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+"""Upper bounds of the sizes of batches, in messages."""
 
 # Attributes of our own instruments, and of their scope
 APPLICATION = "ecotone.application"

@@ -21,6 +21,9 @@ class Instruments:
         redeliveries: Messages that somebody had before and told nothing about.
         leases_lost: Leases that had ended before their messages were settled.
         publish_unknown: Messages that a server was handed and did not confirm.
+        commit_unknown: Transactions whose COMMIT was not answered.
+        claim_duration: How long it takes to claim messages in a database, without the wait for them.
+        claim_size: How many messages a claim has brought: of an outbox, the batch that its relay sends.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -65,6 +68,23 @@ class Instruments:
             "ecotone.leases.lost",
             unit="{lease}",
             description="Number of messages whose lease had ended before they were settled.",
+        )
+        self.commit_unknown: Counter = meter.create_counter(
+            "ecotone.commit.unknown",
+            unit="{transaction}",
+            description="Number of transactions whose COMMIT was not answered: they may have been committed.",
+        )
+        self.claim_duration: Histogram = meter.create_histogram(
+            "ecotone.claim.duration",
+            unit="s",
+            description="Duration of claiming messages in a database, without the wait for them.",
+            explicit_bucket_boundaries_advisory=conventions.DURATION_BUCKETS,
+        )
+        self.claim_size: Histogram = meter.create_histogram(
+            "ecotone.claim.size",
+            unit="{message}",
+            description="Number of messages that one claim has brought; of an outbox, the batch of its relay.",
+            explicit_bucket_boundaries_advisory=conventions.SIZE_BUCKETS,
         )
         self.publish_unknown: Counter = meter.create_counter(
             "ecotone.publish.unknown",

@@ -10,7 +10,15 @@ from opentelemetry.trace import Link, Span, SpanKind, set_span_in_context
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation, ToldHeaders, link_to
-from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, joined, note_failure
+from ecotone_fastapi.adapters.opentelemetry.spans import (
+    about,
+    ambient,
+    delivered,
+    detached,
+    identified,
+    joined,
+    note_failure,
+)
 from ecotone_fastapi.core import (
     Assembly,
     Call,
@@ -109,7 +117,7 @@ class Interceptors:
         assert endpoint is not None
         known = self._handlers.get(endpoint.id)
         if known is None:
-            known = self._handlers[endpoint.id] = _handled(endpoint)
+            known = self._handlers[endpoint.id] = handled(endpoint)
         current = get_current()
         span = self._spans.begin(known[0], current, attributes=known[1])
         context = set_span_in_context(span, current)
@@ -172,6 +180,7 @@ class Interceptors:
         if endpoint is not None:
             attributes[conventions.CONSUMER_GROUP] = named(endpoint)
         attributes[conventions.ATTEMPT] = failed_attempts(delivery.message) + 1
+        delivered(attributes, delivery)
         span = self._spans.begin(name, context, SpanKind.CONSUMER, attributes, links)
         processing = _Process(span)
         known = _processing.set(processing)
@@ -249,7 +258,8 @@ def is_of_users(endpoint: Endpoint) -> bool:
     return endpoint.kind is not Kind.INTERNAL or not endpoint.function.__module__.startswith("ecotone_fastapi.")
 
 
-def _handled(endpoint: Endpoint) -> Described:
+def handled(endpoint: Endpoint) -> Described:
+    """Describe the run of a handler."""
     function = endpoint.function
     name = f"{function.__module__}.{getattr(function, '__qualname__', endpoint.label)}"
     return f"handle {endpoint.label}", {conventions.ENDPOINT: endpoint.id, conventions.FUNCTION_NAME: name}

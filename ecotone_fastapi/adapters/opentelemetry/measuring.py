@@ -88,6 +88,15 @@ class Measuring:
                 told.retries.add(1, _of_retry(work, "instant"))
             case Operation.PARK if error is None:
                 told.parked.add(len(work.messages), _place(_destination_of(work)))
+            case Operation.CLAIM:
+                place = _place(_destination_of(work))
+                told.claim_duration.record(seconds, place if error is None else _failed(place, error))
+                if work.messages:
+                    told.claim_size.record(len(work.messages), place)
+            case Operation.LEASE if isinstance(error, LeaseLostError):
+                self._count_lost(error, _place(_destination_of(work)))
+            case Operation.COMMIT if error is not None:
+                told.commit_unknown.add(1, {conventions.DATABASE: work.place})
             case _:
                 pass
         if isinstance(error, OutcomeUnknownError):
@@ -157,7 +166,7 @@ class _Measured:
 
 
 def _destination_of(work: Work) -> Destination:
-    if work.operation is Operation.PROCESS:
+    if work.operation in (Operation.PROCESS, Operation.LEASE):
         return Destination(system=conventions.EVENT_STORE, name=work.place)
     return destination_of(work.channel, work.place, sending=work.operation is Operation.SEND)
 

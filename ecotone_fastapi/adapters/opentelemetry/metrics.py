@@ -7,6 +7,8 @@ Only the API of OpenTelemetry is used here: who is told what was measured is for
 
 import logging
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +18,6 @@ from opentelemetry.metrics import Meter, MeterProvider, get_meter
 
 from ecotone_fastapi.adapters.opentelemetry.conventions import APPLICATION, SCHEMA_URL, SCOPE
 from ecotone_fastapi.adapters.opentelemetry.instruments import Instruments
-from ecotone_fastapi.adapters.opentelemetry.lateness import told_when_late
 from ecotone_fastapi.adapters.opentelemetry.measuring import Measuring
 from ecotone_fastapi.adapters.opentelemetry.observing import Observing, Sight, observed
 from ecotone_fastapi.core.errors import ConfigurationError
@@ -50,9 +51,8 @@ class Metrics:
     process of an application does it, and shows the same depths and lags, because they are those of servers: take the
     maximum over processes, not the sum.
 
-    The provider is looked for when the application is put together: when it starts, or when it is asked for a bus or
-    its router. When there is none by then, nothing is plugged in; one that comes later, but before the start, is told
-    by a warning.
+    The provider is looked for when the application is put together, and once more when it starts. When there is none
+    by then, nothing is plugged in, and nothing is paid for it.
 
     Args:
         meter_provider: Makes the instruments; that of the process unless told otherwise.
@@ -88,6 +88,7 @@ class Metrics:
         self._application = application
         self._observing: Observing | None = None
         self._sights: list[Sight] = []
+        self._measured: list[Assembly] = []  # where it was plugged in when they started
 
     def __repr__(self) -> str:
         return f"Metrics(interval={self._interval})"
@@ -96,13 +97,22 @@ class Metrics:
         """Watch the work on channels, stand around handlers in consumers, and look at everything else."""
         meter = self._meter()
         if _is_for_nobody(meter):
-            logger.info("nothing is measured: there is no provider of OpenTelemetry")
-            assembly.add_lifespan(
-                lambda: told_when_late(
-                    lambda: not _is_for_nobody(self._meter()), logger, "Metrics", "nothing is measured"
-                )
-            )
+            assembly.add_lifespan(partial(self._looking_again, assembly))
             return
+        self._add(assembly, meter)
+
+    @asynccontextmanager
+    async def _looking_again(self, assembly: Assembly) -> AsyncIterator[None]:
+        """Plug in when there is a provider by now."""
+        meter = self._meter()
+        if _is_for_nobody(meter):
+            logger.info("nothing is measured: there is no provider of OpenTelemetry")
+        elif not any(one is assembly for one in self._measured):
+            assembly.add_late(self, lambda: self._add(assembly, meter))
+            self._measured.append(assembly)
+        yield
+
+    def _add(self, assembly: Assembly, meter: Meter) -> None:
         known = _made.get(meter)
         if known is None:
             known = _made[meter] = _Made(Instruments(meter))

@@ -10,7 +10,8 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span, SpanContext, Status, StatusCode
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
-from ecotone_fastapi.core import Destination, HeaderName, Message
+from ecotone_fastapi.core import Delivery, Destination, HeaderName, Message
+from ecotone_fastapi.core.errors import ChannelError
 from ecotone_fastapi.core.texts import LINE, cut, cut_within, named, text_of
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
@@ -38,6 +39,8 @@ def about(destination: Destination, name: str, type_: str) -> dict[str, str | in
             attributes[conventions.SERVER_PORT] = destination.port
     if destination.routing_key is not None:
         attributes[conventions.ROUTING_KEY] = named(destination.routing_key)
+    if destination.client is not None:
+        attributes[conventions.CLIENT_ID] = named(destination.client)
     return attributes
 
 
@@ -50,6 +53,13 @@ def identified(attributes: Mapping[str, str | int], message: Message[Any]) -> di
     if conversation is not None:
         told[conventions.CONVERSATION_ID] = named(conversation)
     return told
+
+
+def delivered(attributes: dict[str, str | int], delivery: Delivery | None) -> None:
+    """Add the number that a server has given a delivery, where it gives numbers."""
+    tag = getattr(delivery, "tag", None)
+    if tag is not None:
+        attributes[conventions.DELIVERY_TAG] = tag
 
 
 def ambient() -> SpanContext | None:
@@ -81,7 +91,9 @@ def apart() -> None:
 
 
 def type_of(error: BaseException) -> str:
-    """Return what the attribute `error.type` says of an exception."""
+    """Return what the attribute `error.type` says of an exception: the code of the server, if it has told one."""
+    if isinstance(error, ChannelError) and error.code is not None:
+        return error.code
     cls = type(error)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 

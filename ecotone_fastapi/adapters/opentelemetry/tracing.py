@@ -6,6 +6,9 @@ Only the API of OpenTelemetry is used here: which spans are kept, and who gets t
 """
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import get_args
 
@@ -16,7 +19,6 @@ from opentelemetry.trace import NoOpTracer, ProxyTracer, Tracer, TracerProvider
 from ecotone_fastapi.adapters.opentelemetry.conventions import SCHEMA_URL, SCOPE
 from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
 from ecotone_fastapi.adapters.opentelemetry.interceptors import Interceptors, ProcessParent, is_of_users
-from ecotone_fastapi.adapters.opentelemetry.lateness import told_when_late
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
 from ecotone_fastapi.adapters.opentelemetry.spans import apart
 from ecotone_fastapi.adapters.opentelemetry.watching import Watching
@@ -38,15 +40,17 @@ class Tracing:
     never replaced on the way: retries, dead letters and replays are found by it. Stored events have that of the handler
     that has stored them. Batches are linked to what they are made of and belong to none of it.
 
-    The provider is looked for when the application is put together: when it starts, or when it is asked for a bus or
-    its router. When there is none by then, nothing is plugged in; one that comes later, but before the start, is told
-    by a warning.
+    The provider is looked for when the application is put together, and once more when it starts. When there is none
+    by then, nothing is plugged in, and nothing is paid for it.
 
     Args:
         provider: Makes the spans; that of the process unless told otherwise.
         propagator: Writes headers; that of the process unless told otherwise.
         process_parent: With `creation`, handling a message is part of the trace that has created it, unless something
             else is going on where it is received; with `link` it is always a trace of its own, with links to both.
+        projection_handlers: Whether each handler in a batch of a projection has a span, too, linked to where its event
+            comes from; that costs something for each event. Without, a batch that fails tells which event and handler
+            it was.
         receive: Whether there are spans of receiving, too. They begin when a consumer begins to wait for what it
             receives; waiting in vain is none.
 
@@ -65,6 +69,7 @@ class Tracing:
         propagator: TextMapPropagator | None = None,
         process_parent: ProcessParent = "creation",
         receive: bool = False,
+        projection_handlers: bool = False,
     ) -> None:
         if provider is not None and (isinstance(provider, type) or not hasattr(provider, "get_tracer")):
             raise ConfigurationError(
@@ -79,6 +84,8 @@ class Tracing:
         self._propagator = propagator
         self._process_parent: ProcessParent = process_parent
         self._receive = receive
+        self._projection_handlers = projection_handlers
+        self._traced: list[Assembly] = []  # where it was plugged in when they started
 
     def __repr__(self) -> str:
         return f"Tracing(process_parent={self._process_parent!r})"
@@ -95,13 +102,22 @@ class Tracing:
             )
         tracer = self._tracer()
         if _is_for_nobody(tracer):
-            logger.info("nothing is traced: there is no provider of OpenTelemetry")
-            assembly.add_lifespan(
-                lambda: told_when_late(
-                    lambda: not _is_for_nobody(self._tracer()), logger, "Tracing", "nothing is traced"
-                )
-            )
+            assembly.add_lifespan(partial(self._looking_again, assembly))
             return
+        self._add(assembly, tracer)
+
+    @asynccontextmanager
+    async def _looking_again(self, assembly: Assembly) -> AsyncIterator[None]:
+        """Plug in when there is a provider by now."""
+        tracer = self._tracer()
+        if _is_for_nobody(tracer):
+            logger.info("nothing is traced: there is no provider of OpenTelemetry")
+        elif not any(one is assembly for one in self._traced):
+            assembly.add_late(self, lambda: self._add(assembly, tracer))
+            self._traced.append(assembly)
+        yield
+
+    def _add(self, assembly: Assembly, tracer: Tracer) -> None:
         spans, propagation = Guarded(tracer), Propagation(self._propagator)
         around = Interceptors(assembly, spans, propagation, self._process_parent)
         assembly.add_interceptor(around.dispatch, stage=Stage.DISPATCH, order=Order.TRACING)
@@ -120,6 +136,7 @@ class Tracing:
                 assembly.gateway.clock,
                 joins=self._process_parent == "creation",
                 receive=self._receive,
+                handlers=self._projection_handlers,
             )
         )
 

@@ -12,9 +12,9 @@ from opentelemetry.trace import Link, SpanKind
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.adapters.opentelemetry.guarding import Guarded
-from ecotone_fastapi.adapters.opentelemetry.interceptors import is_sending
+from ecotone_fastapi.adapters.opentelemetry.interceptors import Described, handled, is_sending
 from ecotone_fastapi.adapters.opentelemetry.propagation import Propagation
-from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, detached, identified, note_failure
+from ecotone_fastapi.adapters.opentelemetry.spans import about, ambient, delivered, detached, identified, note_failure
 from ecotone_fastapi.core import Clock, Destination, HeaderName, Message, Operation, Work, destination_of
 from ecotone_fastapi.core.texts import named
 
@@ -37,14 +37,26 @@ class Watching:
         clock: What time it is.
         joins: Whether what is done with a single message belongs to the trace that has created it.
         receive: Whether there are spans of receiving.
+        handlers: Whether there are spans of single handlers in batches of projections.
     """
 
-    def __init__(self, spans: Guarded, propagation: Propagation, clock: Clock, *, joins: bool, receive: bool) -> None:
+    def __init__(
+        self,
+        spans: Guarded,
+        propagation: Propagation,
+        clock: Clock,
+        *,
+        joins: bool,
+        receive: bool,
+        handlers: bool,
+    ) -> None:
+        self.wants_handlers: bool = handlers
         self._spans = spans
         self._propagation = propagation
         self._clock = clock
         self._joins = joins
         self._receive = receive
+        self._handlers: dict[str, Described] = {}
 
     @contextmanager
     def watch(self, work: Work) -> Iterator[None]:
@@ -52,7 +64,10 @@ class Watching:
         if work.operation is Operation.RECEIVE:
             with self._receiving(work):
                 yield
-        elif (work.operation is Operation.SEND and is_sending()) or work.operation is Operation.RETRY:
+        elif work.operation is Operation.HANDLE:
+            with self._handling(work):
+                yield
+        elif work.operation not in _TYPES or (work.operation is Operation.SEND and is_sending()):
             yield
         else:
             with self._spanning(work):
@@ -91,6 +106,31 @@ class Watching:
             yield
         except BaseException as error:
             note_failure(span, error, traceback=work.operation is Operation.PROCESS)
+            if work.at is not None:  # of a batch nobody would know otherwise which one it was
+                span.set_attributes(identified({}, work.at))
+            if work.endpoint is not None:
+                span.set_attribute(conventions.ENDPOINT, work.endpoint.id)
+            raise
+        finally:
+            detach(token)
+            self._spans.end(span)
+
+    @contextmanager
+    def _handling(self, work: Work) -> Iterator[None]:
+        if not self.wants_handlers or work.endpoint is None:
+            yield
+            return
+        known = self._handlers.get(work.endpoint.id)
+        if known is None:
+            known = self._handlers[work.endpoint.id] = handled(work.endpoint)
+        [event] = work.messages
+        links = self._propagation.links_to([event])
+        span = self._spans.begin(known[0], attributes=identified(known[1], event), links=links)
+        token = attach(trace.set_span_in_context(span))
+        try:
+            yield
+        except BaseException as error:
+            note_failure(span, error)
             raise
         finally:
             detach(token)
@@ -133,6 +173,7 @@ def _described(work: Work) -> tuple[str, dict[str, str | int]]:
         attributes[conventions.CONSUMER_GROUP] = named(work.place)
     if len(work.messages) == 1:
         attributes = identified(attributes, work.messages[0])
+        delivered(attributes, work.delivery)
     elif work.messages:
         attributes[conventions.BATCH_COUNT] = len(work.messages)
     return f"{work.name} {named(destination.name)}", attributes

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from aiormq.exceptions import PublishError
 
+from ecotone_fastapi.adapters.rabbitmq.codes import code_in
 from ecotone_fastapi.core.errors import ChannelError, OutcomeUnknownError, SendError
 from ecotone_fastapi.core.message import HeaderName, Message
 
@@ -111,11 +112,13 @@ class Batch:
         listed = [f"{id} ({reason})" for id, reason in self._refused[:_NAMED]]
         if len(self._refused) > _NAMED:
             listed.append(f"and {len(self._refused) - _NAMED} more")
+        codes = {code_in(reason) for _, reason in self._refused}
         self.done.set_exception(
             SendError(
                 f"RabbitMQ did not accept {len(self._refused)} of {len(self.outgoing)} messages: {', '.join(listed)}",
                 failed=[id for id, _ in self._refused],
                 hint="is there a queue for them, and has it room?",
+                code=codes.pop() if len(codes) == 1 else None,
             )
         )
 
@@ -127,7 +130,7 @@ class Batch:
         answered = total - self._waiting
         unknown = self.written - answered
         if not self.written:
-            self.done.set_exception(ChannelError(f"{reason}; nothing was sent"))
+            self.done.set_exception(ChannelError(f"{reason}; nothing was sent", code=code_in(reason)))
             return
         fate = f"{unknown} of {total} messages were sent without a confirm and may have arrived"
         if answered:
@@ -137,7 +140,7 @@ class Batch:
         if unknown:
             self.done.set_exception(OutcomeUnknownError(f"{reason}; {fate}", messages=unknown))
         else:
-            self.done.set_exception(ChannelError(f"{reason}; {fate}"))
+            self.done.set_exception(ChannelError(f"{reason}; {fate}", code=code_in(reason)))
 
 
 def returned(error: PublishError) -> str:

@@ -15,8 +15,9 @@ from weakref import WeakKeyDictionary
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import AMQPError
 
+from ecotone_fastapi.adapters.rabbitmq.codes import code_in
 from ecotone_fastapi.adapters.rabbitmq.publishing import Publisher
-from ecotone_fastapi.adapters.rabbitmq.wire import Wire
+from ecotone_fastapi.adapters.rabbitmq.wire import Wire, client_name
 from ecotone_fastapi.core.errors import ChannelError
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ class Broker:
             await self._wire.close()
         self._wire = None
         self.prepared.clear()
-        self._wire = await Wire.open(url, timeout=timeout, name="ecotone: receive", sealed=True)
+        self._wire = await Wire.open(url, timeout=timeout, name=client_name("receive"), sealed=True)
         return self._wire
 
     def _connected(self, connecting: asyncio.Task[Wire]) -> None:
@@ -145,7 +146,8 @@ class Broker:
         if isinstance(error, ChannelError):
             raise error
         if isinstance(error, (AMQPError, OSError, RuntimeError)):
-            raise ChannelError(f"RabbitMQ: {doing}: {str(error) or type(error).__name__}") from error
+            told = str(error) or type(error).__name__
+            raise ChannelError(f"RabbitMQ: {doing}: {told}", code=code_in(told)) from error
         raise error
 
     async def _in_time(self, wire: Wire, question: Coroutine[Any, Any, T], doing: str) -> T:

@@ -30,7 +30,7 @@ from ecotone_fastapi.adapters.rabbitmq.rounds import publish_in_rounds
 from ecotone_fastapi.adapters.rabbitmq.sealing import unsealed
 from ecotone_fastapi.adapters.rabbitmq.subscription import Arrival, Subscription
 from ecotone_fastapi.adapters.rabbitmq.topology import NEVER_DROPPED, QueueType, Topology
-from ecotone_fastapi.adapters.rabbitmq.wire import Wire
+from ecotone_fastapi.adapters.rabbitmq.wire import Wire, client_name
 from ecotone_fastapi.core.channel import Capabilities, Delivery, Destination
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError, SendError
 from ecotone_fastapi.core.examination import Finding
@@ -188,6 +188,7 @@ class RabbitMQChannel:
             address=server.hostname,
             port=_port_of(server),
             routing_key=topology.routing_key or None,
+            client=client_name("publish" if sending else "receive"),
         )
 
     def asyncapi(self) -> dict[str, Any]:
@@ -621,6 +622,11 @@ class RabbitMQDelivery:
     def message(self) -> Message[bytes]:
         """The message."""
         return self.arrival.message
+
+    @property
+    def tag(self) -> int:
+        """The number that the server has given it, on the AMQP channel on which it has arrived."""
+        return self.arrival.tag
 
     @property
     def count(self) -> int:

@@ -6,9 +6,10 @@ from collections import deque
 from typing import Any
 
 from ecotone_fastapi.adapters.rabbitmq.batches import Batch, Outgoing, Pen
+from ecotone_fastapi.adapters.rabbitmq.codes import code_in
 from ecotone_fastapi.adapters.rabbitmq.lean import LeanPen, unfit
 from ecotone_fastapi.adapters.rabbitmq.plain import PlainPen
-from ecotone_fastapi.adapters.rabbitmq.wire import Wire, is_meant_for_us
+from ecotone_fastapi.adapters.rabbitmq.wire import Wire, client_name, is_meant_for_us
 from ecotone_fastapi.core.errors import ChannelError
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Session:
         Raises:
             ChannelError: That was not possible in time.
         """
-        wire = await Wire.open(url, timeout=timeout, name="ecotone: publish")
+        wire = await Wire.open(url, timeout=timeout, name=client_name("publish"))
         try:
             async with asyncio.timeout(timeout):
                 channel = await wire.connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -64,7 +65,7 @@ class Session:
                 raise
             await wire.close()
             told = str(error) or type(error).__name__
-            raise ChannelError(f"RabbitMQ at {wire.connection} opens no channel: {told}") from error
+            raise ChannelError(f"RabbitMQ at {wire.connection} opens no channel: {told}", code=code_in(told)) from error
         largest = underlay.connection.connection_tune.frame_max or _ANY_SIZE
         pen: Pen
         if lean and (reason := unfit(underlay)) is None:

@@ -15,6 +15,7 @@ from typing import Any
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
 from ecotone_fastapi.adapters.rabbitmq.broker import Broker
+from ecotone_fastapi.adapters.rabbitmq.codes import code_in
 from ecotone_fastapi.adapters.rabbitmq.wire import Wire
 from ecotone_fastapi.core.errors import ChannelError
 from ecotone_fastapi.core.message import Message
@@ -153,7 +154,9 @@ class Subscription:
                 if self._closed or self.renewable:
                     return ()
                 if self.lost is not None:
-                    raise ChannelError(f"queue {self._queue!r} is not received any more: {self.lost}")
+                    raise ChannelError(
+                        f"queue {self._queue!r} is not received any more: {self.lost}", code=code_in(self.lost)
+                    )
                 if self._waiting:
                     # Nothing is awaited from here on, so that whoever is cancelled loses nothing.
                     return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]

@@ -13,8 +13,10 @@ import aio_pika
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from yarl import URL
 
+from ecotone_fastapi.adapters.rabbitmq.codes import code_in
 from ecotone_fastapi.adapters.rabbitmq.sealing import SealingReader
 from ecotone_fastapi.core.errors import ChannelError
+from ecotone_fastapi.core.process import this_process
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -46,6 +48,11 @@ class _Connection(aio_pika.Connection):
         inside = TLSTransportFactory() if self.url.scheme == "amqps" else TCPTransportFactory()
         self.socket = _KeepsSocket(inside, sealed=sealed)
         self.kwargs["transport_factory"] = self.socket
+
+
+def client_name(doing: str) -> str:
+    """Return by which name the server knows the connection of this process, for what it does there."""
+    return f"ecotone: {doing} {this_process()}"
 
 
 class Wire:
@@ -86,7 +93,7 @@ class Wire:
                 raise
             await connection.close()
             reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-            raise ChannelError(f"RabbitMQ at {connection} cannot be reached: {reason}") from error
+            raise ChannelError(f"RabbitMQ at {connection} cannot be reached: {reason}", code=code_in(reason)) from error
         assert connection.socket.writer is not None
         return cls(connection, connection.socket.writer)
 

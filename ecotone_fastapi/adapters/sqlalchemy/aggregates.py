@@ -3,16 +3,15 @@
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Row, TextClause, bindparam, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import TextClause, bindparam, text
 
+from ecotone_fastapi.adapters.sqlalchemy.access import Access, affecting, selecting
 from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.core.message import Message, aliases_of, name_of
@@ -34,8 +33,7 @@ class SqlAggregates:
 
     Args:
         table: The table's name as SQL has it.
-        transactions: Where statements run.
-        prepare: Sees to it that the tables are there.
+        access: Runs statements.
         now: Tells the time.
         conversion: The converters of the application.
     """
@@ -43,19 +41,17 @@ class SqlAggregates:
     def __init__(
         self,
         table: str,
-        transactions: Transactions,
-        prepare: Callable[[], Awaitable[None]],
+        access: Access,
         now: Callable[[], datetime],
         conversion: Conversion | None = None,
     ) -> None:
-        self._with = partial(SqlAggregates, table, transactions, prepare, now)
-        self._transactions = transactions
-        self._prepare = prepare
+        self._with = partial(SqlAggregates, table, access, now)
+        self._access = access
         self._now = now
         self._conversion = conversion or Conversion()
         self._forms: dict[type, StateForm[Any]] = {}
         values = "(type, identifier, version, body, updated_at) VALUES (:type, :identifier, 1, :body, :moment)"
-        if transactions.dialect.name == "mysql":
+        if access.dialect.name == "mysql":
             # An update that changes nothing counts as one row, as an insert does; one that changes something, as two.
             insert = (
                 f"INSERT INTO {table} {values} ON DUPLICATE KEY UPDATE updated_at = updated_at + INTERVAL 1 MICROSECOND"
@@ -70,7 +66,7 @@ class SqlAggregates:
         self._delete = _of_types(f"DELETE FROM {table} WHERE {_SAME} AND version = :expected")
         self._select = _of_types(f"SELECT version, body FROM {table} WHERE {_SAME}")
         # What others have committed meanwhile, whatever this transaction has read before.
-        locked = " FOR UPDATE" if transactions.dialect.name == "mysql" else ""
+        locked = " FOR UPDATE" if access.dialect.name == "mysql" else ""
         self._version = _of_types(f"SELECT version FROM {table} WHERE {_SAME}{locked}")
 
     def serves(self, cls: type) -> bool:
@@ -98,7 +94,7 @@ class SqlAggregates:
 
     async def load(self, cls: type[A], identifier: Identifier) -> Versioned[A] | None:
         """Return the aggregate in a row; `None` when there is none."""
-        rows = await self._rows(self._select, _key(cls, identifier), "loading an aggregate")
+        rows = await self._access.read_to_write(selecting(self._select, _key(cls, identifier)), "loading an aggregate")
         return Versioned(self._form(cls).read(rows[0].body), rows[0].version) if rows else None
 
     async def save(
@@ -123,14 +119,14 @@ class SqlAggregates:
             "type": indexed(name_of(cls)),
             "identifier": key["identifier"],
             "body": self._form(cls).write(state),
-            "moment": self._transactions.dialect.moment(self._now()),
+            "moment": self._access.dialect.moment(self._now()),
         }
         if expected:
-            done = await self._execute(self._update, {**values, **key, "expected": expected})
+            done = await self._save(self._update, {**values, **key, "expected": expected})
         else:
             # One that was saved under a former name of its class is another row.
             renamed = len(key["types"]) > 1 and await self._actual(key) > 0
-            done = 0 if renamed else await self._execute(self._insert, values)
+            done = 0 if renamed else await self._save(self._insert, values)
         if done != 1:
             raise await self._too_late(cls, identifier, expected)
         return Saved(expected + 1, events)
@@ -141,8 +137,12 @@ class SqlAggregates:
         Raises:
             ConcurrencyError: It has another one, or is gone.
         """
-        if await self._execute(self._delete, {**_key(cls, identifier), "expected": expected}, "deleting") != 1:
+        row = {**_key(cls, identifier), "expected": expected}
+        if await self._access.join(affecting(self._delete, row), "deleting an aggregate") != 1:
             raise await self._too_late(cls, identifier, expected)
+
+    async def _save(self, statement: TextClause, values: dict[str, Any]) -> int:
+        return await self._access.join(affecting(statement, values), "saving an aggregate")
 
     async def _too_late(self, cls: type, identifier: Identifier, expected: int) -> ConcurrencyError:
         actual = await self._actual(_key(cls, identifier))
@@ -160,25 +160,9 @@ class SqlAggregates:
 
     async def _actual(self, key: dict[str, Any]) -> int:
         """Return the version of a row that was not as expected; 0 when there is none."""
-        for row in await self._rows(self._version, key, "looking for an aggregate"):
+        for row in await self._access.read_to_write(selecting(self._version, key), "looking for an aggregate"):
             return int(row[0])
         return 0
-
-    async def _execute(self, statement: TextClause, values: dict[str, Any], doing: str = "saving") -> int:
-        async def execute(connection: AsyncConnection) -> int:
-            return (await connection.execute(statement, values)).rowcount
-
-        await self._prepare()
-        return await self._transactions.join(execute, f"{doing} an aggregate")
-
-    async def _rows(self, statement: TextClause, values: dict[str, Any], doing: str) -> Sequence[Row[Any]]:
-        async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:
-            return (await connection.execute(statement, values)).all()
-
-        await self._prepare()
-        # Whoever loads in a unit of work is going to save there: it reads where it will write.
-        run = self._transactions.read if self._transactions.unit() is None else self._transactions.join
-        return await run(select, doing)
 
 
 def _key(cls: type, identifier: Identifier) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from ecotone_fastapi.core.channel import Capabilities, Delivery, Destination
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, LeaseLostError
 from ecotone_fastapi.core.message import LONGEST_TIME, HeaderName, Message, number_header
+from ecotone_fastapi.core.process import this_process
+from ecotone_fastapi.core.watching import Operation
 
 T = TypeVar("T")
 
@@ -107,7 +109,7 @@ class SqlChannel:
     def destination(self, *, sending: bool) -> Destination:
         """Return where its messages are: on the server of the database, under its name."""
         url = self._transactions.engine.url
-        return Destination(system="ecotone_sql", name=self.name, address=url.host, port=url.port)
+        return Destination(system="ecotone_sql", name=self.name, address=url.host, port=url.port, client=this_process())
 
     async def open(self) -> None:
         """Make sure that the tables are there, and listen.
@@ -339,6 +341,12 @@ class SqlChannel:
     # ---------------------------------------------------------------------------------------------------- claiming
 
     async def _claim(self, limit: int) -> Sequence["SqlDelivery"]:
+        with self._transactions.watching.during(Operation.CLAIM, "claim", self.name, (), self) as work:
+            deliveries = await self._claimed(limit)
+            work.messages = [delivery.message for delivery in deliveries]
+        return deliveries
+
+    async def _claimed(self, limit: int) -> Sequence["SqlDelivery"]:
         closings = self._closings  # as it was before: what is claimed while the channel closes is given back
         while True:
             token = uuid4()

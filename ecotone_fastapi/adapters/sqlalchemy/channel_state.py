@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ecotone_fastapi.adapters.sqlalchemy.tables import storable
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.core.consumer import Hold
 
@@ -45,7 +46,7 @@ class SqlPauses:
             ChannelError: The database cannot be reached.
         """
         since = self._transactions.dialect.moment(hold.since)
-        reason = hold.reason.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
+        reason = storable(hold.reason)
         await self._write(self._pause, {"name": name, "since": since, "reason": reason}, f"pausing {name!r}")
 
     async def resume(self, name: str) -> None:

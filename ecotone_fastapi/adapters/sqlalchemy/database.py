@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
 
+from ecotone_fastapi.adapters.sqlalchemy.access import Access
 from ecotone_fastapi.adapters.sqlalchemy.aggregates import SqlAggregates
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.adapters.sqlalchemy.channel_state import SqlPauses
@@ -137,30 +139,18 @@ class SqlAlchemy:
         )
         self._wakeup = Wakeup(self._transactions)
         self.pauses: SqlPauses = SqlPauses(self._schema.table("ecotone_channel"), self._transactions, self._letting_go)
-        self.dead_letters: SqlDeadLetters = SqlDeadLetters(
-            self._schema.table("ecotone_dead_letter"), self._transactions, self._prepare
-        )
-        self.inbox: SqlInbox = SqlInbox(
-            self._schema.table("ecotone_inbox"),
-            self._transactions,
-            self._prepare,
-            lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
-        )
-        self._documents = SqlDocuments(
-            self._schema.table("ecotone_document"),
-            self._transactions,
-            self._prepare,
-            lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
-        )
+        access = Access(self._transactions, self._prepare)
+
+        def now() -> datetime:
+            return self._clock.now()  # that of today: it may be set later
+
+        self.dead_letters: SqlDeadLetters = SqlDeadLetters(self._schema.table("ecotone_dead_letter"), access)
+        self.inbox: SqlInbox = SqlInbox(self._schema.table("ecotone_inbox"), access, now)
+        self._documents = SqlDocuments(self._schema.table("ecotone_document"), access, now)
         self.documents: DocumentStore = DocumentStore(self._documents)
         self.aggregate_stores: Sequence[AggregateStore] = (
             SqlEntities(self._transactions),
-            SqlAggregates(
-                self._schema.table("ecotone_aggregate"),
-                self._transactions,
-                self._prepare,
-                lambda: self._clock.now(),  # noqa: PLW0108 - the clock may be set later
-            ),
+            SqlAggregates(self._schema.table("ecotone_aggregate"), access, now),
         )
         self.events: SqlEvents = SqlEvents(
             EventTables(
@@ -174,22 +164,18 @@ class SqlAlchemy:
             lambda: self._clock,
             self._wakeup,
         )
-        self.snapshots: SqlSnapshots = SqlSnapshots(
-            self._schema.table("ecotone_snapshot"), self._transactions, self._prepare
-        )
-        self.schedules: SqlSchedules = SqlSchedules(
-            self._schema.table("ecotone_message"), self._transactions, self._prepare, lambda: self._clock
-        )
+        self.snapshots: SqlSnapshots = SqlSnapshots(self._schema.table("ecotone_snapshot"), access)
+        self.schedules: SqlSchedules = SqlSchedules(self._schema.table("ecotone_message"), access, lambda: self._clock)
         self.projections: SqlProjections = SqlProjections(
             self._schema.table("ecotone_projection"),
             self._schema.table("ecotone_projection_partition"),
-            self._transactions,
-            self._prepare,
+            access,
             lambda: self._clock,
         )
 
     def install(self, assembly: Assembly) -> None:
         """Offer transactions, sessions, the dead letter and itself as services."""
+        self._transactions.gateway = assembly.gateway
         assembly.add_service(UnitOfWork, self)
         assembly.add_service(DeadLetterStore, self.dead_letters)
         assembly.add_service(DeduplicationStore, self.inbox)

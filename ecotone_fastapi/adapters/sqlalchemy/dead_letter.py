@@ -3,13 +3,13 @@
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row, TextClause, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.adapters.sqlalchemy.access import Access, affecting, selecting
+from ecotone_fastapi.adapters.sqlalchemy.tables import storable
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.messaging.dead_letter_store import (
@@ -47,15 +47,13 @@ class SqlDeadLetters:
 
     Args:
         table: The table's name as SQL has it.
-        transactions: Where statements run.
-        prepare: Sees to it that the tables are there.
+        access: Runs statements.
     """
 
-    def __init__(self, table: str, transactions: Transactions, prepare: Callable[[], Awaitable[None]]) -> None:
-        self._transactions = transactions
-        self._prepare = prepare
+    def __init__(self, table: str, access: Access) -> None:
+        self._access = access
         names, places = ", ".join(_COLUMNS), ", ".join(f":{name}" for name in _COLUMNS)
-        if transactions.dialect.name == "mysql":
+        if access.dialect.name == "mysql":
             replaced = "ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = VALUES({name})" for name in _COLUMNS)
         else:
             replaced = "ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)
@@ -67,22 +65,22 @@ class SqlDeadLetters:
         self._delete_saying = text(f"DELETE FROM {table} WHERE id = :id AND headers = :headers AND body = :body")
         self._delete_all = f"DELETE FROM {table}"
         self._count = f"SELECT count(*) FROM {table}"
-        dialect = transactions.dialect.name
+        dialect = access.dialect.name
         self._position = _POSITION.get(dialect, "instr({}, {})")
         self._position_in_bytes = _POSITION_IN_BYTES.get(dialect, "instr({}, {})")
         self._last_characters = _LAST_CHARACTERS.get(dialect, "right({}, {})")
 
     async def park(self, parked: ParkedMessage) -> None:
         """Store it, in place of what has the same id, with the unit of work of the calling task's scope, if any."""
-        moment = self._transactions.dialect.moment
+        moment = self._access.dialect.moment
         values = {
-            "id": _plain(parked.id),
-            "message_id": _plain_or_none(parked.message.headers.get(HeaderName.id)),
-            "channel": _plain(parked.channel),
-            "endpoint": _plain_or_none(parked.endpoint),
-            "error_type": _plain(parked.error_type),
-            "error_message": _plain(parked.error_message),
-            "traceback": _plain(parked.traceback),
+            "id": storable(parked.id),
+            "message_id": _storable_or_none(parked.message.headers.get(HeaderName.id)),
+            "channel": storable(parked.channel),
+            "endpoint": _storable_or_none(parked.endpoint),
+            "error_type": storable(parked.error_type),
+            "error_message": storable(parked.error_message),
+            "traceback": storable(parked.traceback),
             "attempts": parked.attempts,
             "deliveries": parked.deliveries,
             "headers": headers_as_json(parked.message.headers),
@@ -90,8 +88,7 @@ class SqlDeadLetters:
             "parked_at": moment(parked.parked_at),
             "first_failed_at": None if parked.first_failed_at is None else moment(parked.first_failed_at),
         }
-        await self._prepare()
-        await self._transactions.join(lambda connection: connection.execute(self._insert, values), "parking a message")
+        await self._access.join(affecting(self._insert, values), "parking a message")
 
     async def list(
         self, which: DeadLetterFilter = EVERYTHING, *, limit: int = 100, offset: int = 0
@@ -111,7 +108,7 @@ class SqlDeadLetters:
         Raises:
             DeadLetterNotFoundError: No dead letter has this id.
         """
-        for row in await self._rows(self._get, {"id": _plain(parked_id)}):
+        for row in await self._rows(self._get, {"id": storable(parked_id)}):
             return self._parked(row)
         raise self._unknown(parked_id)
 
@@ -121,27 +118,17 @@ class SqlDeadLetters:
         Raises:
             DeadLetterNotFoundError: No dead letter has this id, or it says something else.
         """
-        statement, values = self._delete, dict[str, Any](id=_plain(parked_id))
+        statement, values = self._delete, dict[str, Any](id=storable(parked_id))
         if saying is not None:
             statement = self._delete_saying
             values |= {"headers": headers_as_json(saying.headers), "body": bytes(saying.payload)}
-
-        async def delete(connection: AsyncConnection) -> int:
-            return (await connection.execute(statement, values)).rowcount
-
-        await self._prepare()
-        if not await self._transactions.join(delete, "deleting a dead letter"):
+        if not await self._access.join(affecting(statement, values), "deleting a dead letter"):
             raise self._unknown(parked_id)
 
     async def delete_all(self, which: DeadLetterFilter = EVERYTHING) -> int:
         """Remove all that are meant, with the unit of work of the calling task's scope, if any; return how many."""
         statement, values = self._about(which, self._delete_all)
-
-        async def delete(connection: AsyncConnection) -> int:
-            return (await connection.execute(statement, values)).rowcount
-
-        await self._prepare()
-        return await self._transactions.join(delete, "deleting dead letters")
+        return await self._access.join(affecting(statement, values), "deleting dead letters")
 
     async def count(self, which: DeadLetterFilter = EVERYTHING) -> int:
         """Return how many messages are parked."""
@@ -150,15 +137,15 @@ class SqlDeadLetters:
 
     def _about(self, which: DeadLetterFilter, statement: str, rest: str = "") -> tuple[TextClause, dict[str, Any]]:
         """Return a statement about those that are meant, and its parameters."""
-        moment = self._transactions.dialect.moment
+        moment = self._access.dialect.moment
         conditions: list[str] = []
         values: dict[str, Any] = {}
         for name in ("endpoint", "channel"):
             if (wanted := getattr(which, name)) is not None:
                 conditions.append(f"{name} = :{name}")
-                values[name] = _plain(wanted)
+                values[name] = storable(wanted)
         if which.error_type is not None:
-            error_type = _plain(which.error_type)
+            error_type = storable(which.error_type)
             last = self._last_characters.format("error_type", len(error_type) + 1)
             conditions.append(f"(error_type = :error_type OR {last} = :class_name)")
             values |= {"error_type": error_type, "class_name": f".{error_type}"}
@@ -180,7 +167,7 @@ class SqlDeadLetters:
             found.append(self._position_in_bytes.format("body", ":text_in_bytes"))
             conditions.append(f"({' OR '.join(f'{one} > 0' for one in found)})")
             values |= {
-                "text": _plain(which.text),
+                "text": storable(which.text),
                 "text_in_json": in_json(which.text),
                 "text_in_bytes": which.text.encode(errors="replace"),
             }
@@ -188,17 +175,13 @@ class SqlDeadLetters:
         return text(f"{statement}{where}{rest}"), values
 
     async def _rows(self, statement: TextClause, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
-        async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:
-            return (await connection.execute(statement, parameters)).all()
-
-        await self._prepare()
-        return await self._transactions.read(select, "reading the dead letter")
+        return await self._access.read(selecting(statement, parameters), "reading the dead letter")
 
     def _parked(self, row: Row[Any]) -> ParkedMessage:
         values = row._asdict()
         message = Message(values.pop("body"), json.loads(values.pop("headers")))
         del values["message_id"]
-        read_moment = self._transactions.dialect.read_moment
+        read_moment = self._access.dialect.read_moment
         values["parked_at"] = read_moment(values["parked_at"])
         if values["first_failed_at"] is not None:
             values["first_failed_at"] = read_moment(values["first_failed_at"])
@@ -207,15 +190,10 @@ class SqlDeadLetters:
     def _unknown(self, parked_id: str) -> DeadLetterNotFoundError:
         return DeadLetterNotFoundError(
             f"no dead letter has the id {parked_id!r}",
-            tried=f"the database {self._transactions.address}",
+            tried=f"the database {self._access.transactions.address}",
             hint="it may have been replayed, edited or deleted; list() tells what is there",
         )
 
 
-def _plain(value: str) -> str:
-    # An exception can say what no database takes. That must not keep its message from being parked.
-    return value.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
-
-
-def _plain_or_none(value: str | None) -> str | None:
-    return None if value is None else _plain(value)
+def _storable_or_none(value: str | None) -> str | None:
+    return None if value is None else storable(value)

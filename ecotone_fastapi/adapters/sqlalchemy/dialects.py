@@ -95,6 +95,10 @@ class Dialect:
         """Tell whether the same statements can be expected to succeed when they are tried again at once."""
         return getattr(error.orig, "sqlstate", None) in ("40001", "40P01")
 
+    def code_of(self, error: DBAPIError) -> str | None:
+        """Return what the server itself calls an error, if it has told."""
+        return getattr(error.orig, "sqlstate", None)
+
     def lacks_table(self, error: DBAPIError) -> bool:
         """Tell whether a statement named a table that is not there."""
         return getattr(error.orig, "sqlstate", None) == "42P01"
@@ -183,6 +187,11 @@ class MariaDB(Dialect):
         """Tell whether a deadlock or the wait for a lock ended the transaction."""
         return _number_of(error) in (1205, 1213)
 
+    def code_of(self, error: DBAPIError) -> str | None:
+        """Return what the server itself calls an error, if it has told."""
+        number = _number_of(error)
+        return str(number) if isinstance(number, int) and number else None
+
     def lacks_table(self, error: DBAPIError) -> bool:
         """Tell whether a statement named a table that is not there."""
         return _number_of(error) == 1146
@@ -257,6 +266,10 @@ class SQLite(Dialect):
         """Tell whether somebody else was writing for longer than the busy timeout."""
         # The low byte is the plain code, of SQLITE_BUSY_SNAPSHOT for example: 5 is busy, 6 is locked.
         return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (5, 6)
+
+    def code_of(self, error: DBAPIError) -> str | None:
+        """Return what the server itself calls an error, if it has told."""
+        return getattr(error.orig, "sqlite_errorname", None)
 
     def lacks_table(self, error: DBAPIError) -> bool:
         """Tell whether a statement named a table that is not there."""

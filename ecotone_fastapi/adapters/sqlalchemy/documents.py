@@ -2,19 +2,17 @@
 
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ecotone_fastapi.adapters.sqlalchemy.access import Access, affecting, selecting
 from ecotone_fastapi.adapters.sqlalchemy.document_search import search_for
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Statements, Transactions
 from ecotone_fastapi.modelling.document_filters import Filter, Ordering, Place
 from ecotone_fastapi.modelling.document_storage import Document, missing, stale
-
-R = TypeVar("R")
 
 _SAME = "collection = :collection AND document_id = :document_id"
 
@@ -24,25 +22,22 @@ class SqlDocuments:
 
     Args:
         table: The table's name as SQL has it.
-        transactions: Where statements run.
-        prepare: Sees to it that the tables are there.
+        access: Runs statements.
         now: Tells the time.
     """
 
     def __init__(
         self,
         table: str,
-        transactions: Transactions,
-        prepare: Callable[[], Awaitable[None]],
+        access: Access,
         now: Callable[[], datetime],
     ) -> None:
         self._table = table
-        self._transactions = transactions
-        self._prepare = prepare
+        self._access = access
         self._now = now
-        self._search = search_for(transactions.dialect.name)
-        self._mysql = transactions.dialect.name == "mysql"
-        postgresql = transactions.dialect.name == "postgresql"
+        self._search = search_for(access.dialect.name)
+        self._mysql = access.dialect.name == "mysql"
+        postgresql = access.dialect.name == "postgresql"
         self._body = "CAST(body AS text)" if postgresql else "body"
         body = "CAST(:body AS jsonb)" if postgresql else ":body"
         insert = (
@@ -85,7 +80,7 @@ class SqlDocuments:
             result = await connection.execute(self._add, values)
             return not result.lastrowid if self._mysql else result.rowcount == 1
 
-        added = await self._run(insert, "adding a document")
+        added = await self._access.join(insert, "adding a document")
         return Document(document_id, 1, body, moment) if added else None
 
     async def update(self, collection: str, document_id: str, body: str, *, expected: int) -> Document[str]:
@@ -97,7 +92,7 @@ class SqlDocuments:
         """
         moment = self._now()
         values = {**self._written(collection, document_id, body, moment), "expected": expected}
-        if not await self._run(self._affected(self._update, values), "updating a document"):
+        if not await self._access.join(affecting(self._update, values), "updating a document"):
             actual = await self._actual(collection, document_id)
             if actual is None:
                 raise missing(collection, document_id)
@@ -113,7 +108,7 @@ class SqlDocuments:
             result = await connection.execute(self._upsert, values)
             return int(result.lastrowid or 1) if self._mysql else int(result.scalar_one())
 
-        return Document(document_id, await self._run(upsert, "writing a document"), body, moment)
+        return Document(document_id, await self._access.join(upsert, "writing a document"), body, moment)
 
     async def find(self, collection: str, document_id: str) -> Document[str] | None:
         """Return a row; `None` when there is none."""
@@ -129,9 +124,9 @@ class SqlDocuments:
         """
         values: dict[str, Any] = {"collection": collection, "document_id": document_id}
         if expected is None:
-            return bool(await self._run(self._affected(self._delete, values), "deleting a document"))
+            return bool(await self._access.join(affecting(self._delete, values), "deleting a document"))
         values["expected"] = expected
-        if await self._run(self._affected(self._delete_expected, values), "deleting a document"):
+        if await self._access.join(affecting(self._delete_expected, values), "deleting a document"):
             return True
         actual = await self._actual(collection, document_id)
         if actual is not None:
@@ -163,19 +158,19 @@ class SqlDocuments:
 
     async def drop(self, collection: str) -> int:
         """Delete all rows of a collection; return how many there were."""
-        return await self._run(self._affected(self._drop, {"collection": collection}), "dropping a collection")
+        return await self._access.join(affecting(self._drop, {"collection": collection}), "dropping a collection")
 
     def _written(self, collection: str, document_id: str, body: str, moment: datetime) -> dict[str, Any]:
         return {
             "collection": collection,
             "document_id": document_id,
             "body": body,
-            "moment": self._transactions.dialect.moment(moment),
+            "moment": self._access.dialect.moment(moment),
         }
 
     def _document(self, row: Any) -> Document[str]:
         document_id, version, body, moment = row
-        return Document(document_id, version, body, self._transactions.dialect.read_moment(moment))
+        return Document(document_id, version, body, self._access.dialect.read_moment(moment))
 
     async def _actual(self, collection: str, document_id: str) -> int | None:
         """Return the version of a row that was not as expected."""
@@ -183,22 +178,5 @@ class SqlDocuments:
             return int(row[0])
         return None
 
-    @staticmethod
-    def _affected(statement: TextClause, values: Mapping[str, Any]) -> Statements[int]:
-        async def execute(connection: AsyncConnection) -> int:
-            return (await connection.execute(statement, values)).rowcount
-
-        return execute
-
-    async def _run(self, statements: Statements[R], doing: str) -> R:
-        await self._prepare()
-        return await self._transactions.join(statements, doing)
-
     async def _rows(self, statement: TextClause, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
-        async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:
-            return (await connection.execute(statement, values)).all()
-
-        await self._prepare()
-        # Whoever reads in a unit of work is going to write there: it reads where it will write.
-        run = self._transactions.read if self._transactions.unit() is None else self._transactions.join
-        return await run(select, "reading documents")
+        return await self._access.read_to_write(selecting(statement, values), "reading documents")

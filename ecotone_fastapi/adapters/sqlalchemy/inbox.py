@@ -2,15 +2,14 @@
 
 # ruff: noqa: S608 - what is formatted into SQL are names of ours, never values
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ecotone_fastapi.adapters.sqlalchemy.access import Access, affecting, selecting
 from ecotone_fastapi.adapters.sqlalchemy.channel import SqlChannel
 from ecotone_fastapi.adapters.sqlalchemy.tables import indexed
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.core.channel import Channel
 
 _SAME = "message_id = :message_id AND endpoint = :endpoint"
@@ -22,8 +21,7 @@ class SqlInbox:
 
     Args:
         table: The table's name as SQL has it.
-        transactions: Where statements run.
-        prepare: Sees to it that the tables are there.
+        access: Runs statements.
         now: Tells the time.
     """
 
@@ -32,15 +30,13 @@ class SqlInbox:
     def __init__(
         self,
         table: str,
-        transactions: Transactions,
-        prepare: Callable[[], Awaitable[None]],
+        access: Access,
         now: Callable[[], datetime],
     ) -> None:
-        self._transactions = transactions
-        self._prepare = prepare
+        self._access = access
         self._now = now
         insert = f"INSERT INTO {table} (message_id, endpoint, handled_at) VALUES (:message_id, :endpoint, :moment)"
-        if transactions.dialect.name == "mysql":
+        if access.dialect.name == "mysql":
             # An update that changes nothing counts as one row, as an insert does; one that changes something, as two.
             # INSERT IGNORE would tell them apart, too, but let several that wait for one that rolls back deadlock.
             insert += " ON DUPLICATE KEY UPDATE handled_at = handled_at + INTERVAL 1 MICROSECOND"
@@ -48,7 +44,7 @@ class SqlInbox:
         else:
             insert += " ON CONFLICT DO NOTHING"
             # Whoever finds rows locked leaves them to those who are deleting them already.
-            skipping = "" if transactions.dialect.one_writer else " FOR UPDATE SKIP LOCKED"
+            skipping = "" if access.dialect.one_writer else " FOR UPDATE SKIP LOCKED"
             delete = (
                 f"DELETE FROM {table} WHERE (message_id, endpoint) IN "
                 f"(SELECT message_id, endpoint FROM {table} WHERE {_OLD}{skipping})"
@@ -60,52 +56,33 @@ class SqlInbox:
 
     def covers(self, channel: Channel) -> bool:
         """Whether the channel is in this database."""
-        return isinstance(channel, SqlChannel) and channel.is_in(self._transactions)
+        return isinstance(channel, SqlChannel) and channel.is_in(self._access.transactions)
 
     def takes_part(self) -> bool:
         """Whether a unit of work is open in the calling task's scope."""
-        return self._transactions.unit() is not None
+        return self._access.transactions.unit() is not None
 
     async def record(self, message_id: str, endpoint: str) -> bool:
         """Insert a row, with the unit of work of the calling task's scope, if any; return whether it was not there.
 
         The server makes it wait for a transaction that has inserted the same row and is still open.
         """
-        values = {**_row(message_id, endpoint), "moment": self._transactions.dialect.moment(self._now())}
-
-        async def insert(connection: AsyncConnection) -> bool:
-            return (await connection.execute(self._insert, values)).rowcount == 1
-
-        await self._prepare()
-        return await self._transactions.join(insert, "recording a handled message")
+        values = {**_row(message_id, endpoint), "moment": self._access.dialect.moment(self._now())}
+        return await self._access.join(affecting(self._insert, values), "recording a handled message") == 1
 
     async def forget(self, message_id: str, endpoint: str) -> None:
         """Delete a row, with the unit of work of the calling task's scope, if any."""
-        values = _row(message_id, endpoint)
-        await self._prepare()
-        await self._transactions.join(
-            lambda connection: connection.execute(self._delete, values), "forgetting a message"
-        )
+        await self._access.join(affecting(self._delete, _row(message_id, endpoint)), "forgetting a message")
 
     async def knows(self, message_id: str, endpoint: str) -> bool:
         """Return whether a row is there."""
-        values = _row(message_id, endpoint)
-
-        async def select(connection: AsyncConnection) -> bool:
-            return (await connection.execute(self._select, values)).first() is not None
-
-        await self._prepare()
-        return await self._transactions.read(select, "looking for a handled message")
+        row = _row(message_id, endpoint)
+        return bool(await self._access.read(selecting(self._select, row), "looking for a handled message"))
 
     async def forget_before(self, moment: datetime, *, limit: int = 1000) -> int:
         """Delete the oldest rows from before a moment, in a short transaction of its own; return how many."""
-        values = {"moment": self._transactions.dialect.moment(moment), "limit": limit}
-
-        async def delete(connection: AsyncConnection) -> int:
-            return (await connection.execute(self._delete_old, values)).rowcount
-
-        await self._prepare()
-        return await self._transactions.run(delete, "forgetting old messages")
+        values = {"moment": self._access.dialect.moment(moment), "limit": limit}
+        return await self._access.run(affecting(self._delete_old, values), "forgetting old messages")
 
 
 def _row(message_id: str, endpoint: str) -> dict[str, str]:

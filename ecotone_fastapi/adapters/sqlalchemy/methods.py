@@ -27,31 +27,26 @@ import re
 import types
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterable,
     AsyncIterator,
     Callable,
-    Iterator,
     Mapping,
     Sequence,
 )
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, is_dataclass
-from enum import Enum
-from functools import cached_property
-from types import UnionType
-from typing import Annotated, Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, get_origin
 
-from pydantic import BaseModel, Json, RootModel, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ecotone_fastapi.adapters.sqlalchemy.annotations import MISSING, SINGLE, field_of, has_fields, members, shown
+from ecotone_fastapi.adapters.sqlalchemy.answers import Answer, Fetch, Form, answer_of
 from ecotone_fastapi.adapters.sqlalchemy.sql_text import SqlParameter, SqlText
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
-from ecotone_fastapi.core.conversion import PydanticConverter
 from ecotone_fastapi.core.endpoint import has_string_annotations, local_names, mark, marks_of
 from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, RowNotFoundError
-from ecotone_fastapi.core.routing import is_typed_dict
 from ecotone_fastapi.core.signatures import EMPTY, Parameter, label, parameters_of, returned_by
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -260,7 +255,7 @@ class _Method:
         return values
 
     def _as_parameter(self, value: Any) -> Any:
-        if isinstance(value, AbstractSet | Sequence) and not isinstance(value, _SINGLE):
+        if isinstance(value, AbstractSet | Sequence) and not isinstance(value, SINGLE):
             return [self.transactions.dialect.parameter(one) for one in value]
         return self.transactions.dialect.parameter(value)
 
@@ -298,24 +293,24 @@ class _Method:
 
     def _check_value(self, wanted: SqlParameter, type_: Any) -> None:
         for name in wanted.path[1:]:
-            found = _field_of(type_, name)
-            if found is _MISSING:
+            found = field_of(type_, name)
+            if found is MISSING:
                 raise ConfigurationError(
-                    f"the SQL has the parameter ':{wanted.name}', and {_shown(type_)} has no field {name!r}",
+                    f"the SQL has the parameter ':{wanted.name}', and {shown(type_)} has no field {name!r}",
                     hint="write the name of a field or a property",
                 )
             type_ = found
-        members = [get_origin(one) or one for one in _members(type_)]
-        classes = [one for one in members if isinstance(one, type)]
-        if any(_has_fields(one) for one in classes):
+        origins = [get_origin(one) or one for one in members(type_)]
+        classes = [one for one in origins if isinstance(one, type)]
+        if any(has_fields(one) for one in classes):
             raise ConfigurationError(
-                f"the SQL has the parameter ':{wanted.name}', and {_shown(type_)} is an object",
+                f"the SQL has the parameter ':{wanted.name}', and {shown(type_)} is an object",
                 hint=f"write one of its fields: :{wanted.name}.field",
             )
-        is_list = any(issubclass(one, AbstractSet | Sequence) and not issubclass(one, _SINGLE) for one in classes)
+        is_list = any(issubclass(one, AbstractSet | Sequence) and not issubclass(one, SINGLE) for one in classes)
         if is_list and not wanted.many and self.transactions.dialect.name != "postgresql":
             raise ConfigurationError(
-                f"the SQL has the parameter ':{wanted.name}', and {_shown(type_)} is a list",
+                f"the SQL has the parameter ':{wanted.name}', and {shown(type_)} is a list",
                 hint=f"write it behind IN: ... IN :{wanted.name}",
             )
 
@@ -329,7 +324,7 @@ class _StatementMethod(_Method):
             raise ConfigurationError(
                 "it does not say what it returns"
                 if self.returns is EMPTY
-                else f"a statement does not return {_shown(self.returns)}",
+                else f"a statement does not return {shown(self.returns)}",
                 hint="write -> int for the number of rows that it affects, or -> None; "
                 "a statement that is RETURNING rows is a @query",
             )
@@ -355,8 +350,8 @@ class _QueryMethod(_Method):
 
     def method(self) -> Callable[..., Any]:
         """Return what is called in place of the function that was written."""
-        answer = _answer_of(self.returns)
-        if answer.fetch is not _Fetch.STREAM:
+        answer = answer_of(self.returns)
+        if answer.fetch is not Fetch.STREAM:
             _check_coroutine(self.function)
             return self._fetching(answer)
         if inspect.iscoroutinefunction(self.function):
@@ -366,19 +361,19 @@ class _QueryMethod(_Method):
             )
         return self._streaming(answer)
 
-    def _fetching(self, answer: "_Answer") -> Callable[..., Any]:
+    def _fetching(self, answer: Answer) -> Callable[..., Any]:
         @functools.wraps(self.function, updated=())
         async def fetch(*args: Any, **kwargs: Any) -> Any:
             statement, values = self.text.with_values(self.values(args, kwargs))
             async with self.connected(writing=self._writing) as connection:
                 result = await connection.execute(statement, values)
                 columns = self._columns(answer, result)
-                if answer.fetch is _Fetch.ALL:
+                if answer.fetch is Fetch.ALL:
                     return self._validated(answer, columns, [answer.row(columns, row) for row in result])
                 row = result.first()
                 if row is not None:
                     return self._validated(answer, columns, answer.row(columns, row))
-                if answer.fetch is _Fetch.FIRST_OR_NONE:
+                if answer.fetch is Fetch.FIRST_OR_NONE:
                     return None
                 raise RowNotFoundError(
                     f"{self.name} has found no row",
@@ -388,7 +383,7 @@ class _QueryMethod(_Method):
 
         return fetch
 
-    def _streaming(self, answer: "_Answer") -> Callable[..., Any]:
+    def _streaming(self, answer: Answer) -> Callable[..., Any]:
         @functools.wraps(self.function, updated=())
         async def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
             statement, values = self.text.with_values(self.values(args, kwargs))
@@ -412,28 +407,28 @@ class _QueryMethod(_Method):
 
         return stream
 
-    def _columns(self, answer: "_Answer", result: Any) -> Sequence[str]:
+    def _columns(self, answer: Answer, result: Any) -> Sequence[str]:
         columns = tuple(result.keys()) if getattr(result, "returns_rows", True) else ()
         if not columns:
             raise self._unfit("the SQL returns no rows", hint="a statement that returns none is a @statement")
-        if answer.form is _Form.VALUE and len(columns) != 1:
+        if answer.form is Form.VALUE and len(columns) != 1:
             raise self._unfit(
                 f"the SQL returns the columns {', '.join(columns)}, and {answer.shown} is a single value",
                 hint="select one column, or let it return a class with a field for each",
             )
         return columns
 
-    def _validated(self, answer: "_Answer", columns: Sequence[str], found: Any, number: int | None = None) -> Any:
+    def _validated(self, answer: Answer, columns: Sequence[str], found: Any, number: int | None = None) -> Any:
         try:
             return answer.adapter.validate_python(found)
         except ValidationError as error:
             details = error.errors(include_url=False, include_context=False)
             first = details[0]
             where = list(first["loc"])
-            if answer.fetch is _Fetch.ALL and where:
+            if answer.fetch is Fetch.ALL and where:
                 number = int(where.pop(0)) + 1
             row = "the row" if number is None else f"row {number}"
-            column = columns[0] if answer.form is _Form.VALUE else ".".join(map(str, where))
+            column = columns[0] if answer.form is Form.VALUE else ".".join(map(str, where))
             more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
             raise self._unfit(
                 f"{row} is no {answer.shown}: column {column!r}: {first['msg']}{more}",
@@ -454,179 +449,3 @@ _WRITES = re.compile(r"(insert|update|delete|replace|merge)\b", re.IGNORECASE)
 def _check_coroutine(function: Callable[..., Any]) -> None:
     if not inspect.iscoroutinefunction(function):
         raise ConfigurationError("it is no coroutine", hint="write async def")
-
-
-# ------------------------------------------------------------------------------------------- what a method returns
-
-
-class _Fetch(Enum):
-    """Which rows are fetched."""
-
-    ALL = 1
-    FIRST = 2
-    FIRST_OR_NONE = 3
-    STREAM = 4
-
-
-class _Form(Enum):
-    """What becomes of a row before it is validated."""
-
-    VALUE = 1
-    BY_NAME = 2
-    BY_PLACE = 3
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What a query returns.
-
-    Args:
-        fetch: Which rows.
-        form: What becomes of each.
-        adapter: Validates all rows of `ALL`, one of them otherwise.
-        shown: The type of a row for people.
-    """
-
-    fetch: _Fetch
-    form: _Form
-    adapter: TypeAdapter[Any]
-    shown: str
-
-    def row(self, columns: Sequence[str], row: Any) -> Any:
-        """Return a row as it is validated."""
-        match self.form:
-            case _Form.VALUE:
-                return row[0]
-            case _Form.BY_NAME:
-                return dict(zip(columns, row, strict=True))
-            case _Form.BY_PLACE:
-                return tuple(row)
-
-
-_LISTS = (list, Sequence, set, frozenset, AbstractSet)
-_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
-
-
-def _answer_of(returns: Any) -> _Answer:
-    """Return what the annotation of a method says.
-
-    Raises:
-        ConfigurationError: It says nothing that a query can return.
-    """
-    adapters = PydanticConverter()
-    plain = get_args(returns)[0] if get_origin(returns) is Annotated and not _is_json(returns) else returns
-    origin, arguments = get_origin(plain) or plain, get_args(plain)
-    if origin in _STREAMS and arguments:
-        element = arguments[0]
-        return _Answer(_Fetch.STREAM, _form_of(element), adapters.adapter(element), _shown(element))
-    if origin in _LISTS or (origin is tuple and arguments[1:] == (Ellipsis,)):
-        element = arguments[0] if arguments else dict[str, Any]
-        whole = returns if arguments else list[dict[str, Any]]
-        return _Answer(_Fetch.ALL, _form_of(element), adapters.adapter(whole), _shown(element))
-    if returns is EMPTY or plain in (None, type(None)) or _is_iterator(origin):
-        raise ConfigurationError(
-            "it does not say what it returns"
-            if returns is EMPTY
-            else f"a query does not return {'None' if plain is None else _shown(returns)}",
-            hint="write -> list[X] for all rows, -> X | None or -> X for the first one, and without async "
-            "-> AsyncIterator[X] for one after the other",
-        )
-    optional = origin in (Union, UnionType) and type(None) in arguments
-    fetch = _Fetch.FIRST_OR_NONE if optional else _Fetch.FIRST
-    return _Answer(fetch, _form_of(returns), adapters.adapter(returns), _shown(returns))
-
-
-def _is_iterator(origin: Any) -> bool:
-    return origin in _STREAMS or (isinstance(origin, type) and issubclass(origin, Iterator))
-
-
-def _form_of(element: Any) -> _Form:
-    """Return what becomes of rows that are to be of a type."""
-    if _is_json(element):
-        return _Form.VALUE
-    forms = {_form_of_class(get_origin(one) or one) for one in _members(element)}
-    if len(forms) != 1:
-        raise ConfigurationError(
-            f"{_shown(element)} says different things about a row",
-            hint="a row is either an object with a field for each column, or a tuple of them, or a single value",
-        )
-    return forms.pop()
-
-
-def _is_json(type_: Any) -> bool:
-    """Whether values are read from JSON in one column: `Json[X]`."""
-    return get_origin(type_) is Annotated and any(Json in (one, type(one)) for one in get_args(type_)[1:])
-
-
-def _form_of_class(cls: Any) -> _Form:
-    if cls in (Any, object) or isinstance(cls, TypeVar):
-        raise ConfigurationError(
-            "it does not say what a row is", hint="write a class with a field for each column, or dict[str, Any]"
-        )
-    if not isinstance(cls, type) or issubclass(cls, RootModel):
-        return _Form.VALUE
-    if _has_fields(cls):
-        return _Form.BY_NAME
-    return _Form.BY_PLACE if issubclass(cls, tuple) else _Form.VALUE
-
-
-# -------------------------------------------------------------------------------------------------------------- types
-
-_SINGLE = (str, bytes, bytearray, memoryview)
-_MISSING: Any = object()
-
-
-def _members(type_: Any) -> Iterator[Any]:
-    """Yield what a type may be, one by one: without `None`, aliases and what is annotated."""
-    while get_origin(type_) is Annotated or hasattr(type_, "__supertype__") or hasattr(type_, "__value__"):
-        if get_origin(type_) is Annotated:
-            type_ = get_args(type_)[0]
-        else:
-            type_ = getattr(type_, "__supertype__", None) or type_.__value__
-    if get_origin(type_) in (Union, UnionType):
-        for one in get_args(type_):
-            yield from _members(one)
-    elif type_ not in (None, type(None)):
-        yield type_
-
-
-def _has_fields(cls: type) -> bool:
-    """Whether instances of a class have named parts."""
-    is_named_tuple = issubclass(cls, tuple) and hasattr(cls, "_fields")
-    return issubclass(cls, (BaseModel, Mapping)) or is_dataclass(cls) or is_typed_dict(cls) or is_named_tuple
-
-
-def _field_of(type_: Any, name: str) -> Any:
-    """Return the type of a field; `_MISSING` when one of the types has no such field."""
-    found = [_field_of_class(one, name) for one in _members(type_)]
-    if _MISSING in found:
-        return _MISSING
-    return Union[tuple(found)] if found else Any  # noqa: UP007 - as many as there are
-
-
-def _field_of_class(type_: Any, name: str) -> Any:
-    cls = get_origin(type_) or type_
-    if not isinstance(cls, type) or cls in (Any, object, EMPTY):
-        return Any
-    if issubclass(cls, Mapping) and not is_typed_dict(cls):
-        return get_args(type_)[1] if len(get_args(type_)) == 2 else Any
-    hints = get_type_hints(cls, include_extras=True)
-    if name in hints:
-        return hints[name]
-    found = inspect.getattr_static(cls, name, _MISSING)
-    if isinstance(found, property) and found.fget is not None:
-        found = found.fget
-    elif isinstance(found, cached_property):
-        found = found.func
-    elif found is _MISSING or callable(found):
-        return _MISSING
-    else:
-        return Any
-    returns = returned_by(found)
-    return Any if returns is EMPTY else returns
-
-
-def _shown(type_: Any) -> str:
-    return (
-        type_.__name__ if isinstance(type_, type) and get_origin(type_) is None else str(type_).replace("typing.", "")
-    )

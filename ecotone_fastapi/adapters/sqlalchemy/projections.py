@@ -2,13 +2,14 @@
 
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Statements, Transactions
+from ecotone_fastapi.adapters.sqlalchemy.access import Access, affecting, selecting
+from ecotone_fastapi.adapters.sqlalchemy.transactions import Statements
 from ecotone_fastapi.core.clock import Clock
 from ecotone_fastapi.modelling.event_storage import Position
 from ecotone_fastapi.modelling.projection_store import (
@@ -19,8 +20,6 @@ from ecotone_fastapi.modelling.projection_store import (
     ProjectionRecord,
     lost,
 )
-
-R = TypeVar("R")
 
 _ONE = "name = :name AND version = :version"
 _OF_ONE = "projection = :name AND version = :version"
@@ -34,8 +33,7 @@ class SqlProjections:
     Args:
         versions: The name of the table of versions as SQL has it.
         partitions: The name of the table of partitions.
-        transactions: Where statements run.
-        prepare: Sees to it that the tables are there.
+        access: Runs statements.
         clock: Gives the clock that tells how far a test has travelled; all else is told by the server.
     """
 
@@ -43,14 +41,12 @@ class SqlProjections:
         self,
         versions: str,
         partitions: str,
-        transactions: Transactions,
-        prepare: Callable[[], Awaitable[None]],
+        access: Access,
         clock: Callable[[], Clock],
     ) -> None:
-        self._transactions = transactions
-        self._prepare = prepare
+        self._access = access
         self._clock = clock
-        dialect = transactions.dialect
+        dialect = access.dialect
         now, self._mysql = dialect.now, dialect.name == "mysql"
         self._postgresql = dialect.name == "postgresql"
         changed = _CHANGED.split()
@@ -161,17 +157,17 @@ class SqlProjections:
             result = await connection.execute(self._add, values)
             return not result.lastrowid if self._mysql else result.rowcount == 1
 
-        return await self._join(insert, "beginning a projection")
+        return await self._access.join(insert, "beginning a projection")
 
     async def lock(self, name: str, *, shared: bool = False) -> Sequence[ProjectionRecord]:
         """Lock the rows of all versions of a projection until the unit of work ends, and return them."""
         statement = self._lock_shared if shared else self._lock
-        rows = await self._join(self._rows(statement, {"name": name}), "locking a projection")
+        rows = await self._access.join(self._selecting(statement, {"name": name}), "locking a projection")
         return [self._record(row) for row in rows]
 
     async def change(self, record: ProjectionRecord) -> None:
         """Write down everything of a version but its lease."""
-        await self._join(self._affected(self._change, self._written(record)), "changing a projection")
+        await self._access.join(self._affecting(self._change, self._written(record)), "changing a projection")
 
     async def save(self, before: ProjectionRecord, after: ProjectionRecord) -> None:
         """Write down how far it has come, if it is still where it was, and lent under the same token.
@@ -188,7 +184,7 @@ class SqlProjections:
             "done": after.done,
             "halt": _halt_text(after.halt),
         }
-        if not await self._join(self._affected(self._save, values), "saving a checkpoint"):
+        if not await self._access.join(self._affecting(self._save, values), "saving a checkpoint"):
             found = [one for one in await self.versions(before.name) if one.version == before.version]
             raise lost(before, found[0] if found else None)
 
@@ -196,30 +192,29 @@ class SqlProjections:
         """Lend a version that is free to a runner; return the new token."""
         statement = self._lease_forced if force else self._lease
         key = _key(name, version)
-        values = {**key, "runner": runner, "seconds": self._transactions.dialect.span(seconds)}
+        values = {**key, "runner": runner, "seconds": self._access.dialect.span(seconds)}
 
         async def lend(connection: AsyncConnection) -> int | None:
             if not (await connection.execute(statement, self._values(statement, values))).rowcount:
                 return None
             return int((await connection.execute(self._token, key)).scalar_one())
 
-        await self._prepare()
-        return await self._transactions.run(lend, "lending a projection", several=True)
+        return await self._access.run(lend, "lending a projection", several=True)
 
     async def renew(self, name: str, version: int, token: int, seconds: float) -> bool:
         """Lend it for longer; return whether the token is still the newest."""
-        values = {**_key(name, version), "token": token, "seconds": self._transactions.dialect.span(seconds)}
-        return bool(await self._run(self._affected(self._renew, values), "renewing the lease of a projection"))
+        values = {**_key(name, version), "token": token, "seconds": self._access.dialect.span(seconds)}
+        return bool(await self._access.run(self._affecting(self._renew, values), "renewing the lease of a projection"))
 
     async def release(self, name: str, version: int, token: int) -> None:
         """Give it back."""
         values = {**_key(name, version), "token": token}
-        await self._run(self._affected(self._release, values), "giving a projection back")
+        await self._access.run(self._affecting(self._release, values), "giving a projection back")
 
     async def halt(self, name: str, version: int, token: int, halt: Halt) -> None:
         """Write down that it stands still, if the token is still the newest."""
         values = {**_key(name, version), "token": token, "halt": _halt_text(halt)}
-        await self._run(self._affected(self._halt, values), "noting that a projection stands still")
+        await self._access.run(self._affecting(self._halt, values), "noting that a projection stands still")
 
     async def remove(self, name: str, version: int) -> None:
         """Delete a version with all of its partitions."""
@@ -228,7 +223,7 @@ class SqlProjections:
             for statement in self._remove:
                 await connection.execute(statement, _key(name, version))
 
-        await self._join(delete, "deleting a projection", several=True)
+        await self._access.join(delete, "deleting a projection", several=True)
 
     # ----------------------------------------------------------------------------------------------------- partitions
 
@@ -247,7 +242,7 @@ class SqlProjections:
             for stream in sorted(wanted)
         ]
         if values:
-            await self._join(_all(self._note, values), "noting the streams of a projection", several=True)
+            await self._access.join(_all(self._note, values), "noting the streams of a projection", several=True)
 
     async def claim(self, name: str, version: int, *, limit: int, seconds: float) -> Sequence[PartitionRecord]:
         """Lock rows of partitions that have something to do, but for those that are locked."""
@@ -260,7 +255,7 @@ class SqlProjections:
                 await connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
             return (await connection.execute(self._claim, values)).all()
 
-        return [_partition(row) for row in await self._join(select, "claiming partitions", several=True)]
+        return [_partition(row) for row in await self._access.join(select, "claiming partitions", several=True)]
 
     async def hold(self, record: ProjectionRecord, stream: str) -> PartitionRecord:
         """Lock the row of one partition, a new one if need be."""
@@ -273,7 +268,7 @@ class SqlProjections:
                 found = (await connection.execute(self._hold, values)).one()
             return found
 
-        return _partition(await self._join(select, "holding a partition", several=True))
+        return _partition(await self._access.join(select, "holding a partition", several=True))
 
     async def keep(self, name: str, version: int, partitions: Sequence[PartitionRecord]) -> None:
         """Write down partitions that were claimed or held."""
@@ -296,7 +291,7 @@ class SqlProjections:
                 if (one.wanted > one.position) is behind
             ]
             if values:
-                await self._join(_all(statement, values), "saving partitions", several=True)
+                await self._access.join(_all(statement, values), "saving partitions", several=True)
 
     async def halt_partition(self, name: str, version: int, stream: str, halt: Halt, *, position: int) -> None:
         """Write down that a partition stands still, if it has come no further meanwhile."""
@@ -306,20 +301,20 @@ class SqlProjections:
             "stream": stream,
             "position": position,
             "halt": _halt_text(halt),
-            "delay": self._transactions.dialect.delay(delay),
+            "delay": self._access.dialect.delay(delay),
         }
-        await self._run(self._affected(self._halt_partition, values), "noting that a partition stands still")
+        await self._access.run(self._affecting(self._halt_partition, values), "noting that a partition stands still")
 
     async def call(self, name: str, version: int, stream: str | None = None, *, halted: bool = False) -> int:
         """Let a partition, or all, be claimed from now on."""
         statement = self._call[stream is not None, halted]
         values = {**_key(name, version), **({} if stream is None else {"stream": stream})}
-        return await self._join(self._affected(statement, values), "calling partitions")
+        return await self._access.join(self._affecting(statement, values), "calling partitions")
 
     async def accept(self, name: str, version: int, round: int) -> None:  # noqa: A002 - of the protocol
         """Let all partitions be of this round, as they are."""
         values = {**_key(name, version), "build_round": round}
-        await self._join(self._affected(self._accept, values), "accepting partitions")
+        await self._access.join(self._affecting(self._accept, values), "accepting partitions")
 
     async def partitions(
         self, name: str, version: int, *, after: str = "", limit: int = 100, halted: bool = False
@@ -363,7 +358,7 @@ class SqlProjections:
             by_hand=bool(row.by_hand),
             done=row.done,
             total=row.total,
-            began_at=None if began_at is None else self._transactions.dialect.read_moment(began_at),
+            began_at=None if began_at is None else self._access.dialect.read_moment(began_at),
             halt=None if row.halt is None else Halt.from_json(row.halt),
             token=row.lease_token,
             runner=row.runner,
@@ -384,7 +379,7 @@ class SqlProjections:
             "by_hand": int(record.by_hand),
             "done": record.done,
             "total": record.total,
-            "began_at": None if began_at is None else self._transactions.dialect.moment(began_at),
+            "began_at": None if began_at is None else self._access.dialect.moment(began_at),
             "halt": _halt_text(record.halt),
         }
 
@@ -392,31 +387,16 @@ class SqlProjections:
         """Add how far a test has travelled, where a statement goes by the clock."""
         if ":offset" not in statement.text:
             return dict(values)
-        return {**values, "offset": self._transactions.dialect.span(self._clock().offset.total_seconds())}
+        return {**values, "offset": self._access.dialect.span(self._clock().offset.total_seconds())}
 
-    def _affected(self, statement: TextClause, values: Mapping[str, Any]) -> Statements[int]:
-        async def execute(connection: AsyncConnection) -> int:
-            return (await connection.execute(statement, self._values(statement, values))).rowcount
+    def _affecting(self, statement: TextClause, values: Mapping[str, Any]) -> Statements[int]:
+        return affecting(statement, self._values(statement, values))
 
-        return execute
-
-    def _rows(self, statement: TextClause, values: Mapping[str, Any]) -> Statements[Sequence[Row[Any]]]:
-        async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:
-            return (await connection.execute(statement, self._values(statement, values))).all()
-
-        return select
-
-    async def _join(self, statements: Statements[R], doing: str, *, several: bool = False) -> R:
-        await self._prepare()
-        return await self._transactions.join(statements, doing, several=several)
-
-    async def _run(self, statements: Statements[R], doing: str) -> R:
-        await self._prepare()
-        return await self._transactions.run(statements, doing)
+    def _selecting(self, statement: TextClause, values: Mapping[str, Any]) -> Statements[Sequence[Row[Any]]]:
+        return selecting(statement, self._values(statement, values))
 
     async def _read(self, statement: TextClause, values: Mapping[str, Any], doing: str) -> Sequence[Row[Any]]:
-        await self._prepare()
-        return await self._transactions.read(self._rows(statement, values), doing)
+        return await self._access.read(self._selecting(statement, values), doing)
 
 
 def _key(name: str, version: int) -> dict[str, Any]:

@@ -3,15 +3,14 @@
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ecotone_fastapi.adapters.sqlalchemy.access import Access, affecting, selecting
 from ecotone_fastapi.adapters.sqlalchemy.channel import stored_key
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.core.clock import Clock
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, seconds_from_now
@@ -22,22 +21,19 @@ class SqlSchedules:
 
     Args:
         table: The name of the table of messages as SQL has it.
-        transactions: Where statements run.
-        prepare: Sees to it that the tables are there.
+        access: Runs statements.
         clock: Gives the clock that tells how far a test has travelled; all else is told by the server.
     """
 
     def __init__(
         self,
         table: str,
-        transactions: Transactions,
-        prepare: Callable[[], Awaitable[None]],
+        access: Access,
         clock: Callable[[], Clock],
     ) -> None:
-        self._transactions = transactions
-        self._prepare = prepare
+        self._access = access
         self._clock = clock
-        dialect = transactions.dialect
+        dialect = access.dialect
         now = dialect.now
         # What a consumer has borrowed is its own until its lease has ended; what has expired will never be handled.
         waits = (
@@ -81,7 +77,7 @@ class SqlSchedules:
         statement = self._lists[key is not None, channel is not None, since is not None]
         page: dict[str, Any] = {"limit": limit, "skip": offset}
         if since is not None:
-            page["since"] = self._transactions.dialect.moment(since)
+            page["since"] = self._access.dialect.moment(since)
         return [self._scheduled(row) for row in await self._rows(statement, key, channel, page)]
 
     async def count(self, key: str | None = None, *, channel: str | None = None) -> int:
@@ -108,7 +104,7 @@ class SqlSchedules:
             ConversionError: The moment does not say how far it is from UTC, or is too far away.
             ChannelError: The database cannot be reached.
         """
-        doing, dialect = "putting off what waits", self._transactions.dialect
+        doing, dialect = "putting off what waits", self._access.dialect
         seconds = seconds_from_now(to, self._clock().now())
         if isinstance(to, datetime):
             return await self._change(self._put_off_until, key, {"moment": dialect.moment(to)}, doing)
@@ -124,20 +120,11 @@ class SqlSchedules:
             # As it stands in the JSON of the headers; within another value the quotes would be escaped.
             name, value = json.dumps(HeaderName.forward_to), json.dumps(channel)
             parameters |= {"channel": channel, "forwarded": f"{name}: {value}"}
-
-        async def select(connection: AsyncConnection) -> Sequence[Row[Any]]:
-            return (await connection.execute(statement, parameters)).all()
-
-        await self._prepare()
-        return await self._transactions.read(select, "looking for what waits")
+        return await self._access.read(selecting(statement, parameters), "looking for what waits")
 
     async def _change(self, statement: Any, key: str, parameters: dict[str, Any], doing: str) -> int:
-        async def change(connection: AsyncConnection) -> int:
-            values = {"key": stored_key(key), "offset": self._offset, **parameters}
-            return (await connection.execute(statement, values)).rowcount
-
-        await self._prepare()
-        return await self._transactions.join(change, doing)
+        values = {"key": stored_key(key), "offset": self._offset, **parameters}
+        return await self._access.join(affecting(statement, values), doing)
 
     def _scheduled(self, row: Row[Any]) -> ScheduledMessage:
         headers: dict[str, str] = json.loads(row.headers)
@@ -147,13 +134,13 @@ class SqlSchedules:
             key=headers[HeaderName.schedule_key],
             channel=headers.get(HeaderName.forward_to, row.channel),
             endpoint=headers.get(HeaderName.endpoint),
-            due_at=self._transactions.dialect.read_moment(row.due_at),
+            due_at=self._access.dialect.read_moment(row.due_at),
             message=Message(row.body, headers),
         )
 
     @property
     def _offset(self) -> Any:
-        return self._transactions.dialect.span(self._clock().offset.total_seconds())
+        return self._access.dialect.span(self._clock().offset.total_seconds())
 
 
 def _at(dialect: str, now: str) -> str:

@@ -2,14 +2,11 @@
 
 # ruff: noqa: S608 - what is formatted into SQL are names of ours, never values
 
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any
 
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import text
 
-from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.adapters.sqlalchemy.access import Access, affecting, selecting
 from ecotone_fastapi.modelling.snapshots import Snapshot
 
 _COLUMNS = ("stream", "version", "event_id", "form", "content_type", "body", "taken_at")
@@ -20,14 +17,12 @@ class SqlSnapshots:
 
     Args:
         table: The table's name as SQL has it.
-        transactions: Where statements run.
-        prepare: Sees to it that the tables are there.
+        access: Runs statements.
     """
 
-    def __init__(self, table: str, transactions: Transactions, prepare: Callable[[], Awaitable[None]]) -> None:
-        self._transactions = transactions
-        self._prepare = prepare
-        if transactions.dialect.name == "mysql":
+    def __init__(self, table: str, access: Access) -> None:
+        self._access = access
+        if access.dialect.name == "mysql":
             renewed = ", ".join(f"{column} = VALUES({column})" for column in _COLUMNS[1:])
             upsert = f"ON DUPLICATE KEY UPDATE {renewed}"
         else:
@@ -41,31 +36,18 @@ class SqlSnapshots:
 
     async def load(self, stream: str) -> Snapshot | None:
         """Return the row of a stream, as the unit of work of the calling task's scope sees it."""
-
-        async def select(connection: AsyncConnection) -> Row[Any] | None:
-            return (await connection.execute(self._load, {"stream": stream})).one_or_none()
-
-        await self._prepare()
-        # Whoever reads in a unit of work is going to write there: it reads where it will write.
-        run = self._transactions.read if self._transactions.unit() is None else self._transactions.join
-        row = await run(select, "reading a snapshot")
-        if row is None:
-            return None
-        values = {**row._asdict(), "body": bytes(row.body)}
-        values["taken_at"] = self._transactions.dialect.read_moment(row.taken_at)
-        return Snapshot(**values)
+        for row in await self._access.read_to_write(selecting(self._load, {"stream": stream}), "reading a snapshot"):
+            values = {**row._asdict(), "body": bytes(row.body)}
+            values["taken_at"] = self._access.dialect.read_moment(row.taken_at)
+            return Snapshot(**values)
+        return None
 
     async def save(self, snapshot: Snapshot) -> None:
         """Insert the row of a stream or replace it, with the unit of work of the calling task's scope, if any."""
         values = asdict(snapshot)
-        values["taken_at"] = self._transactions.dialect.moment(snapshot.taken_at)
-        await self._prepare()
-        await self._transactions.join(lambda connection: connection.execute(self._save, values), "taking a snapshot")
+        values["taken_at"] = self._access.dialect.moment(snapshot.taken_at)
+        await self._access.join(affecting(self._save, values), "taking a snapshot")
 
     async def delete(self, stream: str) -> None:
         """Delete the row of a stream, with the unit of work of the calling task's scope, if any."""
-        values = {"stream": stream}
-        await self._prepare()
-        await self._transactions.join(
-            lambda connection: connection.execute(self._delete, values), "forgetting a snapshot"
-        )
+        await self._access.join(affecting(self._delete, {"stream": stream}), "forgetting a snapshot")

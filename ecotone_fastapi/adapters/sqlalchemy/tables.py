@@ -137,6 +137,11 @@ def indexed(name: str) -> str:
     return "sha256:" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
 
 
+def storable(text: str) -> str:
+    """Return a text as every database takes it, because anybody may say what none does."""
+    return text.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
+
+
 metadata: MetaData = MetaData()
 """All tables of ours, for Alembic: `target_metadata = [Base.metadata, metadata]`."""
 

@@ -22,8 +22,9 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from ecotone_fastapi.adapters.sqlalchemy.dialects import BEGIN, Dialect, address
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, TransactionAbortedError
-from ecotone_fastapi.core.gateway import current_scope
+from ecotone_fastapi.core.gateway import Gateway, current_scope
 from ecotone_fastapi.core.pipeline import Scope
+from ecotone_fastapi.core.watching import Operation, Watching
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ Statements = Callable[[AsyncConnection], Awaitable[T]]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
+_NOBODY = Watching()
 _TRIES = 5
 _PATIENCE = 30.0  # seconds in which the database has to answer statements of ours
 _COURTESY = 5.0  # seconds that a writer queues in this process before SQLite itself decides
@@ -116,6 +118,7 @@ class Transactions:
     Attributes:
         address: The address of the database as errors tell it.
         shared_key: Under which key a scope has the session that its caller shares.
+        gateway: Knows who watches; `None` before an application has the database.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class Transactions:
         self.turn: Turn | None = Turn() if dialect.one_writer else None
         self.address: str = address(engine.url)
         self.shared_key: object = None
+        self.gateway: Gateway | None = None
         own_sessions = made_here and sessionmaker.kw.get("bind") is engine
         self._writer_options = {BEGIN: _WRITER} if dialect.one_writer and own_sessions else None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -183,7 +187,18 @@ class Transactions:
                 result = await last.statements(await self._writing(scoped))
             last.check(result)
         await self._make_sure(unit, scoped)
-        await scoped.session.commit()
+        try:
+            await scoped.session.commit()
+        except Exception as error:
+            # Without a statement it is COMMIT itself that has lost its answer: the server alone knows what it did.
+            if isinstance(error, DBAPIError) and error.statement is None and error.connection_invalidated:
+                self.watching.failed(Operation.COMMIT, "commit", self.dialect.name, error)
+            raise
+
+    @property
+    def watching(self) -> Watching:
+        """Those who watch the application that has the database."""
+        return self.gateway.watching if self.gateway is not None else _NOBODY
 
     async def _act(self, unit: Unit, scoped: "_ScopedSession") -> None:
         """Do what is left to do in a unit that nobody has used: one statement needs no transaction around it."""
@@ -451,6 +466,7 @@ class Transactions:
                 f"{doing}: the database refused or could not be reached",
                 tried=f"{self.address}: {type(reason).__name__}: {reason}",
                 hint=hint,
+                code=self.dialect.code_of(error) if isinstance(error, DBAPIError) else None,
             ) from error
 
 

@@ -12,6 +12,7 @@ from ecotone_fastapi.operations.report import ChannelReport
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.messages import ShownMessage, shown
 from ecotone_fastapi.web.operations.opening import Operated
+from ecotone_fastapi.web.operations.paging import AfterQuery, LimitQuery, page_of_names
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such channel"}}
 _NOT_POSSIBLE: dict[int | str, dict[str, Any]] = {
@@ -42,6 +43,21 @@ class WaitingMessages:
     more: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChannelPage:
+    """Some channels, in the order of their names.
+
+    Args:
+        items: The channels.
+        next: What to give as `after` to see the next page; `None` on the last one.
+        total: How many there are, on all pages.
+    """
+
+    items: list[ChannelReport]
+    next: str | None
+    total: int
+
+
 class PauseAsked(Asked):
     """Why a consumer is to pause."""
 
@@ -52,9 +68,11 @@ def add_channels(router: APIRouter, ecotone: Operated) -> None:
     """Add the routes about channels."""
 
     @router.get("/channels")
-    async def channels() -> list[ChannelReport]:
-        """Tell how all channels are, and their consumers in this process."""
-        return list((await ecotone.overview.report()).channels)
+    async def channels(limit: LimitQuery = 50, after: AfterQuery = None) -> ChannelPage:
+        """Tell how channels are, and their consumers in this process; those that are on no page are not asked."""
+        known = ecotone.overview.channel_names
+        names, following = page_of_names(known, after, limit)
+        return ChannelPage(items=list(await ecotone.overview.channels(names)), next=following, total=len(known))
 
     @router.get("/channels/{name:path}/messages", responses=_NOT_POSSIBLE)
     async def messages(name: str, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> WaitingMessages:

@@ -88,23 +88,6 @@ class DeadLetterPage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayedDeadLetters:
-    """What became of those that were to be replayed.
-
-    Args:
-        replayed: How many went back to their channels.
-        refused: Why others did not, by their ids, for the first hundred of them; they are where they were.
-        refused_count: How many were refused.
-        remaining: How many were not tried, because so many had gone back as were asked for.
-    """
-
-    replayed: int
-    refused: dict[str, str]
-    refused_count: int
-    remaining: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class DeletedDeadLetters:
     """How many were deleted.
 
@@ -172,18 +155,6 @@ class DeadLettersAsked(Asked):
         if (self.ids is None) is (self.filter is None):
             raise ValueError("say either ids or filter; an empty filter, {}, means all dead letters")
         return self
-
-
-class ReplayAsked(Asked):
-    """Where a dead letter is to go."""
-
-    to: str | None = Field(None, description="Another channel than the one that it was taken from.")
-
-
-class SeveralReplaysAsked(DeadLettersAsked, ReplayAsked):
-    """Several dead letters that are to be replayed."""
-
-    limit: int = Field(1000, ge=1, le=10_000, description="How many go back at most; the oldest first.")
 
 
 def item(parked: ParkedMessage) -> DeadLetterItem:

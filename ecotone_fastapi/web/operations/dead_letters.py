@@ -1,4 +1,4 @@
-"""Dead letters: looked at by filters, replayed, edited and deleted, one or many."""
+"""Dead letters: looked at by filters, and deleted, one or many."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from ecotone_fastapi.core.errors import DeadLetterNotFoundError
-from ecotone_fastapi.core.texts import LINE, cut
 from ecotone_fastapi.messaging.dead_letter_store import DeadLetterFilter, ParkedMessage
 from ecotone_fastapi.web.operations.bodies import body_of, described
 from ecotone_fastapi.web.operations.dead_letter_models import (
@@ -16,9 +15,6 @@ from ecotone_fastapi.web.operations.dead_letter_models import (
     DeadLetterPage,
     DeadLettersAsked,
     DeletedDeadLetters,
-    ReplayAsked,
-    ReplayedDeadLetters,
-    SeveralReplaysAsked,
     details,
     filter_of_query,
     item,
@@ -27,8 +23,6 @@ from ecotone_fastapi.web.operations.opening import Operated
 from ecotone_fastapi.web.operations.paging import AfterQuery, LimitQuery, Place, page, place
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No dead letter has this id"}}
-_MOST = 10_000  # that one request tries
-_TOLD = 100  # refusals that an answer tells one by one
 _STEP = timedelta(microseconds=1)  # between two moments that databases can tell apart
 
 
@@ -53,28 +47,6 @@ def add_dead_letters(router: APIRouter, ecotone: Operated) -> None:
         total = await ecotone.dead_letters.count(which)
         return DeadLetterPage(items=[item(one) for one in found], next=following, total=total)
 
-    @router.post("/dead-letters/replay", openapi_extra=described(SeveralReplaysAsked))
-    async def replay_dead_letters(
-        asked: Annotated[SeveralReplaysAsked, Depends(body_of(SeveralReplaysAsked))],
-    ) -> ReplayedDeadLetters:
-        """Send dead letters back to the channels they failed on, the oldest first; those that cannot go back stay."""
-        ids = await _ids(asked, ecotone)
-        tried, replayed = 0, 0
-        refused: dict[str, str] = {}
-        # Those that cannot go back do not count: else the oldest of them would keep all others from ever being tried.
-        while replayed < asked.limit and tried < min(len(ids), _MOST):
-            some = ids[tried : min(tried + asked.limit - replayed, _MOST)]
-            found = await ecotone.dead_letters.replay_all(some, to=asked.to)
-            tried, replayed = tried + len(some), replayed + found.count
-            refused |= {id_: error.what for id_, error in found.refused.items()}
-        told = list(refused.items())[:_TOLD]
-        return ReplayedDeadLetters(
-            replayed=replayed,
-            refused={cut(id_, LINE): cut(why, LINE) for id_, why in told},
-            refused_count=len(refused),
-            remaining=len(ids) - tried,
-        )
-
     @router.post("/dead-letters/delete", openapi_extra=described(DeadLettersAsked))
     async def delete_dead_letters(
         asked: Annotated[DeadLettersAsked, Depends(body_of(DeadLettersAsked))],
@@ -83,7 +55,7 @@ def add_dead_letters(router: APIRouter, ecotone: Operated) -> None:
         if asked.filter is not None:
             return DeletedDeadLetters(deleted=await ecotone.dead_letters.delete_all(asked.filter.meant()))
         deleted = 0
-        for id_ in await _ids(asked, ecotone):
+        for id_ in dict.fromkeys(asked.ids or ()):
             try:
                 await ecotone.dead_letters.delete(id_)
             except DeadLetterNotFoundError:
@@ -96,16 +68,6 @@ def add_dead_letters(router: APIRouter, ecotone: Operated) -> None:
         """Show a dead letter with its payload, headers and traceback."""
         return details(await ecotone.dead_letters.get(id))
 
-    @router.post(
-        "/dead-letters/{id:path}/replay",
-        status_code=204,
-        responses=_NOT_FOUND,
-        openapi_extra=described(ReplayAsked),
-    )
-    async def replay_dead_letter(id: str, asked: Annotated[ReplayAsked, Depends(body_of(ReplayAsked))]) -> None:
-        """Send a dead letter back to the channel it failed on; only the handler that failed runs again."""
-        await ecotone.dead_letters.replay(id, to=asked.to)
-
     @router.delete("/dead-letters/{id:path}", status_code=204, responses=_NOT_FOUND)
     async def delete_dead_letter(id: str) -> None:
         """Delete a dead letter for good."""
@@ -114,9 +76,3 @@ def add_dead_letters(router: APIRouter, ecotone: Operated) -> None:
 
 def _place_of(parked: ParkedMessage) -> Place:
     return Place(parked.parked_at, parked.id)
-
-
-async def _ids(asked: DeadLettersAsked, ecotone: Operated) -> Sequence[str]:
-    if asked.filter is not None:
-        return await ecotone.dead_letters.ids(asked.filter.meant())
-    return list(dict.fromkeys(asked.ids or ()))

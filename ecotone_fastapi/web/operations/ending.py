@@ -1,26 +1,28 @@
-"""Streams that end with the process.
+"""Streams that end with the server.
 
 A server that is told to end waits for open answers before it says so to the application, and a stream of news is an
-answer that never ends. So it is listened for what tells the server, a signal, while there are streams, and only there.
+answer that never ends. So it is listened for what tells the server, a signal, while there are streams, and only there;
+and whoever has these signals is looked at: servers that are ended by code keep that in `should_exit`, as uvicorn does.
 """
 
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LOOKING = 0.2  # seconds between two looks at a server
 
 
 class Ending:
-    """Tells streams that the process was told to end; whoever handles the signal otherwise is told as before.
+    """Tells streams that the server was told to end; whoever handles the signal otherwise is told as before.
 
-    It listens in the main thread, where signals arrive, and where somebody else, a server, handles them. Elsewhere it
-    tells nothing.
+    It listens in the main thread, where signals arrive, and where somebody else, a server, handles them. A server in
+    another thread has no signals, and nobody finds it: its streams end with the lifespan, and by themselves.
     """
 
     def __init__(self) -> None:
@@ -39,6 +41,26 @@ class Ending:
             del self._streams[told]
             if not self._streams:
                 self._leave()
+
+    async def wait(self, told: anyio.Event, seconds: float) -> None:
+        """Wait until a stream is told to end, but not longer than this."""
+        until = anyio.current_time() + seconds
+        while not told.is_set() and (left := until - anyio.current_time()) > 0:
+            with anyio.move_on_after(min(left, _LOOKING)):
+                await told.wait()
+            if self._server_ends():
+                told.set()
+
+    @asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """End all streams with the lifespan of an application."""
+        yield
+        for told in self._streams:
+            told.set()
+
+    def _server_ends(self) -> bool:
+        handlers = (self._before.get(number, signal.getsignal(number)) for number in _SIGNALS)
+        return any(getattr(getattr(one, "__self__", None), "should_exit", False) is True for one in handlers)
 
     def _listen(self) -> None:
         if threading.current_thread() is not threading.main_thread():

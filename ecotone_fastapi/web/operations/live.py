@@ -15,8 +15,9 @@ from ecotone_fastapi.operations.report import Report
 from ecotone_fastapi.web.operations.ending import Ending
 from ecotone_fastapi.web.operations.opening import Operated
 
-LIFETIME = 20.0
-"""Seconds after which a stream ends. Browsers connect anew at once: then it is asked again whether they may."""
+LIFETIME = 5.0
+"""Seconds after which a stream ends, but for its last pause. Browsers connect anew at once: then it is asked again
+whether they may. A server that nobody finds (see `Ending`) waits no longer than this for its end."""
 
 _FASTEST, _SLOWEST = 0.2, 10.0
 _RETRY = b"retry: 500\n\n"  # milliseconds
@@ -59,9 +60,14 @@ async def _until_nobody_listens(receive: Receive, scope: anyio.CancelScope) -> N
     scope.cancel()
 
 
-def add_live(router: APIRouter, ecotone: Operated) -> None:
-    """Add the route that goes on telling how the application is."""
-    ending = Ending()
+def add_live(router: APIRouter, ecotone: Operated, ending: Ending) -> None:
+    """Add the route that goes on telling how the application is.
+
+    Args:
+        router: Where it is added.
+        ecotone: What is operated.
+        ending: Tells that the server was told to end.
+    """
 
     @router.get("/live", status_code=200, response_class=EventStream)
     async def live(
@@ -71,7 +77,7 @@ def add_live(router: APIRouter, ecotone: Operated) -> None:
     ) -> EventStream:
         """Tell how the application is, at once and then again and again: `event: overview` with the overview as data.
 
-        A stream ends after 20 seconds and with the process. Clients connect anew, as an `EventSource` does by itself.
+        A stream ends after some seconds and with the server. Clients connect anew, as an `EventSource` does by itself.
         """
         return EventStream(overviews(ecotone.overview, ending, seconds))
 
@@ -81,7 +87,7 @@ async def overviews(overview: Overview, ending: Ending, seconds: float) -> Async
 
     Args:
         overview: What is told.
-        ending: Tells that the process was told to end.
+        ending: Tells that the server was told to end.
         seconds: How long to wait before the next event.
     """
     until = anyio.current_time() + LIFETIME
@@ -90,5 +96,4 @@ async def overviews(overview: Overview, ending: Ending, seconds: float) -> Async
         while not told.is_set() and anyio.current_time() < until:
             report = await overview.report(max_age=seconds / 2)
             yield b"event: overview\ndata: " + _report.dump_json(report) + b"\n\n"
-            with anyio.move_on_after(seconds):
-                await told.wait()
+            await ending.wait(told, seconds)

@@ -198,12 +198,18 @@ async def _answer(request: Request, error: EcotoneError) -> Response:
     return fastapi.responses.JSONResponse({"detail": detail}, STATUS_OF_OPERATIONS[found])
 
 
-def opened_to(dependencies: Sequence[Any] | None) -> APIRouter:
-    """Return a router without routes, behind these dependencies; behind a closed door without any."""
+def opened_to(dependencies: Sequence[Any] | None, lifespan: Any = None) -> APIRouter:
+    """Return a router without routes, behind these dependencies; behind a closed door without any.
+
+    Args:
+        dependencies: What lets those pass who may.
+        lifespan: What goes on with the lifespan of the application.
+    """
     door = fastapi.Depends(admitted_by(dependencies) if dependencies is not None else closed)
     return APIRouter(
         tags=["operations"],
         route_class=OperationsRoute,
+        lifespan=lifespan,
         dependencies=[door, fastapi.Depends(comes_from_a_program)],
         include_in_schema=dependencies is not None,
         responses={401: {"description": "Not authenticated"}, 403: {"description": "Not allowed"}},

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 
 from ecotone_fastapi.operations.report import LaneReport, Report, RunnableReport
 from ecotone_fastapi.web.operations.opening import Operated
+from ecotone_fastapi.web.operations.paging import AfterQuery, LimitQuery, page_of_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,21 @@ class HealthReport:
     servers: dict[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LanePage:
+    """The outboxes of some channels, in the order of the names of these.
+
+    Args:
+        items: The outboxes.
+        next: What to give as `after` to see the next page; `None` on the last one.
+        total: How many there are, on all pages.
+    """
+
+    items: list[LaneReport]
+    next: str | None
+    total: int
+
+
 def add_overview(router: APIRouter, ecotone: Operated) -> None:
     """Add the routes that tell how the application is."""
 
@@ -33,9 +49,12 @@ def add_overview(router: APIRouter, ecotone: Operated) -> None:
         return await ecotone.overview.report()
 
     @router.get("/outbox")
-    async def outbox() -> list[LaneReport]:
+    async def outbox(limit: LimitQuery = 50, after: AfterQuery = None) -> LanePage:
         """Tell what is on its way to the channels of brokers, also to those that nobody here can send to."""
-        return list(await ecotone.overview.outbox())
+        known = await ecotone.overview.outboxes()
+        names, following = page_of_names(known, after, limit)
+        items = [] if not names else await ecotone.overview.outbox({name: known[name] for name in names})
+        return LanePage(items=list(items), next=following, total=len(known))
 
     @router.get("/health")
     async def health() -> HealthReport:

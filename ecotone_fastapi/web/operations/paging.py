@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, TypeVar
@@ -62,6 +62,23 @@ def place(after: str | None) -> Place | None:
     except (ValueError, TypeError, RecursionError) as error:
         raise HTTPException(422, "This `after` was told by no page: leave it out to begin anew") from error
     return found
+
+
+def page_of_names(names: Iterable[str], after: str | None, limit: int) -> tuple[list[str], str | None]:
+    """Return the names of a page in their order, and behind which one the next page begins, if there is one.
+
+    Args:
+        names: All of them.
+        after: Behind which name the page begins, whether that is still there or not.
+        limit: How many it has at most.
+
+    Example:
+        >>> page_of_names(["orders", "bills", "mails"], "carts", 1)
+        (['mails'], 'mails')
+    """
+    behind = sorted(name for name in set(names) if after is None or name > after)
+    found = behind[:limit]
+    return found, found[-1] if len(behind) > limit else None
 
 
 async def page(

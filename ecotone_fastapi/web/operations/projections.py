@@ -9,12 +9,28 @@ from pydantic import Field
 from ecotone_fastapi.operations.report import ProjectionReport
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.opening import Operated
+from ecotone_fastapi.web.operations.paging import AfterQuery, LimitQuery, page_of_names
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such projection"}}
 _NOT_POSSIBLE: dict[int | str, dict[str, Any]] = {
     **_NOT_FOUND,
     409: {"description": "It is not in a state for it; the detail says why"},
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionPage:
+    """Some projections, in the order of their names.
+
+    Args:
+        items: The projections.
+        next: What to give as `after` to see the next page; `None` on the last one.
+        total: How many there are, on all pages.
+    """
+
+    items: list[ProjectionReport]
+    next: str | None
+    total: int
 
 
 class RebuildAsked(Asked):
@@ -40,9 +56,11 @@ def add_projections(router: APIRouter, ecotone: Operated) -> None:
     """Add the routes about projections."""
 
     @router.get("/projections")
-    async def projections() -> list[ProjectionReport]:
-        """Tell how all projections are, and how far behind."""
-        return list((await ecotone.overview.report()).projections)
+    async def projections(limit: LimitQuery = 50, after: AfterQuery = None) -> ProjectionPage:
+        """Tell how projections are, and how far behind; those that are on no page are not asked."""
+        known = ecotone.projections.names
+        names, following = page_of_names(known, after, limit)
+        return ProjectionPage(items=list(await ecotone.overview.projections(names)), next=following, total=len(known))
 
     @router.post(
         "/projections/{name:path}/rebuild",

@@ -10,11 +10,13 @@ from ecotone_fastapi.web.operations.asyncapi import add_asyncapi
 from ecotone_fastapi.web.operations.channels import add_channels
 from ecotone_fastapi.web.operations.dead_letters import add_dead_letters
 from ecotone_fastapi.web.operations.edits import add_edits
+from ecotone_fastapi.web.operations.ending import Ending
 from ecotone_fastapi.web.operations.handlers import add_handlers
 from ecotone_fastapi.web.operations.live import add_live
 from ecotone_fastapi.web.operations.opening import Operated, opened_to
 from ecotone_fastapi.web.operations.overviews import add_overview
 from ecotone_fastapi.web.operations.projections import add_projections
+from ecotone_fastapi.web.operations.replays import add_replays
 from ecotone_fastapi.web.operations.scheduled import add_scheduled
 from ecotone_fastapi.web.page import add_page
 
@@ -26,13 +28,14 @@ def operations_router(ecotone: Operated, dependencies: Sequence[Any] | None) -> 
         ecotone: What is operated.
         dependencies: What lets those pass who may; without it, nobody.
     """
-    router = opened_to(dependencies)
+    ending = Ending()
+    router = opened_to(dependencies, ending.lifespan)
     # Each adds its routes to this very router: only so its dependencies stand before every one of them.
     for add in (
         add_overview,
-        add_live,
         add_channels,
         add_dead_letters,
+        add_replays,
         add_edits,
         add_scheduled,
         add_projections,
@@ -40,6 +43,7 @@ def operations_router(ecotone: Operated, dependencies: Sequence[Any] | None) -> 
         add_asyncapi,
     ):
         add(router, ecotone)
+    add_live(router, ecotone, ending)
     add_page(router)
     router.add_api_route("/{path:path}", nowhere, methods=_METHODS, include_in_schema=False, status_code=204)
     return router

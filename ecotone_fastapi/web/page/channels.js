@@ -3,7 +3,7 @@
 import { post } from "./api.js";
 import { attempt, confirm, notice } from "./dialogs.js";
 import { Keyed, button, el, say } from "./dom.js";
-import { NOTHING, duration, number, rate, relative } from "./format.js";
+import { NOTHING, duration, number, rate, relative, several } from "./format.js";
 import { cell, rowHead, state, table } from "./tables.js";
 
 const TONES = { running: "good", paused: "warn", waiting: "bad", starting: "warn", stopped: "warn" };
@@ -15,9 +15,12 @@ export function open(place) {
   const channels = channelTable({ actions: true, heading });
   const outbox = outboxTable();
   const others = othersTable();
-  place.append(el("div", { class: "heading" }, heading), channels.node, outbox.node, others.node);
+  const whose = el("p", { class: "faint" });
+  place.append(el("div", { class: "heading" }, heading), whose, channels.node, outbox.node, others.node);
   return {
     update: (now) => {
+      // Several may answer in turn behind one address.
+      say(whose, `Consumers, relays and runners are those of the process ${now.process}, with their rates and counts. What other processes run is not shown here; what waits is what waits for all of them.`);
       channels.update(now);
       outbox.update(now);
       others.update(now);
@@ -120,13 +123,16 @@ function outboxTable() {
   const rows = new Keyed(made.body, (one) => one.channel, (first) => {
     const depth = cell("Waiting", { class: "number" });
     const oldest = cell("Oldest ready", { class: "when" });
-    const relay = cell("Emptied by", { class: "wide" });
+    const emptied = el("span");
+    const trouble = el("span", { class: "second" });
+    const relay = cell("Emptied by", { class: "wide" }, emptied, trouble);
     return {
       node: el("tr", {}, rowHead(first.channel), depth, oldest, relay),
       update: (one) => {
         say(depth, one.problem === null ? number(one.depth) : "?");
         say(oldest, one.oldest_age === null ? NOTHING : duration(one.oldest_age));
-        say(relay, one.problem ?? one.relay ?? "nobody in this application");
+        say(emptied, one.problem ?? one.relay ?? "nobody in this application");
+        say(trouble, one.failures > 0 ? `cannot be reached, ${several(one.failures, "attempt")}: ${one.last_error}` : "");
       },
     };
   });
@@ -140,7 +146,7 @@ function outboxTable() {
 }
 
 function othersTable() {
-  const columns = ["Name", "State", { name: "Rate", class: "number" }, { name: "Handled", class: "number" }];
+  const columns = ["Name", "State", { name: "Rate", class: "number" }, { name: "Handled", class: "number" }, { name: "Failed", class: "number" }];
   const made = table("What else runs beside the application", columns, "");
   const section = el("section", {}, el("h2", {}, "Relays, projections and others"), made.node);
   const rows = new Keyed(made.body, (one) => one.name, (first) => {
@@ -148,13 +154,15 @@ function othersTable() {
     const reason = el("span", { class: "second" });
     const speed = cell("Rate", { class: "number" });
     const handled = cell("Handled", { class: "number" });
+    const failed = cell("Failed", { class: "number" });
     const head = rowHead(first.name, el("span", { class: "second" }, first.type));
     return {
-      node: el("tr", {}, head, cell("State", { class: "wide" }, condition, reason), speed, handled),
+      node: el("tr", {}, head, cell("State", { class: "wide" }, condition, reason), speed, handled, failed),
       update: (one) => {
         showConsumer(condition, reason, one);
         say(speed, rate(one.rate));
         say(handled, number(one.handled));
+        say(failed, number(one.failed));
       },
     };
   });

@@ -12,7 +12,7 @@ const TOO_OLD = 60; // seconds that a message may wait, or a projection be behin
 export function concerns(now, servers) {
   // Why a consumer has broken off says more than that its channel or its server does not answer.
   const told = new Set(now.runnables.filter((one) => one.condition === "waiting").map((one) => one.name));
-  const found = [...ofServers(servers, told), ...ofRunnables(now), ...ofChannels(now, told), ...ofOutbox(now), ...ofMessages(now), ...ofProjections(now)];
+  const found = [...ofServers(servers, told), ...ofRunnables(now), ...ofChannels(now, told), ...ofOutbox(now, told), ...ofMessages(now), ...ofProjections(now)];
   return [...found.filter((one) => one.tone === "bad"), ...found.filter((one) => one.tone !== "bad")];
 }
 
@@ -48,10 +48,12 @@ function* ofChannels(now, told) {
   }
 }
 
-function* ofOutbox(now) {
+function* ofOutbox(now, told) {
   for (const one of now.outbox) {
     if (one.problem !== null) {
       yield concern("bad", "channels", `outbox ${one.channel}`, `The outbox for ${one.channel} cannot be asked: ${one.problem}`);
+    } else if (one.failures > 0 && !told.has(one.channel)) {
+      yield concern("bad", "channels", `outbox ${one.channel}`, `Messages for ${one.channel} cannot be sent (${several(one.failures, "attempt")}): ${one.last_error}`);
     } else if (one.oldest_age > TOO_OLD) {
       yield concern("bad", "channels", `outbox ${one.channel}`, `The outbox for ${one.channel} does not empty: its oldest message is ${duration(one.oldest_age)} old`);
     } else if (one.depth > 0 && one.relay === null) {

@@ -56,7 +56,19 @@ function leave(event) {
 
 function drawn(found, path, live, anew) {
   const editor = el("div");
-  const replay = button("Replay", () => act(replay, () => post(`${path}/replay`), "The dead letter was replayed."), { class: "primary" });
+  // As it is shown here: what somebody else has made of it meanwhile is looked at first.
+  const seen = { revision: found.revision };
+  const replay = button("Replay", async () => {
+    let refusal = null;
+    const work = () => post(`${path}/replay`, seen).catch((error) => {
+      refusal = error;
+      throw error;
+    });
+    await act(replay, work, "The dead letter was replayed.");
+    if (refusal?.status === 409) {
+      await anew();
+    }
+  }, { class: "primary" });
   const change = button("Edit and replay …", () => edit(editor, found, path, { channels: (live.overview?.channels ?? []).map((one) => one.name), done: () => leave(), anew }));
   const drop = button("Delete …", async () => {
     if (await confirm({ title: "Delete this dead letter?", text: ["It cannot be brought back."], yes: "Delete it", danger: true })) {

@@ -4,7 +4,7 @@ import { get, getAll, post } from "./api.js";
 import { attempt, confirm, notice } from "./dialogs.js";
 import { Keyed, button, el, say } from "./dom.js";
 import { filterAddress, filterForm, inWords } from "./dead_letter_filter.js";
-import { replayAll } from "./dead_letter_replay.js";
+import { replayAll, replayOnes } from "./dead_letter_replay.js";
 import { moment, now, number, relative, several, shortName, shortened, zone } from "./format.js";
 import { cell, rowHead, table } from "./tables.js";
 
@@ -203,10 +203,7 @@ class List {
   // ------------------------------------------------------------------------------------------------- what is done
 
   async replayOnes() {
-    await attempt(this.replaySelected, async () => {
-      const answer = await post("dead-letters/replay", { ids: this.chosen() });
-      await this.afterwards(answer.replayed, "replayed", answer);
-    });
+    await this.replay(this.replaySelected, () => replayOnes(this.chosen()));
   }
 
   async deleteOnes() {
@@ -231,15 +228,21 @@ class List {
     if (!(await this.askAboutAll(this.replayAll, "Replay", filter, text))) {
       return;
     }
-    await attempt(this.replayAll, async () => {
+    await this.replay(this.replayAll, () => replayAll(said(filter), this.total));
+  }
+
+  async replay(pressed, work) {
+    await attempt(pressed, async () => {
       let told;
       try {
-        told = await replayAll(said(filter), (replayed, rest) => say(this.counter, `${number(replayed)} replayed, ${number(rest)} to go`));
+        told = await work();
       } catch (refusal) {
         await this.load();
         throw refusal;
       }
-      await this.afterwards(told.replayed, "replayed", told);
+      if (told !== null) {
+        await this.afterwards(told.replayed, "replayed", told);
+      }
     });
   }
 
@@ -277,12 +280,12 @@ class List {
   }
 
   async afterwards(count, done, { refused = {}, refused_count: refusals = 0, remaining = 0 } = {}) {
+    const rest = remaining > 0 ? `, ${number(remaining)} not tried` : "";
     if (refusals > 0) {
       const why = [...new Set(Object.values(refused))].slice(0, 3).join(" · ");
-      const rest = remaining > 0 ? `, ${number(remaining)} were not tried` : "";
       notice(`${number(count)} ${done}, ${number(refusals)} refused${rest}: ${why}`, { bad: true });
     } else {
-      notice(`${several(count, "dead letter")} ${done}.`);
+      notice(`${several(count, "dead letter")} ${done}${rest}.`);
     }
     await this.load();
   }

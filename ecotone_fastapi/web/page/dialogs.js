@@ -1,8 +1,9 @@
 // Questions before something is done, and notices after it. The focus goes back to where it came from.
 
 import { button, el, say } from "./dom.js";
+import { number } from "./format.js";
 
-let number = 0;
+let questions = 0;
 
 /**
  * Asks for a confirmation; Escape and "Cancel" refuse it, and "Cancel" has the focus where something would be lost.
@@ -16,9 +17,9 @@ let number = 0;
  * @returns {Promise<*>} The answer, or false.
  */
 export function confirm({ title, text = [], yes, danger = false, type = null, answer = () => true }) {
-  number += 1;
-  const heading = el("h2", { id: `question-${number}` }, title);
-  const typed = type === null ? null : el("input", { type: "text", autocomplete: "off", spellcheck: "false", id: `typed-${number}` });
+  questions += 1;
+  const heading = el("h2", { id: `question-${questions}` }, title);
+  const typed = type === null ? null : el("input", { type: "text", autocomplete: "off", spellcheck: "false", id: `typed-${questions}` });
   const go = el("button", { type: "submit", class: danger ? "danger" : "primary" }, yes);
   const cancel = button("Cancel", () => dialog.close());
   const form = el(
@@ -80,12 +81,43 @@ export function notice(text, { bad = false } = {}) {
     }
   }
   place.append(one);
-  while (place.childElementCount > 4) {
-    place.firstElementChild.remove();
+  for (const before of [...place.querySelectorAll(".notice:not(.working)")].slice(0, -4)) {
+    before.remove();
   }
   if (!bad) {
     setTimeout(() => one.isConnected && !one.contains(document.activeElement) && one.remove(), LASTS);
   }
+}
+
+/**
+ * Shows how far something is that takes a while, whichever section is shown meanwhile, with a button that ends it.
+ * @param {string} title What it is.
+ * @returns {{tell: function(number, number): void, isEnded: function(): boolean, close: function(): void}} Is told how
+ *   many are done, and of how many; whether somebody has ended it; takes it away.
+ */
+export function progress(title) {
+  const bar = el("progress", { max: "1", "aria-label": title });
+  const told = el("span", { class: "second" }, "…");
+  const end = button("Stop", () => {
+    end.setAttribute("aria-disabled", "true");
+    say(end, "Stopping");
+  });
+  const node = el("div", { class: "notice working", role: "group", "aria-label": title }, el("div", {}, title, bar, told), end);
+  document.getElementById("notices").prepend(node);
+  return {
+    tell: (done, total) => {
+      bar.value = total > 0 ? done / total : 1;
+      say(told, `${number(done)} of ${number(total)}`);
+    },
+    isEnded: () => end.getAttribute("aria-disabled") === "true",
+    close: () => {
+      const focused = node.contains(document.activeElement);
+      node.remove();
+      if (focused) {
+        document.getElementById("main").focus();
+      }
+    },
+  };
 }
 
 /** Lets those who do not see the page know what has changed in it. */

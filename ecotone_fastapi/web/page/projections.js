@@ -26,6 +26,7 @@ function makeRow(first) {
   const path = `projections/${encodeURIComponent(first.name)}`;
   const condition = el("span", { class: "state" });
   const why = el("span", { class: "second" });
+  const runner = el("span", { class: "second" });
   const version = cell("Version", { class: "number" });
   const behind = cell("Events behind", { class: "number" });
   const lag = cell("Lag", { class: "when" });
@@ -54,7 +55,7 @@ function makeRow(first) {
     }
   }, { class: "primary", "aria-label": `Let ${first.name} try again now` });
   const node = el("tr", {}, rowHead(first.name, el("span", { class: "second" }, first.mode ?? "", first.partitioned ? ", partitioned" : "")),
-    cell("State", { class: "wide" }, condition, why), version, behind, lag, progress, cell("Actions", { class: "doing" }, el("div", { class: "buttons" }, retry, rebuild, cancel)));
+    cell("State", { class: "wide" }, condition, why, runner), version, behind, lag, progress, cell("Actions", { class: "doing" }, el("div", { class: "buttons" }, retry, rebuild, cancel)));
   return {
     node,
     update: (one) => {
@@ -64,6 +65,8 @@ function makeRow(first) {
       const told = one.problem !== null ? "not told" : halt !== null ? "stands still" : (one.condition ?? "not initialised");
       state(condition, told, one.problem !== null ? "bad" : (TONES[told] ?? null));
       say(why, one.problem ?? halt ?? one.blocked_by);
+      // As the database knows it, whichever process that is.
+      say(runner, current?.runner ? `run by ${current.runner}` : "");
       say(version, number(one.version));
       say(behind, number(current?.behind));
       say(lag, one.lag === null ? NOTHING : duration(one.lag));

@@ -19,9 +19,52 @@ async def test_channels_are_listed_and_told_one_by_one() -> None:
         listed = await operations.get("/channels")
         alone = await operations.get("/channels/mails")
 
-        assert [one["name"] for one in listed] == ["mails", "bytes"]
+        assert [one["name"] for one in listed["items"]] == ["bytes", "mails"]
+        assert (listed["next"], listed["total"]) == (None, 2)
         assert alone["consumer"]["name"] == "mails"
         assert (alone["depth"], alone["untold"], alone["problem"]) == (0, [], None)
+
+
+class Asked(MemoryChannel):
+    """A channel that knows whether anybody has asked it how full it is."""
+
+    asked = 0
+
+    async def depth(self) -> int:
+        self.asked += 1
+        return await super().depth()
+
+
+async def test_channels_come_in_pages_and_only_those_on_the_page_are_asked() -> None:
+    channels = {name: Asked(name) for name in ("orders", "bills", "mails", "carts", "parcels")}
+    ecotone = Ecotone([], channels=list(channels.values()), operations=[Depends(lambda: None)])
+    app = FastAPI()
+    ecotone.install(app)
+    transport = httpx.ASGITransport(app)
+    async with ecotone.running(), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        pages: list[Any] = []
+        after: str | None = None
+        while not pages or after is not None:
+            query = {"limit": "2", **({"after": after} if after is not None else {})}
+            pages.append((await http.get("/ecotone/operations/channels", params=query)).json())
+            after = pages[-1]["next"]
+
+        names = [[one["name"] for one in page["items"]] for page in pages]
+        assert names == [["bills", "carts"], ["mails", "orders"], ["parcels"]]
+        assert {page["total"] for page in pages} == {5}
+        assert [channels[name].asked for name in channels] == [1] * 5
+
+
+@pytest.mark.parametrize("path", ["/channels", "/outbox", "/projections"])
+async def test_the_pages_of_lists_are_described(path: str) -> None:
+    async with operated() as operations:
+        schema = operations.app.openapi()
+        route = schema["paths"][f"/ecotone/operations{path}"]["get"]
+
+        assert [one["name"] for one in route["parameters"] if one["in"] == "query"] == ["limit", "after"]
+        name = route["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        assert schema["components"]["schemas"][name]["required"] == ["items", "next", "total"]
+        assert (await operations.call("GET", f"{path}?limit=0")).status_code == 422
 
 
 @pytest.mark.parametrize("path", ["/channels/nothing", "/channels/nothing/messages"])

@@ -1,15 +1,18 @@
 """Dead letters over HTTP."""
 
 import base64
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import anyio
 import pytest
 
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
+from ecotone_fastapi.core.errors import ChannelError
 from ecotone_fastapi.testing import TravellingClock
 from ecotone_fastapi.web.operations.messages import LONGEST_HEADER, MOST_HEADERS, cut_headers
-from tests.web.operations.shops import JSON, Operations, operated
+from tests.web.operations.shops import ADMIN, JSON, Operations, operated
 
 
 def shop_of(url: str | None, **options: Any) -> Any:
@@ -181,7 +184,7 @@ async def test_a_dead_letter_is_replayed_to_another_channel() -> None:
 
         await operations.post(f"/dead-letters/{id_}/replay", to="bytes")
 
-        assert [one["depth"] for one in await operations.get("/channels")] == [0, 1]
+        assert [one["depth"] for one in (await operations.get("/channels"))["items"]] == [1, 0]
 
 
 async def test_a_dead_letter_that_cannot_go_back_stays_and_it_is_said_why() -> None:
@@ -205,7 +208,7 @@ async def test_many_are_replayed_by_a_filter(url: str | None) -> None:
         answer = await operations.post("/dead-letters/replay", filter={"tenant": "acme"})
         await operations.work("mails")
 
-        assert answer == {"replayed": 2, "refused": {}, "refused_count": 0, "remaining": 0}
+        assert answer == {"replayed": 2, "refused": {}, "refused_count": 0, "remaining": 0, "next": None}
         assert operations.shop.sent == ["a", "b"]
         assert (await operations.get("/dead-letters"))["total"] == 1
 
@@ -222,18 +225,147 @@ async def test_all_are_replayed_by_an_empty_filter_the_oldest_first_and_as_many_
         assert operations.shop.sent == ["a", "b"]
 
 
-async def test_the_oldest_that_cannot_go_back_do_not_keep_the_others_from_being_tried(url: str | None) -> None:
+async def in_steps(operations: Operations, **wish: Any) -> list[Any]:
+    """Ask for replays again and again, behind those that were tried, until none is left."""
+    answers = [await operations.post("/dead-letters/replay", **wish)]
+    while answers[-1]["next"] is not None:
+        answers.append(await operations.post("/dead-letters/replay", **wish, after=answers[-1]["next"]))
+    return answers
+
+
+async def test_all_are_replayed_by_one_wish_however_many_they_are() -> None:
+    async with operated() as operations:
+        ids = await operations.fails(*map(str, range(1200)))
+
+        every = await operations.post("/dead-letters/replay", filter={})
+        await operations.work("mails")
+        selected = await operations.post("/dead-letters/replay", ids=ids)
+
+        assert every == selected == {"replayed": 1200, "refused": {}, "refused_count": 0, "remaining": 0, "next": None}
+
+
+async def test_steps_go_on_behind_those_that_cannot_go_back_and_try_none_twice(url: str | None) -> None:
     async with shop_of(url) as operations:
-        ids = await operations.fails(*"abcdef")
-        for id_ in ids[:3]:
+        ids = await operations.fails(*"abcdefg")
+        for id_ in (ids[0], ids[1], ids[4]):
             await operations.post(f"/dead-letters/{id_}/edit", headers={"endpoint": "gone"})
 
-        first = await operations.post("/dead-letters/replay", filter={}, limit=2)
-        second = await operations.post("/dead-letters/replay", filter={}, limit=2)
+        answers = await in_steps(operations, filter={}, limit=3)
 
-        assert (first["replayed"], first["refused_count"], first["remaining"]) == (2, 3, 1)
-        assert (second["replayed"], second["refused_count"], second["remaining"]) == (1, 3, 0)
+        told = [(one["replayed"], list(one["refused"]), one["remaining"]) for one in answers]
+        assert told == [(1, [ids[0], ids[1]], 4), (2, [ids[4]], 1), (1, [], 0)]
         assert (await operations.get("/dead-letters"))["total"] == 3
+
+
+async def test_what_fails_again_between_two_steps_is_not_tried_twice(url: str | None) -> None:
+    async with shop_of(url) as operations:
+        await operations.fails(*"abcd")
+        operations.clock.advance(timedelta(seconds=1))
+        first = await operations.post("/dead-letters/replay", filter={}, limit=2)
+        await operations.work("mails")  # and they fail again
+
+        second = await operations.post("/dead-letters/replay", filter={}, limit=10, after=first["next"])
+
+        assert (first["remaining"], second["replayed"], second["remaining"]) == (2, 2, 0)
+        assert [one["replays"] for one in (await operations.get("/dead-letters"))["items"]] == [1, 1]
+
+
+async def test_selected_ones_go_back_in_steps_too() -> None:
+    async with operated() as operations:
+        ids = await operations.fails(*"abcde")
+
+        answers = await in_steps(operations, ids=[ids[3], "nobody", ids[0], ids[1]], limit=2)
+
+        assert [(one["replayed"], list(one["refused"]), one["remaining"]) for one in answers] == [
+            (1, ["nobody"], 2),
+            (2, [], 0),
+        ]
+        assert sorted(await operations.ecotone.dead_letters.ids()) == sorted([ids[2], ids[4]])
+
+
+@pytest.mark.parametrize("after", ["nothing", "bm90aGluZw==", "W10=", "WyIyMDI2LTAxLTAxVDAwOjAwOjAwIiwgbnVsbF0=", "ä"])
+async def test_steps_begin_behind_nothing_that_was_not_told(after: str) -> None:
+    async with operated() as operations:
+        await operations.fails("a")
+
+        answer = await operations.call("POST", "/dead-letters/replay", json={"filter": {}, "after": after})
+
+        assert (answer.status_code, answer.json()["detail"]) == (
+            422,
+            "This `after` was told by no answer: leave it out to begin anew",
+        )
+        assert (await operations.get("/dead-letters"))["total"] == 1
+
+
+async def test_a_client_that_goes_away_ends_the_replay_that_it_has_asked_for() -> None:
+    async with operated() as operations:
+        await operations.fails(*map(str, range(250)))
+        sent: list[Any] = []
+        body = b'{"filter": {}}'
+        told = iter([{"type": "http.request", "body": body, "more_body": False}, None, {"type": "http.disconnect"}])
+
+        async def receive() -> Any:
+            message = next(told, {"type": "http.disconnect"})
+            if message is None:
+                await anyio.sleep_forever()  # it is still there at the first look
+            return message
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = {**ADMIN, **JSON, "content-length": str(len(body))}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/ecotone/operations/dead-letters/replay",
+            "raw_path": b"",
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }
+        await operations.app(scope, receive, send)
+
+        answer = json.loads(b"".join(one.get("body", b"") for one in sent))
+        assert (answer["replayed"], answer["remaining"]) == (100, 150)
+        assert (await operations.get("/dead-letters"))["total"] == 150
+
+
+async def test_how_far_a_replay_has_come_is_told_when_a_channel_is_lost() -> None:
+    async with operated() as operations:
+        await operations.fails(*"abcd")
+        channel: Any = operations.ecotone.assembly.channels["mails"]
+        send, sent = channel.send, 0
+
+        async def lost(messages: Any) -> None:
+            nonlocal sent
+            sent += 1
+            if sent > 2:
+                raise ChannelError("the broker is gone")
+            await send(messages)
+
+        channel.send = lost
+        answer = await operations.call("POST", "/dead-letters/replay", json={"filter": {}})
+
+        assert (answer.status_code, answer.json()["detail"]) == (
+            503,
+            "2 of 4 were tried before this: the broker is gone",
+        )
+        assert (await operations.get("/dead-letters"))["total"] == 2
+
+
+async def test_one_that_was_edited_after_it_was_looked_at_is_not_replayed(url: str | None) -> None:
+    async with shop_of(url) as operations:
+        [id_] = await operations.fails("a")
+        seen = (await operations.get(f"/dead-letters/{id_}"))["revision"]
+        await operations.post(f"/dead-letters/{id_}/edit", payload='"theirs"')
+
+        answer = await operations.call("POST", f"/dead-letters/{id_}/replay", json={"revision": seen})
+
+        assert answer.status_code == 409
+        assert answer.json()["detail"] == f"dead letter '{id_}' was edited by somebody else meanwhile"
+        now = await operations.get(f"/dead-letters/{id_}")
+        assert now["payload"] == '"theirs"'
+        await operations.post(f"/dead-letters/{id_}/replay", revision=now["revision"])
+        assert (await operations.get("/dead-letters"))["total"] == 0
 
 
 async def test_one_that_cannot_go_back_does_not_hold_up_the_others() -> None:

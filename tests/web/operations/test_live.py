@@ -16,6 +16,8 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+import uvicorn
+from fastapi import Depends, FastAPI
 
 from ecotone_fastapi import Ecotone
 from ecotone_fastapi.adapters.memory import MemoryChannel
@@ -226,6 +228,77 @@ Ecotone([], channels=[MemoryChannel("orders")], operations=[Depends(lambda: None
 """
 
 
+async def test_a_server_that_is_ended_by_code_is_not_held_up_by_those_who_listen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live, "LIFETIME", 60.0)
+    app = FastAPI()
+    Ecotone([], channels=[MemoryChannel("orders")], operations=[Depends(lambda: None)]).install(app)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/ecotone/operations/live?seconds=10"
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks, httpx.AsyncClient(timeout=30) as http:
+                tasks.start_soon(server.serve, [listener])
+                await until(lambda: server.started)
+                async with http.stream("GET", url) as stream:
+                    lines = stream.aiter_lines()
+                    while await anext(lines) != "event: overview":
+                        continue
+                    server.should_exit = True
+                    assert [line async for line in lines][-1] == ""  # it ends as streams do, and is not cut off
+
+
+async def test_streams_end_with_the_lifespan_of_their_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "LIFETIME", 60.0)
+    app = FastAPI()
+    Ecotone([], channels=[MemoryChannel("orders")], operations=[Depends(lambda: None)]).install(app)
+    listener = Listener()
+    path = "/ecotone/operations/live"
+    request = {"type": "http", "method": "GET", "path": path, "query_string": b"seconds=10", "headers": []}
+    with anyio.fail_after(30):
+        asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+        async def receive() -> Any:
+            return next(asked, None) or await listener.receive()
+
+        async with anyio.create_task_group() as tasks, app.router.lifespan_context(app):
+            tasks.start_soon(app, request, receive, listener.send)
+            await until(lambda: len(listener.events) == 2)
+
+    assert listener.is_over
+
+
+async def test_a_server_that_nobody_finds_waits_for_a_short_time_only() -> None:
+    ended_at: list[float] = []
+
+    def serve() -> None:
+        app = FastAPI()
+        Ecotone([], channels=[MemoryChannel("orders")], operations=[Depends(lambda: None)]).install(app)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        servers.append(server)
+        server.run([listener])
+        ended_at.append(time.monotonic())
+
+    servers: list[uvicorn.Server] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/ecotone/operations/live"
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            await until(lambda: bool(servers) and servers[0].started)
+            async with httpx.AsyncClient(timeout=30) as http, http.stream("GET", url) as stream:
+                lines = stream.aiter_lines()
+                while await anext(lines) != "event: overview":
+                    continue
+                servers[0].should_exit = True
+                assert [line async for line in lines][-1] == ""
+        finally:
+            servers[0].should_exit = True
+            await anyio.to_thread.run_sync(thread.join, 30)
+    assert len(ended_at) == 1
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_that_is_told_to_end_is_not_held_up_by_those_who_listen(tmp_path: Path, how: int) -> None:
     (tmp_path / "application.py").write_text(APPLICATION)
@@ -248,7 +321,7 @@ def test_a_server_that_is_told_to_end_is_not_held_up_by_those_who_listen(tmp_pat
                     for each in lines:  # they end as streams do, and are not cut off
                         assert all(line.startswith(("data: ", "")) for line in each)
                 assert process.wait(30) in (0, -how)
-                assert time.monotonic() - told_at < live.LIFETIME / 2
+                assert time.monotonic() - told_at < 10  # the pause between two events of the stream
                 assert not any("Traceback" in line for line in process.stderr)
             finally:
                 process.kill()

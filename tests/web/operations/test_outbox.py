@@ -55,7 +55,7 @@ async def test_what_waits_in_the_outbox_is_told_with_its_age_and_who_empties_it(
             await ecotone.command_bus.send(order, to="ship")
         clock.advance(timedelta(seconds=40))
 
-        [lane] = (await http.get("/outbox")).json()
+        [lane] = (await http.get("/outbox")).json()["items"]
         overview = (await http.get("/overview")).json()
 
         assert (lane["channel"], lane["depth"], lane["relay"], lane["problem"]) == ("orders", 3, "outbox", None)
@@ -68,7 +68,7 @@ async def test_what_waits_in_the_outbox_is_told_with_its_age_and_who_empties_it(
 
         await ecotone.run("outbox", Limits(until_empty=True))
 
-        [sent] = (await http.get("/outbox")).json()
+        [sent] = (await http.get("/outbox")).json()["items"]
         after = (await http.get("/overview")).json()
         assert (sent["depth"], sent["oldest_age"]) == (0, None)
         assert after["channels"][0]["depth"] == 3
@@ -85,10 +85,33 @@ async def test_messages_for_a_channel_that_nobody_here_has_are_told_too(database
     database = SqlAlchemy(database_url)
     after = Ecotone([], plugins=[database], operations=[Depends(lambda: None)])
     async with client(after) as http, after.running(consumers=False):
-        [lane] = (await http.get("/outbox")).json()
+        [lane] = (await http.get("/outbox")).json()["items"]
 
         assert (lane["channel"], lane["depth"], lane["relay"]) == ("orders", 1, None)
         assert (await http.get("/overview")).json()["outbox"] == []
+
+
+async def test_outboxes_come_in_pages_those_that_nobody_here_can_send_to_too(sqlite_url: str) -> None:
+    database = SqlAlchemy(sqlite_url, create_schema=True)
+    names = ["c", "a", "b"]
+    before = Ecotone([], channels=[Broker(name) for name in names], plugins=[database])
+    async with before.running(consumers=False):
+        for name in names:
+            await before.assembly.gateway.send(name, before.assembly.gateway.message("x"))
+    database = SqlAlchemy(sqlite_url)
+    after = Ecotone([], channels=[Broker("b")], plugins=[database], operations=[Depends(lambda: None)])
+    async with client(after) as http, after.running(consumers=False):
+        first = (await http.get("/outbox", params={"limit": 2})).json()
+        second = (await http.get("/outbox", params={"limit": 2, "after": first["next"]})).json()
+        behind = (await http.get("/outbox", params={"after": "c"})).json()
+
+    assert [(one["channel"], one["depth"], one["relay"]) for one in first["items"]] == [
+        ("a", 1, None),
+        ("b", 1, "outbox"),
+    ]
+    assert [one["channel"] for one in second["items"]] == ["c"]
+    assert (first["total"], second["total"], second["next"]) == (3, 3, None)
+    assert behind == {"items": [], "next": None, "total": 3}
 
 
 @pytest.mark.rabbitmq
@@ -101,14 +124,14 @@ async def test_a_queue_of_rabbitmq_is_told_as_far_as_it_tells(sqlite_url: str) -
                 await ecotone.command_bus.send(order, to="ship")
             await ecotone.run("outbox", Limits(until_empty=True))
 
-            [channel] = (await http.get("/channels")).json()
+            [channel] = (await http.get("/channels")).json()["items"]
             refusal = await http.get("/channels/orders/messages")
 
             assert (channel["type"], channel["depth"], channel["problem"]) == ("RabbitMQChannel", 2, None)
             assert (channel["oldest_age"], channel["untold"]) == (None, ["oldest_age"])
             assert refusal.status_code == 409
             await ecotone.run("orders", Limits(until_empty=True))
-            [empty] = (await http.get("/channels")).json()
+            [empty] = (await http.get("/channels")).json()["items"]
             assert (empty["depth"], empty["consumer"]["handled"]) == (0, 2)
     finally:
         async with await aio_pika.connect(url) as connection:

@@ -65,7 +65,7 @@ async def test_the_overview_counts_what_is_in_a_database(database_url: str) -> N
         assert 30 <= report["channels"][0]["oldest_age"] < 60
         assert (report["dead_letters"]["count"], report["scheduled"]["count"]) == (1, 1)
         assert [one["problem"] for one in report["channels"]] == [None, None]
-        assert await operations.get("/outbox") == []
+        assert await operations.get("/outbox") == {"items": [], "next": None, "total": 0}
 
 
 async def test_health_is_told_loop_by_loop_and_server_by_server(sqlite_url: str) -> None:

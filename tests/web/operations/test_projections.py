@@ -85,13 +85,23 @@ async def test_projections_are_told_with_how_far_they_are(url: str | None) -> No
         await bank.catch_up()
         await bank.move(3)
 
-        found = (await bank.http.get("/projections")).json()
+        page = (await bank.http.get("/projections")).json()
 
-        assert [one["name"] for one in found] == ["balance", "moves"]
+        found = page["items"]
+        assert ([one["name"] for one in found], page["next"], page["total"]) == (["balance", "moves"], None, 2)
         assert (found[0]["condition"], found[0]["version"], found[0]["versions"][0]["behind"]) == ("live", 1, 1)
         assert found[0]["lag"] >= 0
         alone = await bank.told()
         assert (alone["name"], alone["mode"], alone["versions"][0]["behind"]) == ("balance", "polling", 1)
+
+
+async def test_projections_come_in_pages() -> None:
+    async with banking(None) as bank:
+        first = (await bank.http.get("/projections", params={"limit": 1})).json()
+        second = (await bank.http.get("/projections", params={"limit": 1, "after": first["next"]})).json()
+
+        assert ([one["name"] for one in first["items"]], first["total"]) == (["balance"], 2)
+        assert ([one["name"] for one in second["items"]], second["next"]) == (["moves"], None)
 
 
 async def test_a_rebuild_is_begun_and_done_by_those_who_run_the_projection(url: str | None) -> None:

@@ -1,6 +1,8 @@
 """The other sections in a real browser: overview, channels, scheduled messages, projections, handlers, message flow."""
 
+import os
 import re
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -85,8 +87,19 @@ async def test_a_broker_that_is_down_is_told_with_what_waits_for_it(sqlite_url: 
         await go_to(page, "Channels")
         lanes = page.get_by_role("table", name="Outbox")
         await expect(lanes.get_by_role("row", name="parcels")).to_contain_text("outbox")
+        await expect(lanes.get_by_role("row", name="parcels")).to_contain_text(
+            re.compile(r"cannot be reached, \d+ attempts?: ChannelError")
+        )
         others = page.get_by_role("table", name="What else runs beside the application")
         await expect(others.get_by_role("row", name=re.compile("^outbox"))).to_be_visible()
+
+
+async def test_it_is_said_of_which_process_consumers_are_shown(shop: Shop, page: Page) -> None:
+    await go_to(page, "Channels")
+
+    here = f"{socket.gethostname()}:{os.getpid()}"
+    await expect(page.locator("main")).to_contain_text(f"are those of the process {here}")
+    await expect(page.locator("main")).to_contain_text("What other processes run is not shown here")
 
 
 async def test_what_waits_on_a_channel_is_shown(shop: Shop, page: Page) -> None:
@@ -140,6 +153,7 @@ async def test_a_projection_is_rebuilt_and_how_far_it_is_can_be_seen(shop: Shop,
         await shop.ecotone.command_bus.send(MoneyWasMoved("ada", amount))
     await go_to(page, "Projections")
     await expect(row(page, "balances")).to_contain_text("live")
+    await expect(row(page, "balances")).to_contain_text(f"run by {socket.gethostname()}:{os.getpid()}:")
 
     await page.get_by_role("button", name="Rebuild balances").click()
     await page.get_by_role("dialog").get_by_role("button", name="Rebuild").click()
