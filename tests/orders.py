@@ -64,6 +64,7 @@ class Handling:
     Attributes:
         messages: The messages as they are sent.
         done: The numbers of those that were handled well.
+        over: Is set when all of them were.
     """
 
     def __init__(self, sent: Sequence[Sent], *, alone: bool = True) -> None:
@@ -72,6 +73,7 @@ class Handling:
             for number, one in enumerate(sent)
         ]
         self.done: list[int] = []
+        self.over = anyio.Event()
         self._sent = sent
         self._alone = alone
         self._running: list[str] = []
@@ -91,6 +93,8 @@ class Handling:
             await call.delivery.nack(one.retries[attempt])
             return
         self.done.append(number)
+        if len(set(self.done)) == len(self._sent):
+            self.over.set()
 
     def consumers(self, channels: Sequence[Channel], clock: Clock) -> Sequence[Consumer]:
         """Return a consumer of each channel, each more capable than the one before."""

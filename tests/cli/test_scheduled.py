@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Any
 
@@ -57,7 +57,7 @@ def due(shop: Project, key: str) -> list[datetime]:
 
 
 def in_hours(hours: float) -> datetime:
-    return datetime.now().astimezone() + timedelta(hours=hours)
+    return (datetime.now(UTC) + timedelta(hours=hours)).astimezone()  # clocks may be put back before
 
 
 @pytest.fixture(autouse=True)

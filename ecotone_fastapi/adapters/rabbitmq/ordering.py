@@ -18,6 +18,7 @@ from typing import Any
 from aiormq.abc import AbstractChannel
 
 from ecotone_fastapi.adapters.rabbitmq.broker import Broker
+from ecotone_fastapi.adapters.rabbitmq.codes import code_in
 from ecotone_fastapi.adapters.rabbitmq.lines import Lines
 from ecotone_fastapi.adapters.rabbitmq.notes import Notes
 from ecotone_fastapi.adapters.rabbitmq.subscription import OVERTIME, SHORT, WATCHED, Arrival, Arrived, Subscription
@@ -84,7 +85,9 @@ class OrderedSubscription(Subscription):
                 if self._closed:
                     return ()
                 if self.lost is not None:
-                    raise ChannelError(f"queue {self._queue!r} is not received any more: {self.lost}")
+                    raise ChannelError(
+                        f"queue {self._queue!r} is not received any more: {self.lost}", code=code_in(self.lost)
+                    )
                 self._line_up()
                 if lent := self._lend(limit):
                     # Nothing is awaited from here on, so that whoever is cancelled loses nothing.
@@ -99,10 +102,10 @@ class OrderedSubscription(Subscription):
                 rest = deadline - loop.time()
                 if rest > 0:
                     await self._wait(min(rest, self._until_due(), self._heard_at + WATCHED - loop.time()))
+                elif self._counting or (self._reading is not None and not self._reading.done()):
+                    await self._wait(SHORT)  # what is here is being looked up, which has an end of its own
                 elif asked_last or rest < -OVERTIME:
                     return ()
-                elif self._counting or (self._reading is not None and not self._reading.done()):
-                    await self._wait(SHORT)
                 else:
                     # Something may be on its way, on a busy machine for long; the server knows.
                     asked_last = not await self._ask(self._is_more_to_come(), "looking into")

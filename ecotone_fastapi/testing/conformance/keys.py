@@ -68,12 +68,12 @@ class Keys(ChannelHooks):
             [delivery] = await self._receive(channel, 1, limit=2)
             assert delivery.message.payload == b"a1"
             await self._assert_nothing_arrives(other)
-            await delivery.nack(1.0)
+            await delivery.nack(3.0)
 
             await self._assert_nothing_arrives(other)
             await other.send([_keyed("b1", "b"), letter(b"free")])
             assert {message.payload for message in await self._take(other, 2)} == {b"b1", b"free"}
-            await self._let_pass(1.1)
+            await self._let_pass(3.1)
             assert [message.payload for message in await self._take(other, 1)] == [b"a1"]
             assert [message.payload for message in await self._take(channel, 1)] == [b"a2"]
             assert channel.capabilities.keeps_order  # the outbox in front of it goes by that
