@@ -372,7 +372,7 @@ class Transactions:
         Raises:
             ChannelError: The database refused or could not be reached.
         """
-        return await asyncio.shield(self._started(self._run(statements, doing, several=several, patience=patience)))
+        return await self.undisturbed(self._run(statements, doing, several=several, patience=patience))
 
     async def read(self, statements: Statements[T], doing: str) -> T:
         """Run statements that change nothing, in the unit of work if there is one.
