@@ -10,7 +10,8 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.clock import Clock, TellsTime
 from ecotone_fastapi.core.endpoint import Endpoint, discover
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.core.gateway import Gateway, Overrides
+from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.core.handler import Overrides
 from ecotone_fastapi.core.injection import Injector
 from ecotone_fastapi.core.plugin import Assembly, Plugin
 from ecotone_fastapi.core.routing import Routing

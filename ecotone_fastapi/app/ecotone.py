@@ -14,7 +14,8 @@ from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.clock import Clock, SystemClock
 from ecotone_fastapi.core.conversion import Conversion, Converter
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.core.gateway import Gateway, Overrides
+from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.core.handler import Overrides
 from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin, Runnable
 from ecotone_fastapi.core.supervision import RunnableHealth, Supervisor
 from ecotone_fastapi.messaging.dead_letter import DeadLetters

@@ -14,16 +14,16 @@ from ecotone_fastapi.core.channel import (
 from ecotone_fastapi.core.clock import Clock, SystemClock, TellsTime
 from ecotone_fastapi.core.consumer import Consumer, Hold
 from ecotone_fastapi.core.conversion import Converter
-from ecotone_fastapi.core.endpoint import Endpoint, Inline, Kind, mark
-from ecotone_fastapi.core.examination import Examinable, Finding, Level
-from ecotone_fastapi.core.gateway import (
-    Gateway,
+from ecotone_fastapi.core.current import (
     conversation,
     current_call,
     current_correlation_id,
     current_message,
     current_scope,
 )
+from ecotone_fastapi.core.endpoint import Endpoint, Inline, Kind, mark
+from ecotone_fastapi.core.examination import Examinable, Finding, Level
+from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import HeaderName, Message
 from ecotone_fastapi.core.pipeline import Call, Interceptor, Order, Proceed, Scope, Stage
 from ecotone_fastapi.core.plugin import Assembly, HealthCheck, Limits, Migratable, Plugin, Runnable

@@ -26,6 +26,8 @@ from ecotone_fastapi.core.round_trip import Loss, losses_of, may_hold_floats
 JSON = "application/json"
 BINARY = "application/octet-stream"
 
+_BYTES = (bytes, bytearray, memoryview)
+
 Schemas = dict[str, JsonSchemaValue]
 """JSON Schemas by name."""
 
@@ -89,7 +91,7 @@ class PydanticConverter:
                 return to_json(to_jsonable_python(value, by_alias=True, round_trip=True, inf_nan_mode="constants"))
             adapter = self.adapter(type(value))
             # What does not fit its own type would be refused by every receiver: better by the sender, at once.
-            data = adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error")
+            data = adapter.serializer.to_json(value, by_alias=True, round_trip=True, warnings="error")
             if b"null" not in data or not self._may_hold_floats(type(value), adapter):
                 return data
             return _with_all_floats(data, value, adapter)
@@ -239,7 +241,7 @@ class Conversion:
         Raises:
             ConversionError: No converter can write it.
         """
-        if isinstance(payload, bytes | bytearray | memoryview):
+        if isinstance(payload, _BYTES):
             return bytes(payload), content_type or BINARY
         if isinstance(payload, str) and content_type is not None:
             return payload.encode(), content_type
@@ -300,7 +302,7 @@ class Conversion:
         Raises:
             ConversionError: It has no form as bytes.
         """
-        if isinstance(value, bytes | bytearray | memoryview):
+        if isinstance(value, _BYTES):
             return bytes(value)
         converter = self._for(type(value))
         return self._pydantic.answer(value) if converter is self._pydantic else self.encode(value)[0]

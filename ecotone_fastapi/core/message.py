@@ -11,6 +11,7 @@ id and the user's headers, and forgets everything the framework wrote about the 
     False
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -101,10 +102,16 @@ _WRITTEN_BY_FRAMEWORK = (
 FRAMEWORK_HEADERS = frozenset(value for name, value in vars(HeaderName).items() if not name.startswith("_"))
 
 
+# Uniqueness is needed, secrecy is not. The generator is our own: `random.seed(1)` in an application, or in a test, must
+# not give two messages one id, for the second would be taken for a repetition of the first. A fork is seeded anew.
+_CHANCE = random.Random()  # noqa: S311
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_CHANCE.seed)
+
+
 def new_id() -> str:
     """Return a UUIDv7 as text: unique, and sortable by the millisecond in which it was made (RFC 9562, 5.7)."""
-    # Uniqueness is needed, secrecy is not; the generator is seeded by the system and anew in every fork.
-    milliseconds, chance = time.time_ns() // 1_000_000, random.getrandbits(74)
+    milliseconds, chance = time.time_ns() // 1_000_000, _CHANCE.getrandbits(74)
     return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031  the fastest way to write this
         milliseconds >> 16,
         milliseconds & 0xFFFF,
@@ -114,11 +121,61 @@ def new_id() -> str:
     )
 
 
-class FreshHeaders(Mapping[str, str]):
-    """Headers of a message made just now, written down when somebody looks at them.
+class LateHeaders(Mapping[str, str]):
+    """Headers that are written down when somebody looks at them, and then once.
 
-    Most messages are handled in the process that made them by handlers that look at no header. Their id and timestamp
-    would be a third of what a dispatch costs.
+    Most messages are handled in the process that made them, by handlers that look at no header.
+    """
+
+    __slots__ = ("__weakref__", "_written")
+
+    def __init__(self) -> None:
+        self._written: dict[str, str] | None = None
+
+    def write(self) -> dict[str, str]:
+        """Return what they say. Called once, by one thread; then what it was made of can be let go."""
+        raise NotImplementedError
+
+    def read(self) -> dict[str, str]:
+        """Return them as a dict that is not to be changed: many times as quick to go through."""
+        if self._written is None:
+            with _writing:  # a handler in a thread may look at the same time: a message has one id
+                if self._written is None:
+                    self._written = self.write()
+        return self._written
+
+    def copy(self) -> dict[str, str]:
+        """Return them as a dict of one's own, much quicker than item by item."""
+        return self.read().copy()
+
+    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
+        """Copy and pickle them as the dict that they stand for."""
+        return dict, (self.read(),)
+
+    def __or__(self, others: Mapping[str, str]) -> dict[str, str]:
+        return {**self.read(), **others}
+
+    def __ror__(self, others: Mapping[str, str]) -> dict[str, str]:
+        return {**others, **self.read()}
+
+    def __getitem__(self, name: str) -> str:
+        return self.read()[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.read()  # that of `Mapping` raises an error to find out
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.read())
+
+    def __len__(self) -> int:
+        return len(self.read())
+
+    def __repr__(self) -> str:
+        return repr(self.read())
+
+
+class FreshHeaders(LateHeaders):
+    """Headers of a message made just now. Its id and timestamp would be a third of what a dispatch costs.
 
     Args:
         cause: The message that is being handled; `None` for the first one of a conversation.
@@ -126,62 +183,45 @@ class FreshHeaders(Mapping[str, str]):
         made_at: When it was made.
     """
 
-    __slots__ = ("__weakref__", "_cause", "_given", "_made_at", "_written")
+    __slots__ = ("_cause", "_given", "_made_at")
 
     def __init__(self, cause: "Message[Any] | None", given: Mapping[str, str] | None, made_at: datetime) -> None:
+        self._written = None
         self._cause = cause
         self._given = given
         self._made_at = made_at
-        self._written: dict[str, str] | None = None
 
-    def _read(self) -> dict[str, str]:
-        if self._written is None:
-            with _writing:  # a handler in a thread may look at the same time: a message has one id
-                if self._written is None:
-                    self._written = self._write()
-                    self._cause = None  # a long conversation must not be kept in memory by its last message
-        return self._written
-
-    def copy(self) -> dict[str, str]:
-        """Return them as a dict, much quicker than item by item."""
-        return self._read().copy()
-
-    def _write(self) -> dict[str, str]:
-        headers = {HeaderName.timestamp: self._made_at.isoformat(), **(self._given or {})}
+    def write(self) -> dict[str, str]:
+        """Return id, timestamp, what the sender says, and what is inherited from the cause."""
+        headers = {HeaderName.timestamp: self._made_at.isoformat()}
+        if self._given:
+            headers.update(self._given)
         if self._cause is not None:
-            return caused_headers(self._cause.headers, headers)
-        headers.setdefault(HeaderName.id, new_id())
+            headers = caused_headers(self._cause.headers, headers)
+            self._cause = None  # a long conversation must not be kept in memory by its last message
+            return headers
+        if HeaderName.id not in headers:
+            headers[HeaderName.id] = new_id()
         headers.setdefault(HeaderName.correlation_id, headers[HeaderName.id])
         return headers
 
-    def __getitem__(self, name: str) -> str:
-        return self._read()[name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._read()  # that of `Mapping` raises an error to find out
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
-
-    def __len__(self) -> int:
-        return len(self._read())
-
-    def __repr__(self) -> str:
-        return repr(self._read())
+def plain_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the same headers in the form that is quickest to read; it is not to be changed."""
+    if type(headers) is dict:
+        return headers
+    # What is fresh is told by its very type: to ask an abstract class takes as long as to write the headers.
+    return headers.read() if type(headers) is FreshHeaders or isinstance(headers, LateHeaders) else headers
 
 
-def _plain(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the same headers, as a dict if they were written just now: many times as quick to go through."""
-    return headers._read() if isinstance(headers, FreshHeaders) else headers  # noqa: SLF001
-
-
-def _copied(headers: Mapping[str, str]) -> dict[str, str]:
-    return dict(_plain(headers))
+def copied_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers as a dict of one's own."""
+    return dict(plain_headers(headers))
 
 
 def caused_headers(cause: Mapping[str, str], headers: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the headers of a message that one with the headers `cause` is the cause of; see `Message.caused`."""
-    said = _plain(cause)
+    said = plain_headers(cause)
     inherited = {name: value for name, value in said.items() if name not in FRAMEWORK_HEADERS}
     if headers:
         inherited.update(headers)
@@ -231,13 +271,13 @@ class Message(Generic[P]):
 
     def with_headers(self, extra: Mapping[str, str]) -> "Message[P]":
         """Return the same message with these headers added or replaced."""
-        headers = _copied(self.headers)
+        headers = copied_headers(self.headers)
         headers.update(extra)
         return Message(self.payload, headers)
 
     def without_headers(self, names: Iterable[str]) -> "Message[P]":
         """Return the same message without these headers; names that it does not have are ignored."""
-        headers = _copied(self.headers)
+        headers = copied_headers(self.headers)
         for name in names:
             headers.pop(name, None)
         return Message(self.payload, headers)

@@ -235,11 +235,34 @@ Proceed = Callable[[Call], Awaitable[Any]]
 
 
 class Interceptor(Protocol):
-    """Stands around a call. It may change the call, repeat it, replace its result, or not let it through."""
+    """Stands around a call. It may change the call, repeat it, replace its result, or not let it through.
 
-    async def __call__(self, call: Call, proceed: Proceed, /) -> Any:
-        """Do something before and after `await proceed(call)`."""
+    One that does nothing after the rest of the pipeline can be a `def` that returns `proceed(call)`: for most calls it
+    then is no coroutine of its own.
+    """
+
+    def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Any]:
+        """Do something before and after `await proceed(call)`, in an `async def`."""
         ...
+
+
+@dataclass(frozen=True)
+class Around:
+    """An interceptor and where it stands.
+
+    Args:
+        interceptor: What is called.
+        stage: At which stage.
+        order: How far out; the smallest is outermost.
+        when: For which endpoints; only in the HANDLE stage. It is asked when it is known what the handler is given.
+        plugin: Who put it there, for tools that tell.
+    """
+
+    interceptor: Interceptor
+    stage: Stage
+    order: int = Order.USER
+    when: Callable[[Endpoint], object] | None = None
+    plugin: object | None = None
 
 
 def compose(interceptors: Iterable[Interceptor], target: Proceed) -> Proceed:

@@ -19,8 +19,9 @@ import anyio
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.endpoint import Endpoint
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.core.gateway import Around, Gateway, unknown_channel
-from ecotone_fastapi.core.pipeline import Interceptor, Order, Stage
+from ecotone_fastapi.core.gateway import Gateway
+from ecotone_fastapi.core.pipeline import Around, Interceptor, Order, Stage
+from ecotone_fastapi.core.sending import unknown_channel
 from ecotone_fastapi.core.suppliers import ParameterResolver
 from ecotone_fastapi.core.watching import Watcher
 

@@ -17,6 +17,7 @@ import anyio
 
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.conversion import header_texts
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import (
     ChannelError,
     ConcurrencyError,
@@ -26,10 +27,11 @@ from ecotone_fastapi.core.errors import (
     HeaderError,
     UnknownEndpointError,
 )
-from ecotone_fastapi.core.gateway import Gateway, current_scope, unknown_channel
+from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import HeaderName, Message, check_given, name_of
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Assembly, Limits
+from ecotone_fastapi.core.sending import unknown_channel
 from ecotone_fastapi.core.watching import Operation
 from ecotone_fastapi.messaging.dead_letter_store import EVERYTHING, DeadLetterFilter, DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.transactions import UnitOfWork

@@ -10,7 +10,7 @@ Nothing of logging is configured here: handlers, formatters and levels are the a
 import logging
 from collections.abc import Callable, Mapping
 
-from ecotone_fastapi.core.gateway import current_call, current_correlation_id, current_message
+from ecotone_fastapi.core.current import current_call, current_correlation_id, current_message
 from ecotone_fastapi.core.message import HeaderName, failed_attempts
 from ecotone_fastapi.core.texts import named
 

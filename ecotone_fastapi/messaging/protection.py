@@ -25,9 +25,9 @@ from ecotone_fastapi.core.errors import (
     LeaseLostError,
     RoutingError,
 )
-from ecotone_fastapi.core.gateway import unknown_channel
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
+from ecotone_fastapi.core.sending import unknown_channel
 from ecotone_fastapi.core.supervision import Pauses
 from ecotone_fastapi.core.texts import NAME, first_line, in_one_line
 

@@ -11,7 +11,7 @@ are run again: a message that is sent while another one is handled fails with th
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast, overload
@@ -177,15 +177,15 @@ class InstantRetries:
                     await call.scope.enter(_noting_commit(call.scope))
             return await proceed(call)
 
-        async def note_untransacted(call: Call, proceed: Proceed) -> Any:
+        def note_untransacted(call: Call, proceed: Proceed) -> Awaitable[Any]:
             """Note that not all of this unit can be rolled back."""
             call.scope.state[_LEFT] = True
-            return await proceed(call)
+            return proceed(call)
 
-        async def note_sent(call: Call, proceed: Proceed) -> Any:
+        def note_sent(call: Call, proceed: Proceed) -> Awaitable[Any]:
             """Note that a message has left before the end of its unit."""
             call.scope.state[_LEFT] = True
-            return await proceed(call)
+            return proceed(call)
 
         for stage in (Stage.DISPATCH, Stage.RECEIVE):
             assembly.add_interceptor(repeat, stage=stage, order=Order.RETRY)

@@ -10,7 +10,7 @@ by headers: `delay`, `time_to_live`, `priority` and `schedule_key`; what the sen
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -260,14 +260,14 @@ class Scheduling:
         """
         clock = assembly.gateway.clock
 
-        async def schedule(call: Call, proceed: Proceed) -> Any:
+        def schedule(call: Call, proceed: Proceed) -> Awaitable[Any]:
             """Write how long the message waits, how long it is worth handling, and what it overtakes."""
             if call.channel is not None or call.endpoint is None:  # it has crossed
-                return await proceed(call)
+                return proceed(call)
             headers = _headers_for(call.endpoint, call.message, clock.now())
-            return await proceed(call.saying(call.message.with_headers(headers)) if headers else call)
+            return proceed(call.saying(call.message.with_headers(headers)) if headers else call)
 
-        async def refuse(call: Call, proceed: Proceed) -> Any:
+        def refuse(call: Call, proceed: Proceed) -> Awaitable[Any]:
             """Refuse a message that is to wait on a channel that would not let it wait."""
             if HeaderName.delay in call.message.headers:
                 channel = assembly.channels.get(call.channel or "")
@@ -277,7 +277,7 @@ class Scheduling:
                         f"{channel.name!r} has no delay",
                         hint=_remedy(channel.name),
                     )
-            return await proceed(call)
+            return proceed(call)
 
         assembly.add_interceptor(schedule, stage=Stage.HANDLE, order=Order.ASYNCHRONOUS, when=_is_scheduled)
         assembly.add_interceptor(refuse, stage=Stage.SEND, order=Order.USER)

@@ -5,9 +5,10 @@ async def place_order(self, command: PlaceOrder, session: Session, events: Event
     await events.publish(OrderWasPlaced(command.order_id))  # leaves when the order is saved, or not at all
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast, overload
 
 from ecotone_fastapi.core.channel import Delivery
@@ -90,19 +91,23 @@ class Transactions:
         gateway = assembly.gateway
         unit = cast("UnitOfWork | None", assembly.services.get(UnitOfWork))
 
-        async def transact(call: Call, proceed: Proceed) -> Any:
+        def transact(call: Call, proceed: Proceed) -> Awaitable[Any]:
             """Open a transaction unless one is open; ack in it where possible."""
-            state = call.scope.state
-            nested = call.scope.joined > 0
-            if UnitOfWork not in state:
+            scope = call.scope
+            within = proceed
+            if scope.joined > 0 and call.endpoint is not None and call.endpoint.kind is Kind.COMMAND:
+                within = partial(all_or_nothing, proceed=proceed)
+            if UnitOfWork not in scope.state:
                 # What an untransacted handler around this one has sent so far keeps its own place to wait.
-                state[UnitOfWork] = state[Outgoing] = _NOTHING_YET
+                scope.state[UnitOfWork] = scope.state[Outgoing] = _NOTHING_YET
                 if unit is not None:
-                    await call.scope.enter(unit.begin(call.scope))
-                    if call.delivery is not None and unit.covers(gateway.channels[call.channel or ""]):
-                        await call.scope.enter(_acked(gateway, call.channel or "", call.delivery))
-            if nested and call.endpoint is not None and call.endpoint.kind is Kind.COMMAND:
-                return await all_or_nothing(call, proceed)
+                    return begin(unit, call, within)
+            return within(call)
+
+        async def begin(unit: UnitOfWork, call: Call, proceed: Proceed) -> Any:
+            await call.scope.enter(unit.begin(call.scope))
+            if call.delivery is not None and unit.covers(gateway.channels[call.channel or ""]):
+                await call.scope.enter(_acked(gateway, call.channel or "", call.delivery))
             return await proceed(call)
 
         async def all_or_nothing(call: Call, proceed: Proceed) -> Any:
@@ -122,22 +127,23 @@ class Transactions:
                     outgoing.forget_after(before)
                 raise
 
-        async def leave_untransacted(call: Call, proceed: Proceed) -> Any:
+        def leave_untransacted(call: Call, proceed: Proceed) -> Awaitable[Any]:
             """Open no transaction; hold messages back unless the handler wants them to leave at once."""
             untransacted = call.endpoint.find(Untransacted) if call.endpoint is not None else None
             holding = untransacted is None or untransacted.holding
             call.scope.state.setdefault(Outgoing, _NOTHING_YET if holding else None)
-            return await proceed(call)
+            return proceed(call)
 
-        async def hold(call: Call, proceed: Proceed) -> Any:
+        def hold(call: Call, proceed: Proceed) -> Awaitable[Any]:
             """Keep the message until the handlers of the unit of work have succeeded."""
             outgoing = call.scope.state.get(Outgoing)
             if outgoing is None:
-                return await proceed(call)
+                return proceed(call)
             if outgoing is _NOTHING_YET:
                 outgoing = call.scope.state[Outgoing] = Outgoing(gateway)
             assert call.channel is not None
-            return await outgoing.hold(call.channel, call.message, call.scope)
+            held: Awaitable[None] = outgoing.hold(call.channel, call.message, call.scope)
+            return held
 
         assembly.add_interceptor(transact, stage=Stage.HANDLE, order=Order.TRANSACTION, when=_is_transacted)
         assembly.add_interceptor(leave_untransacted, stage=Stage.HANDLE, order=Order.TRANSACTION, when=_is_untransacted)

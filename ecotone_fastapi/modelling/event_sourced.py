@@ -30,8 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ecotone_fastapi.core.conversion import header_texts
+from ecotone_fastapi.core.current import current_message
 from ecotone_fastapi.core.errors import AggregateError, ConfigurationError
-from ecotone_fastapi.core.gateway import current_message
 from ecotone_fastapi.core.message import FRAMEWORK_HEADERS, Message, name_of
 from ecotone_fastapi.modelling.aggregate_streams import EventSourcedStore
 from ecotone_fastapi.modelling.aggregates import StateStored, attach

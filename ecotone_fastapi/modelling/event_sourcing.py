@@ -1,5 +1,6 @@
 """The event store of an application, and the aggregates in it."""
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, is_dataclass
@@ -9,7 +10,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
-from ecotone_fastapi.core.errors import ConfigurationError, MissingServiceError
+from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, MissingServiceError
 from ecotone_fastapi.core.message import message_name
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.routing import members_of
@@ -17,13 +18,15 @@ from ecotone_fastapi.modelling.aggregate_streams import EventSourcedStore, Sourc
 from ecotone_fastapi.modelling.applying import applied_by
 from ecotone_fastapi.modelling.consistency import Decisions
 from ecotone_fastapi.modelling.event_sourced import model_of
-from ecotone_fastapi.modelling.event_storage import EventStorage
+from ecotone_fastapi.modelling.event_storage import ChecksIsolation, EventStorage
 from ecotone_fastapi.modelling.event_store import EventStore
 from ecotone_fastapi.modelling.event_types import EventTypes
 from ecotone_fastapi.modelling.mentions import mentioned_by, mentioned_in
 from ecotone_fastapi.modelling.repository import AggregateStore
 from ecotone_fastapi.modelling.snapshots import Background, SnapshotsOf, SnapshotStore
 from ecotone_fastapi.modelling.upcasting import take_upcasters
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.events")
 
 
 @message_name("ecotone.snapshot_due")
@@ -82,6 +85,9 @@ class EventSourcing:
             )
         types.check()
         assembly.add_lifespan(partial(_checked, types))
+        given: object = storage
+        if sourced and isinstance(given, ChecksIsolation):
+            assembly.add_lifespan(partial(_isolated, given))
 
     def _keep_aggregates(
         self, assembly: Assembly, sourced: Sequence[type], events: EventStore, types: EventTypes
@@ -156,6 +162,16 @@ _BACKGROUND = "ecotone.snapshots/"
 async def _checked(types: EventTypes) -> AsyncIterator[None]:
     """Check once more: by now also those classes are known that are only asked for, as `Repository[Basket]`."""
     types.check(complete=True)
+    yield
+
+
+@asynccontextmanager
+async def _isolated(storage: ChecksIsolation) -> AsyncIterator[None]:
+    """Find out at start, and not by the first command, that nothing can be appended."""
+    try:
+        await storage.check_isolation()
+    except ChannelError as error:
+        logger.warning("whether events can be appended is found out when that is tried: %s", error)
     yield
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from ecotone_fastapi.core.errors import ConcurrencyError
 
@@ -123,8 +123,9 @@ EVERYTHING: EventFilter = EventFilter()
 class AppendCondition:
     """Append only if no event has come that would have changed the decision.
 
-    Whoever decides waits for others who decide on the same, or append what would change it: by the tags that are named.
-    A filter without tags is for rare decisions: everybody who appends may have to wait for it.
+    Whoever decides waits for others who decide on the same, or append what would change it: by a tag that is named,
+    else by the names of events, so that all who append such events wait until the transaction of the decision has
+    ended. A filter with neither is for rare decisions: on PostgreSQL everybody waits who appends anything.
 
     Args:
         filters: The events that the decision was made on: those that fit one of these.
@@ -293,6 +294,20 @@ class EventStorage(Protocol):
 
         Raises:
             ConfigurationError: It was restored elsewhere, and readers would miss what is appended from now on.
+        """
+        ...
+
+
+@runtime_checkable
+class ChecksIsolation(Protocol):
+    """A storage that relies on what transactions see, and can tell at start whether they see enough."""
+
+    async def check_isolation(self) -> None:
+        """Make sure that events can be appended in transactions as handlers have them.
+
+        Raises:
+            ConfigurationError: They cannot: they do not see what was committed since they have begun.
+            ChannelError: The database cannot be reached.
         """
         ...
 

@@ -14,8 +14,9 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import EcotoneError
-from ecotone_fastapi.core.gateway import Gateway, current_scope
+from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.modelling.event_storage import (
     EVERYTHING,

@@ -24,11 +24,11 @@ from ecotone_fastapi.core.errors import ConfigurationError, ConversionError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import (
     FRAMEWORK_HEADERS,
-    FreshHeaders,
     HeaderName,
     Message,
     MessageTypes,
     aliases_of,
+    copied_headers,
     descendants_of,
     name_of,
 )
@@ -170,7 +170,7 @@ class EventTypes:
         cls = type(payload)
         name, revision = self._writing.get(cls) or self._name(cls)
         body, content_type = self._gateway.conversion.encode(payload)
-        headers = event.headers.copy() if isinstance(event.headers, FreshHeaders) else dict(event.headers)
+        headers = copied_headers(event.headers)
         if not _NOT_STORED.isdisjoint(headers):
             for key in _NOT_STORED & headers.keys():
                 del headers[key]

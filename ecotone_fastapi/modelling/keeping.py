@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Protocol, get_origin, get_type_hints
 
 from ecotone_fastapi.core.conversion import JSON
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.endpoint import marks_of
 from ecotone_fastapi.core.errors import (
     AggregateError,
@@ -15,7 +16,7 @@ from ecotone_fastapi.core.errors import (
     ConversionError,
     MissingServiceError,
 )
-from ecotone_fastapi.core.gateway import Gateway, current_scope
+from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message, MessageTypes
 from ecotone_fastapi.modelling.identification import hints_of, tells
 from ecotone_fastapi.modelling.recording import hand_over, is_made_later, made, taken

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ecotone_fastapi.core.conversion import JSON
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import ConfigurationError, ConversionError, ProjectionError
-from ecotone_fastapi.core.gateway import Gateway, current_scope
+from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message, aliases_of, name_of
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope
 from ecotone_fastapi.core.routing import Routing
@@ -32,6 +33,7 @@ from ecotone_fastapi.modelling.projection_store import (
     ProjectionStore,
 )
 from ecotone_fastapi.modelling.projections import RUN, Hook, Methods, Projection, Run, hidden
+from ecotone_fastapi.modelling.revisions import check_sight, leave, take_left
 from ecotone_fastapi.modelling.stream_names import category_of
 
 EMITTED = "projection"
@@ -108,6 +110,7 @@ class Projector:
         self._routing = Routing(methods.handlers)
         self._known: dict[tuple[str, int], tuple[tuple[Endpoint, Proceed], ...]] = {}
         self._route = f"projection:{self.name}"
+        self.beside: bool = False  # whether there are versions of other revisions, as far as it is known
 
     @property
     def endpoints(self) -> Iterable[Endpoint]:
@@ -136,6 +139,7 @@ class Projector:
         if not any(one.revision == self.described.revision for one in versions):
             await self.unit(self.begin)
             versions = await self.store.versions(self.name)
+        self.beside = any(one.revision != self.described.revision for one in versions)
         return self.checked(versions)
 
     def checked(self, versions: Sequence[ProjectionRecord]) -> Sequence[ProjectionRecord]:
@@ -448,27 +452,70 @@ class Projector:
         if not partitioned and (run := self._following()) is not None:
             run.later.append((events, messages))  # behind what it handles: its state is not kept yet
             return
-        shared = partitioned or not self.methods.stateful
-        versions = await self.store.lock(self.name, shared=shared)
-        if not any(one.revision == self.described.revision for one in versions):
-            await self.begin()
-            versions = await self.store.lock(self.name, shared=shared)
+        versions = await self._locked(shared=partitioned or not (self.methods.stateful or self.beside))
         for record in versions:
             if record.revision != self.described.revision:
-                await self._leave(record, events)
+                await leave(self.store, record, events)
         for record in self.checked(versions):
             if partitioned:
                 await self._follow_partition(record, events, messages)
             elif record.condition is Condition.LIVE:
-                run, done = Run(record, self.load(record.state)), record.done
-                run.later.append((events, messages))
-                while run.later:
-                    events, messages = run.later.pop(0)
-                    with self._watched(run, events):
-                        await self.feed(run, events, None, messages)
-                    done += len(events)
-                if self.methods.stateful:
-                    await self.store.change(replace(record, state=self.dump(run.state), done=done))
+                left = await take_left(self.store, self.events.storage, record) if self.beside else ()
+                await self._follow_globally(record, [(left, None), (events, messages)])
+
+    async def _locked(self, *, shared: bool) -> Sequence[ProjectionRecord]:
+        """Return the versions, the first one of which is begun if need be, as nobody changes them meanwhile.
+
+        Where code of another revision appends, too, all who follow without partitions do so in turn.
+        """
+        versions = await self.store.lock(self.name, shared=shared)
+        if not any(one.revision == self.described.revision for one in versions):
+            await self.begin()
+            versions = await self.store.lock(self.name, shared=shared)
+        self.beside = any(one.revision != self.described.revision for one in versions)
+        if shared and self.beside and not self.described.partitioned:
+            versions = await self.store.lock(self.name)
+        return versions
+
+    async def _follow_globally(
+        self,
+        record: ProjectionRecord,
+        batches: Iterable[tuple[Sequence[StoredEvent], Sequence[Message[Any]] | None]],
+        watch: Watch | None = None,
+    ) -> int:
+        """Handle batches of events, and what their handlers append meanwhile, one after the other; return how many."""
+        run, handled = Run(record, self.load(record.state)), 0
+        run.later += [batch for batch in batches if batch[0]]
+        if watch is not None:
+            watch.run = run
+        while run.later:
+            events, messages = run.later.pop(0)
+            with self._watched(run, events):
+                await self.feed(run, events, watch, messages)
+            handled += len(events)
+        if self.methods.stateful or record.halt is not None:
+            done = record.done + handled
+            await self.store.change(replace(record, state=self.dump(run.state), done=done, halt=None))
+        return handled
+
+    async def settle(self, watch: Watch) -> int:
+        """Handle what code of another revision has left to the live version; return how many events there were.
+
+        Args:
+            watch: Is told how far it has come.
+        """
+
+        async def act() -> int:
+            handled = 0
+            for record in self.checked(await self.store.lock(self.name)):
+                if record.condition is Condition.LIVE:
+                    left = await take_left(self.store, self.events.storage, record)
+                    if left or record.halt is not None:
+                        handled += await self._follow_globally(record, [(left, None)], watch)
+            return handled
+
+        settled: int = await self.unit(act)
+        return settled
 
     def _following(self) -> Run | None:
         """Return what this projection handles at this moment, when one of its own handlers appends or links events."""
@@ -478,24 +525,6 @@ class Projector:
             return None
         return run if run.record.condition is Condition.LIVE else None
 
-    async def _leave(self, record: ProjectionRecord, events: Sequence[StoredEvent]) -> None:
-        """Leave events to the code of another revision, so far as it comes by them without this unit of work.
-
-        Raises:
-            ProjectionError: It does not: that version is live.
-        """
-        if record.condition is Condition.LIVE:
-            raise ProjectionError(
-                f"{events[0].stream!r} cannot be appended to here: the live version {record.version} of the "
-                f"synchronous projection {self.name!r} is of revision {record.revision}, and would miss the event",
-                tried=f"this process has revision {self.described.revision} of its code",
-                hint=f"with this code, `ecotone projection backfill {self.name}` and then `switch {self.name}` make a "
-                f"version of it live (`rebuild {self.name}` when it has none); until then, append with the code of "
-                f"revision {record.revision}",
-            )
-        if record.condition is Condition.BUILDING and self.described.partitioned:
-            await self.store.note(record, {events[0].stream: events[-1].version})
-
     async def _follow_partition(
         self, record: ProjectionRecord, events: Sequence[StoredEvent], messages: Sequence[Message[Any]] | None
     ) -> None:
@@ -503,7 +532,11 @@ class Projector:
         if partition.position + 1 == events[0].version:
             run = Run(record, self.load(partition.state), partition.stream)
             partition = await self.take(run, partition, events, None, messages)
-        else:  # it was never built, or stands still
+        else:  # it was never built, stands still, or code of another revision has appended
+            before = events[0].version - 1
+            if partition.position < before <= partition.wanted:
+                seen = await self.events.storage.read(partition.stream, after=before - 1, limit=1, archived=True)
+                check_sight(record, partition, before, seen=bool(seen) and seen[0].version == before)
             partition = await self.advance(replace(record, round=partition.round), partition, None)
         await self.store.keep(self.name, record.version, [partition])
 

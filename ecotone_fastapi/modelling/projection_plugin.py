@@ -98,9 +98,9 @@ class Projecting:
         if synchronous:
             _follow(synchronous)
             assembly.add_lifespan(_beginning(synchronous))
-        partitioned = [one for one in projectors if one.described.partitioned]
-        if partitioned:
-            _forget_deleted(partitioned)
+        by_stream = [one for one in projectors if one.described.partitioned or one.synchronous]
+        if by_stream:
+            _forget_deleted(by_stream)
 
 
 def _known(assembly: Assembly, resolver: OfProjections) -> Sequence[Endpoint]:
@@ -307,7 +307,7 @@ def _beginning(projectors: Sequence[Projector]) -> Callable[[], Any]:
                     if one.condition is Condition.LIVE and not projector.is_mine(one):
                         logger.warning(
                             "the live version of the projection %s is of revision %s: what this process, with revision "
-                            "%s, appends for it is refused until they are switched",
+                            "%s, appends for it is left to processes with that code until they are switched",
                             projector.name,
                             one.revision,
                             projector.described.revision,

@@ -23,7 +23,7 @@ from ecotone_fastapi.modelling.switching import switch, would_lose
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.projections")
 
-_IDLE = 5.0  # seconds after which the runner of a synchronous projection looks whether it is to be built
+_IDLE = 5.0  # seconds after which the runner of a synchronous projection looks whether there is anything to do
 
 
 class ProjectionRunner:
@@ -131,6 +131,19 @@ class ProjectionRunner:
                 if not done.busy:
                     await anyio.sleep(0.1)  # somebody else works on it, or its last events cannot be seen yet
 
+    async def settle(self, live: ProjectionRecord) -> None:
+        """Let a live synchronous version handle what code of another revision has left to it.
+
+        Raises:
+            ProjectionError: An event, or a partition, cannot be handled.
+        """
+        done = Round(busy=True)
+        while done.busy:
+            done.busy = False
+            await self._settle(live, done)
+            if done.failures:
+                raise done.failures[0]
+
     async def _bring_forward(self, built: ProjectionRecord, done: Round) -> None:
         """Let the live version come as far as one that is to take its place, so that nothing is lost that it emits."""
         live = await self._live_behind(built)
@@ -185,11 +198,34 @@ class ProjectionRunner:
         done = Round()
         for record in await self.projector.mine():
             if self.projector.synchronous and record.condition is Condition.LIVE:
+                await self._settle(record, done)
                 continue
             left = None if limits.messages is None else limits.messages - handled - done.handled
             if left is None or left > 0:
                 await self._work(record, replace(limits, messages=left), done)
         return done
+
+    async def _settle(self, record: ProjectionRecord, done: Round) -> None:
+        """Let a live synchronous version handle what code of another revision has left to it."""
+        if not self.projector.beside or (record.halt is not None and self._halts.waits(record.halt)):
+            return
+        if self._described.partitioned:
+            await self._partitions.claim(record, done)
+            return
+        watch = Watch()
+        try:
+            handled = await self.projector.settle(watch)
+        except ChannelError:
+            raise
+        except Exception as error:
+            if watch.event is None:
+                raise
+            halt = self._halts.of(watch.event, error, record.halt)
+            await self._store.halt(record.name, record.version, record.token, halt)
+            done.failures.append(self._halts.failed(halt, error))
+        else:
+            done.handled += handled
+            done.busy = done.busy or handled > 0
 
     async def _work(self, record: ProjectionRecord, limits: Limits, done: Round) -> None:
         """Do one piece of work on a version, if it is lent to this runner or can be."""
@@ -324,14 +360,15 @@ class ProjectionRunner:
 
     async def _rest(self, heard: int, limits: Limits, ends_at: float | None) -> None:
         """Wait until there may be something to do."""
-        every = _IDLE if self.projector.synchronous else self._described.every
+        beside = self.projector.synchronous and self.projector.beside
+        every = _IDLE if self.projector.synchronous and not beside else self._described.every
         if ends_at is not None:
             every = max(0.0, min(every, ends_at - anyio.current_time()))
         stop = limits.stop or anyio.Event()
         async with anyio.create_task_group() as tasks:
 
             async def wake() -> None:
-                if self._described.mode == "asynchronous":
+                if self._described.mode == "asynchronous" or beside:
                     await self.projector.events.storage.wait(heard, every)
                 else:
                     await anyio.sleep(every)

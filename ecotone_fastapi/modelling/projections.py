@@ -135,9 +135,11 @@ class _Decorator:
             concurrency: How many transactions of a partitioned projection run at the same time in one process.
             revision: Raise it when the shape of the tables changes: then the new code makes a version of its own beside
                 the one that is live, until somebody switches. Its methods have to ask for `ProjectionVersion`. Its
-                queries get the live version, whichever revision that has. A process appends events to a synchronous
-                projection only while its own revision is live: where it is not, before a switch with the new code and
-                after it with the old one, the append is refused, so that the live version misses nothing.
+                queries get the live version, whichever revision that has. What a process appends for a synchronous
+                projection while another revision is live, before a switch with the new code and after it with the old
+                one, is left to the code of that revision: it handles that, in order, before what it appends itself, or
+                when its runner comes by it, usually within a second. As long as there are versions of two revisions,
+                those who append for it do so in turn: delete the old version when nobody runs its code any more.
         """
         described = Projection(
             name,

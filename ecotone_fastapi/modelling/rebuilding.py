@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ecotone_fastapi.core.clock import Clock
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import ConfigurationError, LeaseLostError, ProjectionError
-from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.modelling.event_storage import START
 from ecotone_fastapi.modelling.projecting import EMITTED, Projector
 from ecotone_fastapi.modelling.projection_runner import ProjectionRunner
@@ -27,6 +27,7 @@ from ecotone_fastapi.modelling.projection_store import (
     ProjectionRecord,
 )
 from ecotone_fastapi.modelling.projections import Hook, Run
+from ecotone_fastapi.modelling.revisions import take_left
 
 _SHORT = 30.0  # seconds for which a version is taken from its runner
 
@@ -222,7 +223,9 @@ class Projections:
             await projector.unit(lambda: self._visit_partitions(projector))
         result = True
         for record in await projector.mine():
-            if not projector.synchronous or record.condition is Condition.BUILDING:
+            if projector.synchronous and record.condition is Condition.LIVE:
+                await runner.settle(record)
+            else:
                 result = await runner.build(record.version, self._telling(told), live=True) and result
         return result
 
@@ -418,10 +421,12 @@ class Projections:
         storage, described = projector.events.storage, projector.described
         partitions = None
         behind, lag = 0, 0.0
+        follows = record.condition is Condition.LIVE and projector.synchronous
         if described.partitioned:
             partitions = await projector.store.count(record.name, record.version, record.round)
             behind = partitions.events
-        follows = record.condition is Condition.LIVE and projector.synchronous
+        elif follows:
+            behind = (await projector.store.count(record.name, record.version, record.round)).events
         if record.condition is not Condition.RETIRED and not follows:
             if not (projector.synchronous and described.partitioned):
                 behind += await storage.count(after=record.position, which=projector.which)
@@ -494,6 +499,8 @@ class Projections:
             now = next((one for one in versions if one.version == record.version), None)
             if now is None or now.token != token:
                 raise LeaseLostError(f"somebody else rebuilds the projection {projector.name!r}")
+            if projector.synchronous:
+                await take_left(projector.store, projector.events.storage, now)  # it is read again with everything else
             await projector.store.change(
                 replace(
                     now,

@@ -18,6 +18,13 @@ async def would_lose(projector: Projector, live: ProjectionRecord, built: Projec
     return any(event.position is not None and event.position <= built.position for event in page.events)
 
 
+async def _owes(projector: Projector, live: ProjectionRecord) -> bool:
+    """Whether a live synchronous version has not handled, and so not emitted, what was left to its revision."""
+    if not (projector.methods.emits and projector.synchronous):
+        return False
+    return (await projector.store.count(live.name, live.version, live.round)).behind > 0
+
+
 async def _silence_partitions(projector: Projector, live: ProjectionRecord, built: ProjectionRecord) -> bool:
     """Let built partitions emit from where the live ones have stopped; return `False` when one of those is behind."""
     if not projector.methods.emits:
@@ -47,7 +54,7 @@ async def switch(
     live = next((one for one in versions.values() if one.condition is Condition.LIVE), None)
     silent_until = built.silent_until
     if live is not None:
-        if await would_lose(projector, live, built):
+        if await would_lose(projector, live, built) or await _owes(projector, live):
             return None
         if projector.described.partitioned and not await _silence_partitions(projector, live, built):
             return None

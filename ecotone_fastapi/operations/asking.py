@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import anyio
 
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import EcotoneError
-from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.texts import in_one_line
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.overview")

@@ -10,8 +10,7 @@ from typing import Any
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.endpoint import Endpoint, Kind
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.core.gateway import Around
-from ecotone_fastapi.core.pipeline import Order, Stage
+from ecotone_fastapi.core.pipeline import Around, Order, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.messaging.asynchronous import AsynchronousHandlers
 from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore

@@ -18,10 +18,10 @@ from ecotone_fastapi.core.channel import Channel, Inspectable
 from ecotone_fastapi.core.conversion import Converter
 from ecotone_fastapi.core.endpoint import Kind
 from ecotone_fastapi.core.errors import ConfigurationError, ProjectionError, UnsupportedCapabilityError
-from ecotone_fastapi.core.gateway import unknown_channel
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly, Limits, Plugin
+from ecotone_fastapi.core.sending import unknown_channel
 from ecotone_fastapi.messaging.asynchronous import Asynchronous
 from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore, ParkedMessage
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, ScheduledMessages, is_scheduling

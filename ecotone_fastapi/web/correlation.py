@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Message as AsgiMessage
 from starlette.types import Scope as AsgiScope
 
+from ecotone_fastapi.core.current import conversation
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.core.gateway import conversation
 from ecotone_fastapi.core.message import new_id
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.correlation")

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from ecotone_fastapi.core.errors import ConfigurationError
-from ecotone_fastapi.core.gateway import Overrides
+from ecotone_fastapi.core.handler import Overrides
 from ecotone_fastapi.web.correlation import CorrelationMiddleware, answer_unexpected, check_header
 from ecotone_fastapi.web.edge import KEY, EcotoneMiddleware, Served
 from ecotone_fastapi.web.errors import add_error_handlers

@@ -4,16 +4,26 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from sqlalchemy import Connection, event, make_url, text
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from ecotone_fastapi import Ecotone, EventStore, ProjectionState, command_handler, event_handler, projection
+from ecotone_fastapi import (
+    Ecotone,
+    EventStore,
+    ProjectionState,
+    applies,
+    command_handler,
+    event_handler,
+    event_sourced,
+    projection,
+)
 from ecotone_fastapi.adapters.memory import MemoryEvents
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.clock import SystemClock
@@ -33,6 +43,7 @@ from ecotone_fastapi.modelling.event_storage import (
 from ecotone_fastapi.testing import EventStoreConformance, flow_test
 from ecotone_fastapi.testing.conformance.event_order import Step
 from ecotone_fastapi.testing.conformance.event_steps import Reader, everything, fact, facts, places, streams, versions
+from ecotone_fastapi.testing.conformance.hooks import OpenUnit
 from tests.databases import ASYNCPG, MARIADB, PSYCOPG, SQLITE
 from tests.interleavings import STEPS
 
@@ -244,6 +255,39 @@ async def test_tags_and_conditions_cost_little_more(database: SqlAlchemy, kind: 
             assert len(seen) == {"sqlite": 1, "mariadb": 3}.get(kind, 1 + locks)
 
 
+@POSTGRESQL
+@pytest.mark.parametrize("tags", [[], ["t"]], ids=["without tags", "with tags"])
+async def test_a_decision_on_names_keeps_out_only_events_with_these_names(
+    database: SqlAlchemy, tags: list[str]
+) -> None:
+    names = EventFilter(names=frozenset({"closed", "opened"}))
+    condition = AppendCondition((names, EventFilter(names=frozenset({"void"}), tags=frozenset({"t"}))), START)
+    async with anyio.create_task_group() as tasks:
+        deciding, opening = (OpenUnit(partial(unit, database), tasks) for _ in range(2))
+        await deciding.do(lambda: database.events.append("decision-1", facts(1), expected=0, condition=condition))
+        with anyio.fail_after(20):
+            await database.events.append("other-1", [fact("paid"), fact("void")], expected=0)
+        opened = await opening.begin(lambda: database.events.append("shop-1", [fact("opened", tags=tags)], expected=0))
+        while not await waiters(database):  # noqa: ASYNC110 - the server tells it only when asked
+            await anyio.sleep(0.01)
+        await deciding.commit()
+        await opened.result()
+        await opening.commit()
+
+    with pytest.raises(ConcurrencyError, match="would have changed the decision"):
+        await database.events.append("decision-2", facts(1), expected=0, condition=condition)
+
+
+async def waiters(database: SqlAlchemy) -> int:
+    """Return how many sessions wait for a lock of this kind in this database."""
+    async with database.engine.connect() as connection:
+        query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database ="
+        found = await connection.execute(
+            text(f"{query} (SELECT oid FROM pg_database WHERE datname = current_database())")
+        )
+        return int(found.scalar_one())
+
+
 @EVERY
 async def test_a_page_is_one_statement(database: SqlAlchemy) -> None:
     await database.events.append("order-1", facts(10), expected=0)
@@ -347,6 +391,53 @@ async def test_events_are_appended_only_by_whoever_sees_what_is_committed(url: s
         seen = len(await everything(strict.events))
         assert seen == 2 if unhindered else seen <= 2
     await engine.dispose()
+
+
+@event_sourced(identifier="till_id", stream="till")
+@dataclass
+class Till:
+    till_id: str = ""
+
+    @classmethod
+    @command_handler("till.open")
+    def open(cls, till_id: str) -> "TillWasOpened":
+        return TillWasOpened(till_id)
+
+    @applies
+    def opened(self, event: "TillWasOpened") -> None:
+        self.till_id = event.till_id
+
+
+@dataclass(frozen=True)
+class TillWasOpened:
+    till_id: str
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_an_application_with_event_sourced_aggregates_does_not_start_where_it_could_append_nothing(
+    url: str, level: str
+) -> None:
+    engine = create_async_engine(url, isolation_level=level)
+    with pytest.raises(ConfigurationError, match=f"in a transaction that is {level}") as caught:
+        async with flow_test([Till], plugins=[SqlAlchemy(engine, create_schema=True)]):
+            raise AssertionError("it has started")
+    assert "READ COMMITTED" in caught.value.hint
+
+    sessions = async_sessionmaker(engine.execution_options(isolation_level="READ COMMITTED"), expire_on_commit=False)
+    database = SqlAlchemy(engine, sessionmaker=sessions, create_schema=True)
+    async with flow_test([Till], plugins=[database]) as flow:
+        assert await flow.send("t", to="till.open") == "t"
+    await engine.dispose()
+
+
+@pytest.mark.postgresql
+async def test_whether_events_can_be_appended_is_left_open_while_the_database_does_not_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nowhere = SqlAlchemy("postgresql+asyncpg://postgres@127.0.0.1:1/test")
+    async with flow_test([Till], plugins=[nowhere]):
+        assert "whether events can be appended is found out when that is tried" in caplog.text
 
 
 @pytest.mark.mariadb

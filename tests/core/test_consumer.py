@@ -17,8 +17,9 @@ from ecotone_fastapi.core.channel import Channel, Delivery
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.conversion import Conversion
+from ecotone_fastapi.core.current import current_message
 from ecotone_fastapi.core.errors import ChannelError, LeaseLostError
-from ecotone_fastapi.core.gateway import Gateway, current_message
+from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Call
 from ecotone_fastapi.core.plugin import Limits, Runnable

@@ -12,6 +12,13 @@ from pydantic import BaseModel, Field, computed_field
 
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.core.bus import CommandBus, EventBus, QueryBus
+from ecotone_fastapi.core.current import (
+    conversation,
+    current_call,
+    current_correlation_id,
+    current_message,
+    current_scope,
+)
 from ecotone_fastapi.core.endpoint import command_handler, event_handler, query_handler
 from ecotone_fastapi.core.errors import (
     ConfigurationError,
@@ -20,13 +27,6 @@ from ecotone_fastapi.core.errors import (
     HeaderError,
     UnknownChannelError,
     UnknownEndpointError,
-)
-from ecotone_fastapi.core.gateway import (
-    conversation,
-    current_call,
-    current_correlation_id,
-    current_message,
-    current_scope,
 )
 from ecotone_fastapi.core.message import Message, message_name
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope, Stage

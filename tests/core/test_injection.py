@@ -36,9 +36,9 @@ from ecotone_fastapi import (
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.core.bus import CommandBus as PlainCommandBus
 from ecotone_fastapi.core.clock import Clock, SystemClock
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.endpoint import Inline, mark
 from ecotone_fastapi.core.errors import ConfigurationError, HeaderError, UnresolvableParameterError
-from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.pipeline import Call, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
 from ecotone_fastapi.core.signatures import Parameter

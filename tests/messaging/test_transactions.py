@@ -8,9 +8,9 @@ import pytest
 from ecotone_fastapi.adapters.memory import MemoryChannel, MemoryDeadLetters, MemoryDelivery
 from ecotone_fastapi.core.bus import CommandBus, EventBus, QueryBus
 from ecotone_fastapi.core.channel import Capabilities
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.endpoint import command_handler, discover, event_handler, query_handler
 from ecotone_fastapi.core.errors import ChannelError, ConversionError, LeaseLostError
-from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Assembly

@@ -26,7 +26,7 @@ from ecotone_fastapi import (
 from ecotone_fastapi.adapters.memory import MemoryEvents, MemoryProjections
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.clock import SystemClock
-from ecotone_fastapi.core.gateway import current_scope
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.modelling.event_sourcing import EventSourcing
 from ecotone_fastapi.modelling.event_storage import EventStorage
 from ecotone_fastapi.modelling.projection_store import ProjectionStore
@@ -263,13 +263,23 @@ class _Asked(_Versioned):
         return version.number
 
 
-def revised(number: int, *, partitioned: bool = False, mode: Mode = "synchronous") -> type:
+class _Quiet(_Asked):
+    @event_handler
+    async def note(self, event: Counted, ledger: Ledger, poison: Poison, version: ProjectionVersion) -> None:  # type: ignore[override]
+        await ledger.add(version.of(version.name), event.stream, event.number)
+        await poison.taste(event.number)
+
+
+def revised(number: int, *, partitioned: bool = False, mode: Mode = "synchronous", emits: bool = False) -> type:
     """The code of one revision of a projection."""
 
     @projection("beside_revised", categories=["counter"], partitioned=partitioned, mode=mode, revision=number)
-    class Revised(_Asked): ...
+    class Emitting(_Asked): ...
 
-    return Revised
+    @projection("beside_revised", categories=["counter"], partitioned=partitioned, mode=mode, revision=number)
+    class Revised(_Quiet): ...
+
+    return Emitting if emits else Revised
 
 
 IN_PLACE: tuple[type, ...] = (Later, AtOnce, Parts, PartsAtOnce)

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from ecotone_fastapi import (
+    EventStore,
     ProjectionError,
     ProjectionState,
     ProjectionVersion,
@@ -65,13 +66,13 @@ async def more(counted: list[int]) -> None:
 
 
 @asynccontextmanager
-async def counting(at: Place, streams: int = 3) -> AsyncIterator[list[int]]:
+async def counting(at: Place, streams: int = 3, base: int = 10_000) -> AsyncIterator[list[int]]:
     """Count beside the block, one number after the other, now and then in vain; gives what was counted."""
     counted: list[int] = []
     over = anyio.Event()
 
     async def go_on(stream: int) -> None:
-        number = 10_000 + stream
+        number = base + stream
         while not over.is_set():
             fails = number % 7 == 0
             await at.count(f"s{stream}", number, fails=fails)
@@ -304,37 +305,156 @@ async def test_a_synchronous_projection_is_not_followed_while_it_is_built_and_is
         await at.check("at_once", [*range(20), *([] if where.one_writer else [500]), 501])
 
 
-@pytest.mark.parametrize("partitioned", [False, True], ids=["global", "partitioned"])
-async def test_revisions_of_a_synchronous_projection_lose_nothing_and_refuse_what_the_live_one_would_miss(
+both_shapes = pytest.mark.parametrize("partitioned", [False, True], ids=["global", "partitioned"])
+
+
+@both_shapes
+async def test_code_of_two_revisions_appends_around_a_switch_and_nothing_is_refused_or_lost(
     where: Where, partitioned: bool
 ) -> None:
-    name, refused = "beside_revised", "would miss the event"
+    name = "beside_revised"
     old, new = (revised(number, partitioned=partitioned) for number in (1, 2))
     async with place(where, old, lasting=True) as first, place(where, new, lasting=True) as second:
         await count_some(first, range(10))
         versions = (await second.flow.ecotone.projections.status(name)).versions
         assert [one.condition for one in versions] == ["live", "building"]
-        with pytest.raises(ProjectionError, match=refused):
-            await second.count("s1", 90)
-        assert await second.flow.ecotone.projections.backfill(name)
-        with pytest.raises(ProjectionError, match=refused):
-            await second.count("s1", 91)
-        await first.count("s1", 10)
-        await first.count("s9", 11)
-        await second.check(name, range(12))
 
+        await second.count("s1", 10)
+        await second.count("s1", 11, 12)
+        await second.count("s9", 13)
+        await first.check(name, range(10))  # it is left to the other code,
+        live = (await second.flow.ecotone.projections.status(name)).live
+        assert live is not None
+        assert live.behind == 4
+        await first.count("s1", 14)  # which handles it before what it appends itself
+        await first.check(name, [*range(13), *([] if partitioned else [13]), 14])
+        await first.count("s9", 15)
+        await first.check(name, range(16))
+        assert [number for stream, number in await first.rows(name) if stream == "s1"][-4:] == [10, 11, 12, 14]
+
+        assert await second.flow.ecotone.projections.backfill(name)
+        await second.count("s1", 16)
+        await first.count("s8", 17)
         assert await second.flow.ecotone.projections.switch(name) == 2
-        await second.check(name, range(12))
-        with pytest.raises(ProjectionError, match=refused):
-            await first.count("s1", 92)
-        await second.count("s1", 12)
-        await second.check(name, range(13))
+        await second.check(name, range(18))
+
+        await first.count("s1", 18)
+        await first.count("s1", 19)
+        await second.catch_up(name)
+        await second.check(name, range(20))
+        await first.count("s8", 20)
+        await second.count("s8", 21)
+        await second.check(name, range(22))
+        live = (await first.flow.ecotone.projections.status(name)).live
+        assert live is not None
+        assert live.behind == 0
 
         assert await first.flow.ecotone.projections.rebuild(name)  # back to the code from before
-        await first.count("s1", 13)
-        await first.check(name, range(14))
-        with pytest.raises(ProjectionError, match=refused):
-            await second.count("s1", 93)
+        await first.count("s1", 22)
+        await second.count("s1", 23)
+        await first.catch_up(name)
+        await first.check(name, range(24))
+
+
+@both_shapes
+async def test_while_processes_with_two_revisions_append_at_the_same_time_no_command_fails(
+    where: Where, partitioned: bool
+) -> None:
+    name = "beside_revised"
+    old, new = (revised(number, partitioned=partitioned) for number in (1, 2))
+    async with place(where, old, lasting=True) as first:
+        await count_some(first, range(10))
+        with anyio.fail_after(90):
+            async with counting(first) as by_old, place(where, new, lasting=True) as second:
+                projections = second.flow.ecotone.projections
+                async with counting(second, base=20_000) as by_new:
+                    assert await projections.backfill(name)
+                    await more(by_new)
+                    await projections.switch(name)
+                    await more(by_new)
+                    await more(by_old)
+                await second.catch_up(name)
+                stopped = [*by_new]
+            await count_some(first, range(10, 13))
+        async with place(where, new, lasting=True) as second:
+            await second.catch_up(name)
+
+            await second.check(name, [*range(13), *by_old, *stopped])
+            rows = await second.rows(name)
+            for stream in {stream for stream, _ in rows}:
+                numbers = [number for one, number in rows if one == stream and number >= 10_000]
+                assert [n for n in numbers if n < 20_000] == sorted(n for n in numbers if n < 20_000)
+                assert [n for n in numbers if n >= 20_000] == sorted(n for n in numbers if n >= 20_000)
+
+
+@both_shapes
+async def test_what_was_left_and_cannot_be_handled_stands_still_and_is_tried_again(
+    where: Where, partitioned: bool
+) -> None:
+    name = "beside_revised"
+    old, new = (revised(number, partitioned=partitioned) for number in (1, 2))
+    async with place(where, old, lasting=True) as first, place(where, new, lasting=True) as second:
+        projections = second.flow.ecotone.projections
+        await second.flow.ecotone.projections.backfill(name)
+        await projections.switch(name)
+        second.poison.numbers = {7}
+        await first.count("s1", 7)
+
+        await second.flow.run(name, raises=False)
+        with pytest.raises(ValueError, match="7"):
+            await second.count("s1", 8)  # nothing comes before it
+        status = (await projections.status(name)).live
+        assert status is not None
+        assert (status.behind, (await projections.status(name)).versions[-1].number) == (1, 2)
+
+        second.poison.numbers = set()
+        await projections.retry(name)
+        await second.catch_up(name)
+        await second.count("s1", 8)
+        await second.check(name, [7, 8])
+        live = (await projections.status(name)).live
+        assert live is not None
+        assert (live.behind, live.halt) == (0, None)
+
+
+@both_shapes
+async def test_what_the_live_version_has_yet_to_emit_is_emitted_before_a_switch(
+    where: Where, partitioned: bool
+) -> None:
+    name = "beside_revised"
+    old, new = (revised(number, partitioned=partitioned, emits=True) for number in (1, 2))
+    async with place(where, old, lasting=True) as first, place(where, new, lasting=True) as second:
+        projections = second.flow.ecotone.projections
+        await first.count("s1", 1)
+        await second.count("s1", 2)
+        await projections.backfill(name)
+        with pytest.raises(ProjectionError, match="is further than the live one"):
+            await projections.switch(name)
+
+        await first.catch_up(name)
+        await projections.switch(name)
+        await first.count("s1", 3)
+        await second.count("s1", 4)
+
+        await second.check(name, range(1, 5))
+        assert await second.told() == {1: 1, 2: 1, 3: 1, 4: 1}
+
+
+@both_shapes
+async def test_what_was_left_in_a_stream_that_is_deleted_is_forgotten(where: Where, partitioned: bool) -> None:
+    name = "beside_revised"
+    old, new = (revised(number, partitioned=partitioned) for number in (1, 2))
+    async with place(where, old, lasting=True) as first, place(where, new, lasting=True) as second:
+        await second.flow.ecotone.projections.backfill(name)
+        await second.flow.ecotone.projections.switch(name)
+        await first.count("s1", 1, 2, 3)
+        store: Any = first.flow.ecotone.assembly.services[EventStore]
+        await store.delete("counter-s1")
+        await first.count("s1", 4)
+        await second.count("s2", 5)
+        await second.catch_up(name)
+
+        await second.check(name, [4, 5])
 
 
 @pytest.mark.parametrize("mode", ["synchronous", "asynchronous"])

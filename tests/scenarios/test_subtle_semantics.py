@@ -11,9 +11,9 @@ import pytest
 
 from ecotone_fastapi.adapters.memory import MemoryChannel
 from ecotone_fastapi.core.bus import CommandBus, EventBus
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.endpoint import command_handler, event_handler
 from ecotone_fastapi.core.errors import ConversionError, DuplicateHandlerError, HandlerNotFoundError
-from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.message import Message, message_name
 from ecotone_fastapi.core.pipeline import Call, Proceed, Scope, Stage
 from ecotone_fastapi.core.plugin import Assembly, Limits

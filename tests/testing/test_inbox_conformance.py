@@ -9,7 +9,8 @@ import pytest
 from ecotone_fastapi.adapters.memory import MemoryInbox
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.conversion import Conversion
-from ecotone_fastapi.core.gateway import Gateway, current_scope
+from ecotone_fastapi.core.current import current_scope
+from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.messaging.deduplication import DeduplicationStore
 from ecotone_fastapi.testing import InboxConformance

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ecotone_fastapi.adapters.memory.claims import Claims
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import ConcurrencyError
-from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.modelling.repository import Identifier, Saved, Versioned, lacks_identifier

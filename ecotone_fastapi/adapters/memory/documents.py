@@ -7,7 +7,7 @@ from typing import Any
 
 from ecotone_fastapi.adapters.memory.claims import Claims
 from ecotone_fastapi.core.clock import Clock, SystemClock
-from ecotone_fastapi.core.gateway import current_scope
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.modelling.document_filters import Filter, Ordering, Place, parsed
 from ecotone_fastapi.modelling.document_storage import Document, missing, stale

@@ -13,7 +13,7 @@ import anyio
 
 from ecotone_fastapi.adapters.memory.claims import wait_for
 from ecotone_fastapi.core.clock import Clock, SystemClock
-from ecotone_fastapi.core.gateway import current_scope
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.modelling.event_storage import (
     EVERYTHING,

@@ -7,7 +7,7 @@ from datetime import datetime
 from ecotone_fastapi.adapters.memory.claims import Claims
 from ecotone_fastapi.core.channel import Channel
 from ecotone_fastapi.core.clock import Clock, SystemClock
-from ecotone_fastapi.core.gateway import current_scope
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.pipeline import Scope
 
 _Key = tuple[str, str]

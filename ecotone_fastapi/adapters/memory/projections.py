@@ -9,8 +9,8 @@ from typing import NamedTuple
 import anyio
 
 from ecotone_fastapi.core.clock import Clock, SystemClock
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import ConcurrencyError
-from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.modelling.projection_store import (
     Condition,

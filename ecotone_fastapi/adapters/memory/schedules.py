@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from ecotone_fastapi.adapters.memory.channel import MemoryChannel, MemoryEntry, MemoryQueue
-from ecotone_fastapi.core.gateway import current_scope
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.messaging.scheduling import ScheduledMessage, seconds_from_now

@@ -43,6 +43,7 @@ ProcessParent = Literal["creation", "link"]
 Described = tuple[str, dict[str, str | int]]
 """The name of a span, and the attributes that are the same each time."""
 
+_INTERNAL = Kind.INTERNAL  # to look up a member of an enum takes as long as a call
 _VERBS = {Kind.COMMAND: "send", Kind.QUERY: "ask", Kind.EVENT: "publish"}
 _MOST_DESCRIBED = 1024  # a key may be of a pattern, and classes may be made while the application runs
 _SENDING = create_key("ecotone-sending")
@@ -92,7 +93,7 @@ class Interceptors:
     async def dispatch(self, call: Call, proceed: Proceed) -> Any:
         """Open a span around a message on a bus, and all that happens until its unit of work is over."""
         message, kind = call.message, call.kind
-        if kind is None or kind is Kind.INTERNAL:  # the framework's own: projections and the like
+        if kind is None or kind is _INTERNAL:  # the framework's own: projections and the like
             return await proceed(call)
         payload_type: Any = type(message.payload)
         name, attributes = self._dispatched(call, kind, payload_type)

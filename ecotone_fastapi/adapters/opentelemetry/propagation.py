@@ -5,7 +5,7 @@ anything: it never fails a message, and what cannot be read begins a new trace.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from opentelemetry import baggage, propagate, trace
@@ -15,6 +15,7 @@ from opentelemetry.trace import Link, SpanContext
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.core import HeaderName, Message
+from ecotone_fastapi.core.message import LateHeaders, plain_headers
 from ecotone_fastapi.core.texts import named
 
 P = TypeVar("P")
@@ -64,7 +65,7 @@ class Propagation:
 
     def is_told(self, headers: Mapping[str, str]) -> bool:
         """Whether headers say anything about a trace or its baggage."""
-        return not self.fields.isdisjoint(headers)
+        return not self.fields.isdisjoint(plain_headers(headers))
 
     def read(self, headers: Mapping[str, str], onto: Context | None = None) -> Context:
         """Return a context with what headers say about a trace and its baggage.
@@ -109,7 +110,7 @@ class Propagation:
         """
         if lasting:
             context = baggage.clear(context)
-        headers = {name: value for name, value in before.items() if name not in self.fields}
+        headers = {name: value for name, value in plain_headers(before).items() if name not in self.fields}
         headers.update(self.carrier(context))
         return headers
 
@@ -125,10 +126,8 @@ class Propagation:
         return list(links.values())
 
 
-class ToldHeaders(Mapping[str, str]):
+class ToldHeaders(LateHeaders):
     """Headers that tell of another context than before, written when somebody looks at them.
-
-    Most handlers look at no header, and neither store nor send anything.
 
     Args:
         propagation: Writes them.
@@ -137,51 +136,22 @@ class ToldHeaders(Mapping[str, str]):
         lasting: See `Propagation.headers`.
     """
 
-    __slots__ = ("__weakref__", "_lasting", "_propagation", "_unwritten", "_written")
+    __slots__ = ("_lasting", "_propagation", "_unwritten")
 
     def __init__(
         self, propagation: Propagation, before: Mapping[str, str], context: Context, *, lasting: bool = False
     ) -> None:
+        self._written = None
         self._propagation = propagation
         self._lasting = lasting
         self._unwritten: tuple[Mapping[str, str], Context] | None = (before, context)
-        self._written: dict[str, str] = {}
 
-    def _read(self) -> dict[str, str]:
-        unwritten = self._unwritten
-        if unwritten is not None:  # whoever does it at the same time writes the same
-            self._written = self._propagation.headers(*unwritten, lasting=self._lasting)
-            self._unwritten = None  # a long conversation must not be kept in memory by its last message
-        return self._written
-
-    def copy(self) -> dict[str, str]:
-        """Return them as a dict of one's own."""
-        return self._read().copy()
-
-    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
-        """Copy and pickle them as the dict that they stand for: a context stays where it is."""
-        return dict, (self._read(),)
-
-    def __or__(self, others: Mapping[str, str]) -> dict[str, str]:
-        return {**self._read(), **others}
-
-    def __ror__(self, others: Mapping[str, str]) -> dict[str, str]:
-        return {**others, **self._read()}
-
-    def __getitem__(self, name: str) -> str:
-        return self._read()[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._read()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
-
-    def __len__(self) -> int:
-        return len(self._read())
-
-    def __repr__(self) -> str:
-        return repr(self._read())
+    def write(self) -> dict[str, str]:
+        """Return the headers before, with the context."""
+        assert self._unwritten is not None
+        headers = self._propagation.headers(*self._unwritten, lasting=self._lasting)
+        self._unwritten = None  # a long conversation must not be kept in memory by its last message
+        return headers
 
 
 def link_to(creation: SpanContext, message: Message[Any]) -> Link:

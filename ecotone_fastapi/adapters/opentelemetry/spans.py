@@ -12,6 +12,7 @@ from opentelemetry.trace import Span, SpanContext, Status, StatusCode
 from ecotone_fastapi.adapters.opentelemetry import conventions
 from ecotone_fastapi.core import Delivery, Destination, HeaderName, Message
 from ecotone_fastapi.core.errors import ChannelError
+from ecotone_fastapi.core.message import plain_headers
 from ecotone_fastapi.core.texts import LINE, cut, cut_within, named, text_of
 
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
@@ -46,12 +47,13 @@ def about(destination: Destination, name: str, type_: str) -> dict[str, str | in
 
 def identified(attributes: Mapping[str, str | int], message: Message[Any]) -> dict[str, str | int]:
     """Return attributes, and with them those that tell which message it is about."""
-    headers, told = message.headers, dict(attributes)
+    headers, told = plain_headers(message.headers), dict(attributes)
     id_, conversation = headers.get(HeaderName.id), headers.get(HeaderName.correlation_id)
     if id_ is not None:
         told[conventions.MESSAGE_ID] = named(id_)
     if conversation is not None:
-        told[conventions.CONVERSATION_ID] = named(conversation)
+        begins = conversation is id_
+        told[conventions.CONVERSATION_ID] = told[conventions.MESSAGE_ID] if begins else named(conversation)
     return told
 
 

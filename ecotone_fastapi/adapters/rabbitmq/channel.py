@@ -22,9 +22,9 @@ from aiormq.abc import DeliveredMessage
 from ecotone_fastapi.adapters.rabbitmq.batches import Outgoing
 from ecotone_fastapi.adapters.rabbitmq.broker import Broker
 from ecotone_fastapi.adapters.rabbitmq.delays import LONGEST_DELAY, Ladder
-from ecotone_fastapi.adapters.rabbitmq.examination import findings_about
+from ecotone_fastapi.adapters.rabbitmq.examination import finding_about_queue, findings_about
 from ecotone_fastapi.adapters.rabbitmq.headers import DELIVERIES, DUE, EXPIRES, read, rewritten, whole_number, written
-from ecotone_fastapi.adapters.rabbitmq.notes import name_of
+from ecotone_fastapi.adapters.rabbitmq.notes import name_of, topology_of_notes
 from ecotone_fastapi.adapters.rabbitmq.ordering import OrderedSubscription
 from ecotone_fastapi.adapters.rabbitmq.rounds import publish_in_rounds
 from ecotone_fastapi.adapters.rabbitmq.sealing import unsealed
@@ -81,7 +81,8 @@ class RabbitMQChannel:
             on when it has been handled or parked. One that is sent with a delay holds up those of its key that are sent
             after it. One process receives, and another one takes over when it ends or pauses. Those that wait take
             places of `prefetch`: when all are taken, other keys wait, too. All processes have to agree on it and on
-            `prefetch`, or the server refuses the queue. Needs a quorum queue that the channel declares itself.
+            `prefetch`, or the server refuses the queue. Needs a quorum queue that the channel declares itself, and
+            another one beside it, `ecotone.notes.` and its name, in which failures are counted.
 
     Raises:
         ConfigurationError: Some of this does not go together.
@@ -219,6 +220,8 @@ class RabbitMQChannel:
 
     async def _prepare(self, broker: Broker, wire: Wire) -> None:
         await self._topology.prepare(broker, wire)
+        if self.capabilities.keeps_order:  # needed only after a failure, which is no time to learn that it cannot be
+            await topology_of_notes(self._topology.queue).prepare(broker, wire)
         # If the queue was deleted meanwhile, the ladder has lost the way to it.
         self._ladder.forget(broker, self._topology.queue)
 
@@ -255,7 +258,11 @@ class RabbitMQChannel:
         """
         broker = self._broker or Broker.join(self.url, self._timeout)
         try:
-            return [one async for one in findings_about(broker, self._topology, self.name, self.url)]
+            found = [one async for one in findings_about(broker, self._topology, self.name, self.url)]
+            if self.capabilities.keeps_order:
+                notes = topology_of_notes(self._topology.queue)
+                found.append(await finding_about_queue(broker, await broker.wire(), notes, self.name))
+            return found
         finally:
             if broker is not self._broker:
                 with anyio.CancelScope(shield=True):

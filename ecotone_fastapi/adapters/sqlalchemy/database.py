@@ -38,9 +38,9 @@ from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
 from ecotone_fastapi.adapters.sqlalchemy.units import HeardSession
 from ecotone_fastapi.adapters.sqlalchemy.wakeup import Wakeup
 from ecotone_fastapi.core.clock import Clock, SystemClock
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError
 from ecotone_fastapi.core.examination import Finding, Level
-from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.injection import cache_key
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.core.plugin import Assembly

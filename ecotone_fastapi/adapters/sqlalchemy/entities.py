@@ -22,8 +22,8 @@ from sqlalchemy.orm import InstanceState, Mapped, Mapper
 from sqlalchemy.orm.exc import StaleDataError
 
 from ecotone_fastapi.adapters.sqlalchemy.transactions import Transactions
+from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import AggregateError, ConcurrencyError, ConfigurationError
-from ecotone_fastapi.core.gateway import current_scope
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.pipeline import Scope
 from ecotone_fastapi.modelling.keeping import aggregate_mark

@@ -10,7 +10,10 @@ the last one that had ended when it was appended, if that is greater. So nothing
   the locks are looked at, and these before the events, nobody can slip through.
 
 The second needs three statements, and is looked for only where the first might show too little. It relies on appenders
-that see what has ended: READ COMMITTED.
+that see what has ended: READ COMMITTED. A transaction that is REPEATABLE READ or SERIALIZABLE sees what had ended when
+it began. Its events would come before others that readers have passed already, and would be missed; the server finds
+nothing wrong with that, so that there is no serialization failure to try again after. Conditions would not be checked
+against what has come since, whatever is locked for them. So it may read, but not append.
 """
 
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values

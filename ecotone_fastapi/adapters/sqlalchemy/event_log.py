@@ -3,8 +3,9 @@
 Whoever appends locks the last event of the stream, so that nobody archives or deletes the stream meanwhile; that two do
 not append the same version is up to the constraint. What cannot be appended never breaks the transaction.
 
-On PostgreSQL a condition is checked under locks of the tags that it names, which whoever appends events with these tags
-shares; a condition without tags has to lock the table. On MariaDB it is checked by whoever is the next to commit.
+On PostgreSQL a condition is checked under locks of the tags that it names, or of the names of events where it names no
+tags, which whoever appends such events shares; one that names neither has to lock the table. On MariaDB a condition is
+checked by whoever is the next to commit.
 """
 
 # ruff: noqa: S608 - what is formatted into SQL are names and phrases of ours, never values
@@ -142,7 +143,7 @@ class EventLog:
         self._set_origin = text(f"UPDATE {events} SET origin = :origin WHERE event_id = :event_id")
         self._isolation = text("SELECT current_setting('transaction_isolation')")
         self._lock_table = text(f"LOCK TABLE {events} IN SHARE ROW EXCLUSIVE MODE")
-        self._lock_tags = text("SELECT count(pg_advisory_xact_lock(key)) FROM unnest(CAST(:keys AS bigint[])) AS key")
+        self._lock_keys = text("SELECT count(pg_advisory_xact_lock(key)) FROM unnest(CAST(:keys AS bigint[])) AS key")
         self._insert_sql = lru_cache(64)(self._compiled_insert)
 
     # ------------------------------------------------------------------------------------------------------- appending
@@ -200,8 +201,9 @@ class EventLog:
             raise ConfigurationError(
                 f"events cannot be appended in a transaction that is {isolation.upper()}",
                 tried="it does not see what has been committed since it began, which has to come before",
-                hint='create_async_engine(..., isolation_level="READ COMMITTED"): versions and conditions are checked '
-                "whatever the isolation is",
+                hint='create_async_engine(..., isolation_level="READ COMMITTED"), or give SqlAlchemy a sessionmaker of '
+                'engine.execution_options(isolation_level="READ COMMITTED"): versions and conditions are checked all '
+                "the same",
             )
 
     async def last(self, connection: AsyncConnection, stream: str, *, lock: bool = False) -> tuple[int, bool]:
@@ -225,10 +227,14 @@ class EventLog:
         Raises:
             ConcurrencyError: An event has come already.
         """
-        if all(which.tags for which in condition.filters):
-            # One tag of each filter is enough: what fits it has that tag, too.
-            keys = {_key(indexed(min(which.tags))) for which in condition.filters}
-            await connection.execute(self._lock_tags, {"keys": sorted(keys)})
+        if all(which.tags or which.names for which in condition.filters):
+            # One tag of each filter is enough: what fits it has that tag, too. Of names, it has any one.
+            keys = {
+                key
+                for which in condition.filters
+                for key in ([_key(indexed(min(which.tags)))] if which.tags else map(_name_key, which.names))
+            }
+            await connection.execute(self._lock_keys, {"keys": sorted(keys)})
         else:
             await connection.execute(self._lock_table)
         await self.check(connection, stream, condition)
@@ -236,6 +242,7 @@ class EventLog:
     async def insert(self, connection: AsyncConnection, batch: Batch) -> Sequence[Added]:
         """Append events if their stream is as expected; return those that were appended, by their versions."""
         rows = batch.rows
+        tagged = [(place, tag) for place, row in enumerate(rows, 1) for tag in row.tags] if batch.tagged else []
         parameters: dict[str, Any] = {
             "category": category_of(batch.stream),
             "stream": batch.stream,
@@ -244,13 +251,12 @@ class EventLog:
             "names": [row.name for row in rows],
             "headers": [row.headers for row in rows],
             "bodies": [row.body for row in rows],
+            "keys": sorted({_name_key(row.name) for row in rows} | {_key(tag) for _, tag in tagged}),
             "expected": batch.expected,
         }
-        if batch.tagged:
-            tagged = [(place, tag) for place, row in enumerate(rows, 1) for tag in row.tags]
+        if tagged:
             parameters["places"] = [place for place, _ in tagged]
             parameters["tags"] = [tag for _, tag in tagged]
-            parameters["keys"] = sorted({_key(tag) for _, tag in tagged})
         insert = self._insert_sql(connection.dialect, kind_of(batch.expected), batch.tagged)
         added = [
             Added(version, position, int(transaction), recorded_at)
@@ -267,7 +273,9 @@ class EventLog:
         events, tags = self.tables.events, self.tables.tags
         # What is deleted is waited for, and gone after that; what is archived has changed then.
         last = (
-            f"last AS MATERIALIZED (SELECT version, archived FROM {events} WHERE stream = CAST(:stream AS varchar)"
+            "locked AS MATERIALIZED (SELECT count(pg_advisory_xact_lock_shared(key)) AS locks"
+            " FROM unnest(CAST(:keys AS bigint[])) AS key),"
+            f" last AS MATERIALIZED (SELECT version, archived FROM {events} WHERE stream = CAST(:stream AS varchar)"
             " ORDER BY version DESC LIMIT 1 FOR KEY SHARE)"
         )
         insert = (
@@ -276,7 +284,7 @@ class EventLog:
             f" coalesce(last.version, 0) + new.place, new.name, new.headers, new.body, {self.dialect.now}"
             " FROM unnest(CAST(:ids AS text[]), CAST(:names AS text[]), CAST(:headers AS text[]),"
             " CAST(:bodies AS bytea[])) WITH ORDINALITY AS new (event_id, name, headers, body, place)"
-            f"{' CROSS JOIN locked' if tagged else ''} LEFT JOIN last ON true"
+            " CROSS JOIN locked LEFT JOIN last ON true"
             f" WHERE {AS_EXPECTED[expected]} AND current_setting('transaction_isolation') = 'read committed'"
             " ORDER BY new.place ON CONFLICT DO NOTHING"
             " RETURNING version, position, CAST(transaction_id AS text) AS transaction, recorded_at"
@@ -284,8 +292,7 @@ class EventLog:
         if not tagged:
             return text(f"WITH {last} {insert}")
         return text(
-            "WITH locked AS MATERIALIZED (SELECT count(pg_advisory_xact_lock_shared(key)) AS locks"
-            f" FROM unnest(CAST(:keys AS bigint[])) AS key), {last}, added AS ({insert}),"
+            f"WITH {last}, added AS ({insert}),"
             f" tagged AS (INSERT INTO {tags} (position, tag, transaction_id)"
             " SELECT added.position, new.tag, CAST(added.transaction AS xid8)"
             " FROM (SELECT version - min(version) OVER () + 1 AS place, position, transaction FROM added) AS added"
@@ -366,3 +373,9 @@ def _link_id(stream: str, position: int) -> str:
 def _key(tag: str) -> int:
     """Return the number of the lock that stands for a tag."""
     return int.from_bytes(blake2b(tag.encode(), digest_size=8, person=b"ecotone").digest(), signed=True)
+
+
+@lru_cache(1024)
+def _name_key(name: str) -> int:
+    """Return the number of the lock that stands for a name of events."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8, person=b"ecotone name").digest(), signed=True)

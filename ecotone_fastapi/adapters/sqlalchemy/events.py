@@ -317,6 +317,19 @@ class SqlEvents:
             "looking how far readers can see",
         )
 
+    async def check_isolation(self) -> None:
+        """Make sure that events can be appended in transactions of the application's sessions.
+
+        Raises:
+            ConfigurationError: On PostgreSQL they are isolated further than READ COMMITTED.
+            ChannelError: The database cannot be reached.
+        """
+        if self._transactions.dialect.name != "postgresql":
+            return
+        with self._transactions.translated("checking the isolation of transactions"):
+            async with self._transactions.lone_session() as session:
+                await self._log.check_isolation(await session.connection())
+
     async def check_restored(self) -> None:
         """Make sure that the database counts transactions on from where the events were written.
 
