@@ -33,7 +33,7 @@ from ecotone_fastapi.modelling.projection_store import (
     ProjectionStore,
 )
 from ecotone_fastapi.modelling.projections import RUN, Hook, Methods, Projection, Run, hidden
-from ecotone_fastapi.modelling.revisions import check_sight, leave, take_left
+from ecotone_fastapi.modelling.revisions import leave, read_between, take_left
 from ecotone_fastapi.modelling.stream_names import category_of
 
 EMITTED = "projection"
@@ -529,15 +529,12 @@ class Projector:
         self, record: ProjectionRecord, events: Sequence[StoredEvent], messages: Sequence[Message[Any]] | None
     ) -> None:
         partition = await self.store.hold(record, events[0].stream)
-        if partition.position + 1 == events[0].version:
-            run = Run(record, self.load(partition.state), partition.stream)
-            partition = await self.take(run, partition, events, None, messages)
-        else:  # it was never built, stands still, or code of another revision has appended
-            before = events[0].version - 1
-            if partition.position < before <= partition.wanted:
-                seen = await self.events.storage.read(partition.stream, after=before - 1, limit=1, archived=True)
-                check_sight(record, partition, before, seen=bool(seen) and seen[0].version == before)
-            partition = await self.advance(replace(record, round=partition.round), partition, None)
+        if partition.position + 1 != events[0].version:
+            # It was never built, stands still, or code of another revision has appended.
+            storage, upto = self.events.storage, events[-1].version
+            events, messages = await read_between(storage, partition.stream, partition.position, upto), None
+        run = Run(record, self.load(partition.state), partition.stream)
+        partition = await self.take(run, partition, events, None, messages)
         await self.store.keep(self.name, record.version, [partition])
 
     # ----------------------------------------------------------------------------------------------------------- state
