@@ -11,6 +11,7 @@ id and the user's headers, and forgets everything the framework wrote about the 
     False
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -101,10 +102,16 @@ _WRITTEN_BY_FRAMEWORK = (
 FRAMEWORK_HEADERS = frozenset(value for name, value in vars(HeaderName).items() if not name.startswith("_"))
 
 
+# Uniqueness is needed, secrecy is not. The generator is our own: `random.seed(1)` in an application, or in a test, must
+# not give two messages one id, for the second would be taken for a repetition of the first. A fork is seeded anew.
+_CHANCE = random.Random()  # noqa: S311
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_CHANCE.seed)
+
+
 def new_id() -> str:
     """Return a UUIDv7 as text: unique, and sortable by the millisecond in which it was made (RFC 9562, 5.7)."""
-    # Uniqueness is needed, secrecy is not; the generator is seeded by the system and anew in every fork.
-    milliseconds, chance = time.time_ns() // 1_000_000, random.getrandbits(74)
+    milliseconds, chance = time.time_ns() // 1_000_000, _CHANCE.getrandbits(74)
     return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031  the fastest way to write this
         milliseconds >> 16,
         milliseconds & 0xFFFF,

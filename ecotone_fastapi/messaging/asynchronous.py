@@ -174,6 +174,25 @@ class AsynchronousHandlers:
             if name != "*" and name not in assembly.channels
         ]
         ConfigurationError.raise_all(problems)
+        self._warn_of_no_order(assembly)
+
+    @staticmethod
+    def _warn_of_no_order(assembly: Assembly) -> None:
+        for endpoint in filter(runs_in_consumer, assembly.endpoints):
+            way = endpoint.find(Asynchronous)
+            if way is None or way.partition_by is not None:
+                continue
+            in_order = [name for name in way.channels if assembly.channels[name].capabilities.keeps_order]
+            if in_order:
+                logger.warning(
+                    "%s has no partition_by, and channel %s keeps the order of partition keys: its messages overtake "
+                    "each other there, unless who sends them gives a %s header; write @asynchronous(%s, "
+                    "partition_by=...)",
+                    endpoint.label,
+                    ", ".join(in_order),
+                    HeaderName.partition_key,
+                    ", ".join(f'"{name}"' for name in way.channels),
+                )
 
     @staticmethod
     def _channels(endpoints: Iterable[Endpoint]) -> dict[str, list[str]]:

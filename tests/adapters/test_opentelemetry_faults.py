@@ -181,6 +181,29 @@ async def test_a_broken_sampler_fails_no_message_and_leaves_the_trace_of_the_cal
     assert caplog.text.count("could not begin") == 1
 
 
+class BrokenFilter:
+    """A filter of examples that fails each time something is measured."""
+
+    def should_sample(self, *_: Any, **__: Any) -> bool:
+        raise RuntimeError("broken")
+
+
+async def test_measures_that_cannot_be_recorded_fail_no_message_and_are_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shipping, reader = Shipping(), InMemoryMetricReader()
+    provider = MeterProvider([reader], exemplar_filter=BrokenFilter(), shutdown_on_exit=False)  # type: ignore[arg-type]
+    plugins = [Metrics(provider, interval=None)]
+    async with flow_test([shipping], channels=[MemoryChannel("shipping")], plugins=plugins) as flow:
+        for number in range(2):
+            await flow.send(Ship(str(number)))
+        assert await flow.run("shipping") == 2
+
+    assert shipping.shipped == ["0", "1"]
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.message == "the operation 'send' could not be measured, and messages go on without; this is told once"
+
+
 async def test_baggage_that_cannot_be_written_is_left_out_and_fails_nothing(caplog: pytest.LogCaptureFixture) -> None:
     traces, shipping = Traces(), Shipping()
     async with flow_test([shipping], channels=[MemoryChannel("shipping")], plugins=[Tracing(traces.provider)]) as flow:

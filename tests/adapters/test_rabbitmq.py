@@ -21,9 +21,14 @@ from ecotone_fastapi.adapters.rabbitmq import RabbitMQChannel, subscription
 from ecotone_fastapi.adapters.rabbitmq.subscription import Subscription
 from ecotone_fastapi.adapters.sqlalchemy import SqlAlchemy
 from ecotone_fastapi.core.channel import Channel, Delivery
+from ecotone_fastapi.core.clock import SystemClock
+from ecotone_fastapi.core.consumer import Consumer
+from ecotone_fastapi.core.conversion import Conversion
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, ConversionError, LeaseLostError, SendError
+from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import HeaderName, Message
-from ecotone_fastapi.core.plugin import HealthCheck
+from ecotone_fastapi.core.pipeline import Call
+from ecotone_fastapi.core.plugin import HealthCheck, Limits
 from ecotone_fastapi.messaging.dead_letter_store import DeadLetterStore
 from ecotone_fastapi.testing import flow_test
 from ecotone_fastapi.testing.conformance.hooks import letter, letters, unique
@@ -575,6 +580,22 @@ async def test_a_single_active_consumer_receives_everything_in_order(server: Ser
     await first.close()
     assert [int(delivery.message.payload) for delivery in await receive(second, 10)] == list(range(10, 20))
     await second.close()
+
+
+async def test_a_single_active_consumer_that_runs_until_empty_waits_for_what_is_on_its_way(server: Server) -> None:
+    channel = server.channel(arguments={"x-single-active-consumer": True})
+    await channel.open()
+    await channel.send([letter(b"x" * 8_000_000)])  # takes longer to arrive than the server's answer does
+    handled: list[int] = []
+
+    async def handle(call: Call) -> None:
+        handled.append(len(call.message.payload))
+
+    consumer = Consumer(channel, Gateway(Conversion(), SystemClock()), target=handle)
+    await consumer.run(Limits(until_empty=True))
+
+    assert handled == [8_000_000]
+    await channel.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------- time

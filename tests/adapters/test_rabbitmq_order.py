@@ -27,12 +27,14 @@ from ecotone_fastapi.core.channel import Delivery
 from ecotone_fastapi.core.clock import SystemClock
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, LeaseLostError, SendError
+from ecotone_fastapi.core.examination import Level
 from ecotone_fastapi.core.message import Message
 from ecotone_fastapi.core.plugin import Limits
 from ecotone_fastapi.core.supervision import RunnableHealth, supervise
 from ecotone_fastapi.testing import flow_test
 from ecotone_fastapi.testing.conformance.hooks import unique
 from ecotone_fastapi.testing.faults import TcpProxy, tcp_proxy
+from tests.adapters import strangers
 from tests.conftest import SERVERS
 from tests.orders import Handling, Sent, sent_with
 from tests.servers import until
@@ -336,6 +338,32 @@ async def test_those_behind_a_message_that_kills_its_consumers_are_not_suspected
 
 
 @pytest.mark.rabbitmq
+async def test_a_message_of_another_program_without_an_id_that_kills_its_consumers_is_counted(server: Server) -> None:
+    queue = unique()
+    channel = await server.channel(queue)
+    told = strangers.headers((b"partition_key", strangers.text(b"a")), (b"size", strangers.text("ö".encode())))
+    await strangers.send_strange(queue, [(told, b"a1"), (told, b"a2")])
+    counts = []
+    for _ in range(3):
+        [a1] = await receive(channel)
+        counts.append(a1.count)
+        await cut(server, channel)
+    [a1] = await receive(channel)
+    await a1.nack()
+    [again] = await receive(channel)
+    assert (again.count, again.message.headers["attempt"]) == (5, "1")
+    await cut(server, channel)
+    [again] = await receive(channel)
+    await again.ack()
+    [a2] = await receive(channel)
+    await a2.ack()
+
+    assert counts == [1, 2, 3]
+    assert (names([again]), again.count, again.message.headers["attempt"]) == (["a1"], 6, "1")
+    assert (names([a2]), "attempt" in a2.message.headers) == (["a2"], False)
+
+
+@pytest.mark.rabbitmq
 async def test_what_was_given_back_unhandled_does_not_count(server: Server) -> None:
     queue = unique()
     channel = await server.channel(queue)
@@ -485,6 +513,20 @@ async def test_processes_that_do_not_agree_are_refused(
 
     with pytest.raises(ConfigurationError, match="is there, but not as it should be"):
         await server.made(queue, **second).open()
+
+
+@pytest.mark.rabbitmq
+async def test_notes_that_could_not_be_kept_are_an_error_at_start_and_not_after_the_first_failure(
+    server: Server,
+) -> None:
+    queue = unique()
+    channel = server.made(queue)
+    await server.direct.declare_queue(name_of(queue), durable=True)
+
+    with pytest.raises(ConfigurationError, match=f"queue '{name_of(queue)}' is there, but not as it should be"):
+        await channel.open()
+    problems = [one for one in await channel.examine() if one.level is Level.PROBLEM]
+    assert [name_of(queue) in one.what for one in problems] == [True]
 
 
 # ------------------------------------------------------------------------------------------------------------ sending

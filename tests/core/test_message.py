@@ -1,3 +1,7 @@
+import os
+import random
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -82,6 +86,28 @@ def test_ids_are_uuids_of_version_seven_made_now() -> None:
 
 def test_a_hundred_thousand_ids_are_all_different() -> None:
     assert len({new_id() for _ in range(100_000)}) == 100_000
+
+
+def test_an_application_that_seeds_its_random_numbers_gets_no_id_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = random.getstate()
+    monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_000_000_000)
+    try:
+        random.seed(1)
+        one = new_id()
+        random.seed(1)
+        assert new_id() != one
+    finally:
+        random.setstate(state)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+def test_processes_that_are_forked_make_different_ids() -> None:
+    made = "import os, time; from ecotone_fastapi.core.message import new_id; time.time_ns = lambda: 10**18;"
+    forked = f"{made} child = os.fork(); print(new_id(), flush=True); child and os.waitpid(child, 0)"
+
+    told = subprocess.run([sys.executable, "-c", forked], capture_output=True, text=True, check=True, timeout=60)
+
+    assert len(set(told.stdout.split())) == 2
 
 
 @given(moments=st.lists(st.integers(0, 2**48 - 1), min_size=2))

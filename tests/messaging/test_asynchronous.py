@@ -560,3 +560,23 @@ async def test_a_handler_of_a_program_is_warned_about_because_others_know_it_by_
         [record] = caplog.records
         assert "__main__.other" in record.getMessage()
         assert "id=" in record.getMessage()
+
+
+async def test_a_handler_without_partition_by_is_warned_about_on_a_channel_that_keeps_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @asynchronous("any", "orders")
+    @command_handler("forgotten", id="forgotten")
+    async def forgotten(number: int) -> None: ...
+
+    @asynchronous("orders", partition_by=lambda number: number % 2)
+    @command_handler("ordered", id="ordered")
+    async def ordered(number: int) -> None: ...
+
+    channels = [MemoryChannel("any"), MemoryChannel("orders", keeps_order=True)]
+    async with flow_test([forgotten, ordered], channels=channels):
+        [record] = caplog.records
+
+    assert record.levelname == "WARNING"
+    assert "forgotten has no partition_by, and channel orders keeps the order" in record.getMessage()
+    assert '@asynchronous("any", "orders", partition_by=...)' in record.getMessage()

@@ -1,6 +1,7 @@
 """Spans that begin and end whatever is wrong with those who sample, process and export them.
 
-A message is worth more than its span: a broken sampler or processor must neither fail it nor let it come again.
+A message is worth more than its span and its measures: what is broken in a provider must neither fail it nor let it
+come again.
 """
 
 import logging
@@ -13,6 +14,26 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Tracer
 logger: logging.Logger = logging.getLogger("ecotone_fastapi.tracing")
 
 
+class Faults:
+    """What is broken in a provider: logged once for each type of error, and not with every message.
+
+    Args:
+        logger: Where it is logged.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._told: set[type[Exception]] = set()
+
+    def tell(self, what: str, error: Exception) -> None:
+        """Log what could not be done, and why."""
+        if type(error) in self._told:
+            self._logger.debug("%s: %r", what, error)
+            return
+        self._told.add(type(error))
+        self._logger.error("%s, and messages go on without; this is told once", what, exc_info=error)
+
+
 class Guarded:
     """Begins and ends spans for those who cannot be failed by it.
 
@@ -22,7 +43,7 @@ class Guarded:
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._told: set[type[Exception]] = set()
+        self._faults = Faults(logger)
 
     def begin(
         self,
@@ -47,7 +68,7 @@ class Guarded:
         try:
             return self._tracer.start_span(name, context, kind, attributes, links, at)
         except Exception as error:
-            self._tell(f"the span {name!r} could not begin", error)
+            self._faults.tell(f"the span {name!r} could not begin", error)
             return NonRecordingSpan(trace.get_current_span(context).get_span_context())
 
     def end(self, span: Span) -> None:
@@ -55,12 +76,4 @@ class Guarded:
         try:
             span.end()
         except Exception as error:
-            self._tell("a span could not end", error)
-
-    def _tell(self, what: str, error: Exception) -> None:
-        """Log it; once for each type of error, and not with every message."""
-        if type(error) in self._told:
-            logger.debug("%s: %r", what, error)
-            return
-        self._told.add(type(error))
-        logger.error("%s, and messages go on without; this is told once", what, exc_info=error)
+            self._faults.tell("a span could not end", error)

@@ -1,5 +1,6 @@
 """Measures the work on channels and in handlers, when it is done."""
 
+import logging
 import time
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -7,6 +8,7 @@ from typing import Any
 from weakref import WeakSet
 
 from ecotone_fastapi.adapters.opentelemetry import conventions
+from ecotone_fastapi.adapters.opentelemetry.guarding import Faults
 from ecotone_fastapi.adapters.opentelemetry.instruments import Instruments
 from ecotone_fastapi.adapters.opentelemetry.spans import type_of
 from ecotone_fastapi.core.channel import Destination, destination_of
@@ -15,6 +17,8 @@ from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.message import HeaderName, failed_attempts
 from ecotone_fastapi.core.pipeline import Call, Proceed
 from ecotone_fastapi.core.watching import Operation, Work
+
+logger: logging.Logger = logging.getLogger("ecotone_fastapi.metrics")
 
 Attributes = dict[str, str | int]
 
@@ -34,6 +38,7 @@ class Measuring:
         self._gateway = gateway
         self._known: dict[object, Attributes] = {}
         self._lost: WeakSet[LeaseLostError] = WeakSet()
+        self._faults = Faults(logger)
 
     def watch(self, work: Work) -> AbstractContextManager[object]:
         """Measure one operation on a channel, or a batch of a projection."""
@@ -43,7 +48,10 @@ class Measuring:
         """Count a message that somebody had before and told nothing about; outside of those who judge failures."""
         delivery = call.delivery
         if delivery is not None and delivery.count > 1 and delivery.count - 1 > failed_attempts(delivery.message):
-            self._instruments.redeliveries.add(1, _place(self._source_of(call)))
+            try:
+                self._instruments.redeliveries.add(1, _place(self._source_of(call)))
+            except Exception as error:
+                self._faults.tell("a redelivery could not be counted", error)
         return await proceed(call)
 
     async def measure(self, call: Call, proceed: Proceed) -> Any:
@@ -52,15 +60,30 @@ class Measuring:
         try:
             result = await proceed(call)
         except BaseException as error:
-            self._instruments.process_duration.record(time.perf_counter() - began, _failed(self._of_run(call), error))
-            if isinstance(error, LeaseLostError):
-                self._count_lost(error, _place(self._source_of(call)))
+            self._ran(call, time.perf_counter() - began, error)
             raise
-        self._instruments.process_duration.record(time.perf_counter() - began, self._of_run(call))
+        self._ran(call, time.perf_counter() - began, None)
         return result
 
+    def _ran(self, call: Call, seconds: float, error: BaseException | None) -> None:
+        try:
+            attributes = self._of_run(call)
+            self._instruments.process_duration.record(
+                seconds, attributes if error is None else _failed(attributes, error)
+            )
+            if isinstance(error, LeaseLostError):
+                self._count_lost(error, _place(self._source_of(call)))
+        except Exception as fault:
+            self._faults.tell("the run of a handler could not be measured", fault)
+
     def ended(self, work: Work, seconds: float, error: BaseException | None) -> None:
-        """Record an operation that has ended."""
+        """Record an operation that has ended; whatever is wrong with who records it, the operation goes on."""
+        try:
+            self._ended(work, seconds, error)
+        except Exception as fault:
+            self._faults.tell(f"the operation {work.name!r} could not be measured", fault)
+
+    def _ended(self, work: Work, seconds: float, error: BaseException | None) -> None:
         told, attributes = self._instruments, self._of_work(work)
         with_error = attributes if error is None else _failed(attributes, error)
         match work.operation:

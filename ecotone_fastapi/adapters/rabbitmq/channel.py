@@ -22,9 +22,9 @@ from aiormq.abc import DeliveredMessage
 from ecotone_fastapi.adapters.rabbitmq.batches import Outgoing
 from ecotone_fastapi.adapters.rabbitmq.broker import Broker
 from ecotone_fastapi.adapters.rabbitmq.delays import LONGEST_DELAY, Ladder
-from ecotone_fastapi.adapters.rabbitmq.examination import findings_about
+from ecotone_fastapi.adapters.rabbitmq.examination import finding_about_queue, findings_about
 from ecotone_fastapi.adapters.rabbitmq.headers import DELIVERIES, DUE, EXPIRES, read, rewritten, whole_number, written
-from ecotone_fastapi.adapters.rabbitmq.notes import name_of
+from ecotone_fastapi.adapters.rabbitmq.notes import name_of, topology_of_notes
 from ecotone_fastapi.adapters.rabbitmq.ordering import OrderedSubscription
 from ecotone_fastapi.adapters.rabbitmq.rounds import publish_in_rounds
 from ecotone_fastapi.adapters.rabbitmq.sealing import unsealed
@@ -219,6 +219,8 @@ class RabbitMQChannel:
 
     async def _prepare(self, broker: Broker, wire: Wire) -> None:
         await self._topology.prepare(broker, wire)
+        if self.capabilities.keeps_order:  # needed only after a failure, which is no time to learn that it cannot be
+            await topology_of_notes(self._topology.queue).prepare(broker, wire)
         # If the queue was deleted meanwhile, the ladder has lost the way to it.
         self._ladder.forget(broker, self._topology.queue)
 
@@ -255,7 +257,11 @@ class RabbitMQChannel:
         """
         broker = self._broker or Broker.join(self.url, self._timeout)
         try:
-            return [one async for one in findings_about(broker, self._topology, self.name, self.url)]
+            found = [one async for one in findings_about(broker, self._topology, self.name, self.url)]
+            if self.capabilities.keeps_order:
+                notes = topology_of_notes(self._topology.queue)
+                found.append(await finding_about_queue(broker, await broker.wire(), notes, self.name))
+            return found
         finally:
             if broker is not self._broker:
                 with anyio.CancelScope(shield=True):

@@ -6,6 +6,7 @@ from yarl import URL
 
 from ecotone_fastapi.adapters.rabbitmq.broker import Broker
 from ecotone_fastapi.adapters.rabbitmq.topology import Topology
+from ecotone_fastapi.adapters.rabbitmq.wire import Wire
 from ecotone_fastapi.core.errors import ConfigurationError
 from ecotone_fastapi.core.examination import Finding, Level, version_numbers
 
@@ -39,12 +40,7 @@ async def findings_about(broker: Broker, topology: Topology, name: str, url: str
             "takes no messages, because it is short of memory or disk space",
             "`rabbitmqctl status` tells which alarm it is",
         )
-    try:
-        there = await topology.is_there(broker, wire)
-        state = "is as it should be" if there else "will be made at start"
-        yield Finding(Level.OK, "queue", channel, f"the {topology.type} queue {topology.queue!r} {state}")
-    except ConfigurationError as error:
-        yield Finding(Level.PROBLEM, "queue", channel, error.what, error.hint)
+    yield await finding_about_queue(broker, wire, topology, name)
     if topology.type == "classic":
         yield Finding(
             Level.WARNING,
@@ -53,6 +49,26 @@ async def findings_about(broker: Broker, topology: Topology, name: str, url: str
             "a classic queue is on one node: what is in it is lost when the disk of that node is",
             'leave queue_type="classic" out: a quorum queue is kept by several nodes',
         )
+
+
+async def finding_about_queue(broker: Broker, wire: Wire, topology: Topology, name: str) -> Finding:
+    """Return whether a queue is there, and as it should be.
+
+    Args:
+        broker: Connects to the server.
+        wire: The connection.
+        topology: What there has to be.
+        name: The name of the channel.
+
+    Raises:
+        ChannelError: The server cannot be reached.
+    """
+    try:
+        there = await topology.is_there(broker, wire)
+    except ConfigurationError as error:
+        return Finding(Level.PROBLEM, "queue", f"channel {name}", error.what, error.hint)
+    state = "is as it should be" if there else "will be made at start"
+    return Finding(Level.OK, "queue", f"channel {name}", f"the {topology.type} queue {topology.queue!r} {state}")
 
 
 def judged_version(version: str, where: str) -> Finding:

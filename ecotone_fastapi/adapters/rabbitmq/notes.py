@@ -17,7 +17,7 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 
 from ecotone_fastapi.adapters.rabbitmq.batches import Outgoing
 from ecotone_fastapi.adapters.rabbitmq.broker import Broker
-from ecotone_fastapi.adapters.rabbitmq.topology import NEVER_DROPPED
+from ecotone_fastapi.adapters.rabbitmq.topology import Topology
 from ecotone_fastapi.adapters.rabbitmq.wire import Wire
 from ecotone_fastapi.core.errors import ChannelError
 from ecotone_fastapi.core.message import Message
@@ -68,6 +68,7 @@ class Notes:
     def __init__(self, broker: Broker, wire: Wire, queue: str, lost: Callable[[str], None]) -> None:
         self.complete: bool = False
         self.name: str = name_of(queue)
+        self._queue = queue
         self._broker = broker
         self._wire = wire
         self._lost = lost
@@ -108,8 +109,7 @@ class Notes:
     async def _read_all(self, amqp: AbstractChannel) -> None:
         amqp.closing.add_done_callback(lambda _: self._end("their AMQP channel was closed"))
         amqp.on_consumer_cancel_callbacks.add(lambda _: self._end("their queue may have been deleted"))
-        arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": NEVER_DROPPED}
-        await self._ask(amqp.queue_declare(self.name, durable=True, arguments=arguments), "declaring")
+        await self._ask(topology_of_notes(self._queue).declare_on(amqp), "declaring")
         await self._ask(amqp.basic_qos(prefetch_count=_MOST), "reading")
         await self._ask(amqp.basic_consume(self.name, self._deliver), "reading")
         self._opened_at = anyio.current_time()
@@ -203,6 +203,12 @@ class Notes:
 def name_of(queue: str) -> str:
     """Return the name of the queue with the notes about another one."""
     return f"ecotone.notes.{queue}"
+
+
+def topology_of_notes(queue: str) -> Topology:
+    """Return what there must be for the notes about a queue."""
+    name = name_of(queue)
+    return Topology(queue=name, type="quorum", exchange="", routing_key=name, declare=True)
 
 
 def _read(body: bytes) -> Note | None:

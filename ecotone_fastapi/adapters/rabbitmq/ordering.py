@@ -9,6 +9,8 @@ giving back: only of what comes back together is the order kept, and only for a 
 """
 
 import asyncio
+import hashlib
+import json
 import logging
 import time
 from collections import deque
@@ -136,7 +138,7 @@ class OrderedSubscription(Subscription):
             self._news.set()
 
     def _recall(self, arrival: Arrival) -> None:
-        note = self._notes.about(key) if (key := _key(arrival)) is not None else None
+        note = self._notes.about(_key(arrival))
         if note is None:
             return
         arrival.count, arrival.due, arrival.noted = note.deliveries + 1, max(arrival.due, note.due), True
@@ -174,8 +176,6 @@ class OrderedSubscription(Subscription):
 
     async def _note(self, arrival: Arrival, deliveries: int) -> None:
         key, headers = _key(arrival), arrival.message.headers
-        if key is None:
-            return
         try:
             await self._notes.write(
                 key,
@@ -215,8 +215,7 @@ class OrderedSubscription(Subscription):
         super().ack(known)
         for arrival in known:
             self._lines.remove(arrival)
-            if (key := _key(arrival)) is not None:
-                self._notes.erase(key)
+            self._notes.erase(_key(arrival))
         self._news.set()
         self._rest_soon()
 
@@ -298,9 +297,16 @@ class OrderedSubscription(Subscription):
         """Keep what nobody has asked for: it is given back when everything is."""
 
 
-def _key(arrival: Arrival) -> str | None:
-    """Return what tells a message from all others: there is one of each id for each handler of an event."""
+_CHANGING = frozenset({HeaderName.attempt, HeaderName.first_failed_at})
+
+
+def _key(arrival: Arrival) -> str:
+    """Return what tells a message from all others: there is one of each id for each handler of an event.
+
+    What another program has sent without an id is told by all that it says. Twins of it share their notes.
+    """
     headers: Any = arrival.message.headers
-    if HeaderName.id not in headers:
-        return None
-    return f"{headers[HeaderName.id]} {headers.get(HeaderName.endpoint, '')}"
+    if HeaderName.id in headers:
+        return f"{headers[HeaderName.id]} {headers.get(HeaderName.endpoint, '')}"
+    said = json.dumps(sorted(entry for entry in headers.items() if entry[0] not in _CHANGING))
+    return hashlib.sha256(said.encode() + b"\0" + arrival.message.payload).hexdigest()

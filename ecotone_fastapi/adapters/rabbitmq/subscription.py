@@ -144,7 +144,7 @@ class Subscription:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        asked_last = self._single  # another consumer may have what is ready to itself
+        asked_last = False
         self._receivers += 1
         if self._idle is not None:
             self._idle.cancel()
@@ -168,7 +168,8 @@ class Subscription:
                 if rest <= 0 and asked_last:
                     return ()
                 if rest <= 0:
-                    # Something may be on its way, on a busy machine for long; the server knows.
+                    # Something may be on its way, on a busy machine for long; the server knows. But another consumer
+                    # may have what is ready to itself.
                     asked_last = not await self._ask(self._is_more_to_come(), "looking into")
                     if loop.time() > deadline + OVERTIME:
                         asked_last = True

@@ -94,7 +94,7 @@ class Topology:
                 raise
             if self.declare:  # of one that is there, this compares the arguments
                 async with broker.talk(wire) as amqp:
-                    await broker.ask(wire, self._declare(amqp), f"comparing queue {self.queue!r}")
+                    await broker.ask(wire, self.declare_on(amqp), f"comparing queue {self.queue!r}")
         except ChannelError as error:
             raise self._explained(error) from error
         return True
@@ -103,11 +103,12 @@ class Topology:
         if not self.declare:
             await amqp.queue_declare(self.queue, passive=True)
             return
-        await self._declare(amqp)
+        await self.declare_on(amqp)
         if self.exchange:
             await amqp.queue_bind(self.queue, self.exchange, self.routing_key)
 
-    async def _declare(self, amqp: AbstractChannel) -> None:
+    async def declare_on(self, amqp: AbstractChannel) -> None:
+        """Make the queue if it is missing; the server refuses when it is there and not as it should be."""
         arguments: dict[str, Any] = {"x-queue-type": self.type}
         if self.type == "quorum":
             arguments["x-delivery-limit"] = NEVER_DROPPED
