@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ecotone_fastapi.core.consumer import Consumer
 from ecotone_fastapi.core.endpoint import Endpoint, Kind, mark, marks_of
-from ecotone_fastapi.core.errors import ConfigurationError
+from ecotone_fastapi.core.errors import ConfigurationError, ConversionError
 from ecotone_fastapi.core.message import HeaderName
 from ecotone_fastapi.core.pipeline import Call, Order, Proceed, Stage
 from ecotone_fastapi.core.plugin import Assembly
@@ -55,7 +55,7 @@ def asynchronous(*channels: str, partition_by: Callable[[Any], object] | None = 
         channels: The name of the channel. With several, the message is passed on from one to the next before it is
             handled: `("outbox", "rabbit")`.
         partition_by: Computes a key from the payload: messages with the same key are handled one after the other, in
-            the order of sending, by each consumer.
+            the order of sending, by each consumer. Keys are compared by their texts; `None` is a key like any other.
 
     Raises:
         ConfigurationError: No channel is named.
@@ -74,6 +74,18 @@ def asynchronous(*channels: str, partition_by: Callable[[Any], object] | None = 
             hint="a message goes through each channel once, in the order in which they are named",
         )
     return mark(Asynchronous(channels, partition_by))
+
+
+def _text_of(key: object, endpoint: Endpoint) -> str:
+    """Return the text of a partition key that is none itself."""
+    told: Any = type(key)
+    if told.__str__ is object.__str__ and told.__repr__ is object.__repr__:
+        raise ConversionError(
+            f"{endpoint.label}: partition_by returns a {told.__qualname__}, whose text is its place in memory: no two "
+            "messages would have the same key",
+            hint="return what tells them apart, such as an id: a text, a number or a UUID",
+        )
+    return str(key)
 
 
 _OF_ONE_CHANNEL = (HeaderName.attempt, HeaderName.delay, HeaderName.first_failed_at)
@@ -135,7 +147,8 @@ class AsynchronousHandlers:
                 return proceed(call)
             headers = {HeaderName.endpoint: call.endpoint.id}
             if way.partition_by is not None and call.channel is None:
-                headers[HeaderName.partition_key] = str(way.partition_by(call.message.payload))
+                key = way.partition_by(call.message.payload)
+                headers[HeaderName.partition_key] = key if type(key) is str else _text_of(key, call.endpoint)
             # What failed or waited on the channel before does not count on the next one.
             message = call.message if call.channel is None else call.message.without_headers(_OF_ONE_CHANNEL)
             return gateway.send(following, message, headers)

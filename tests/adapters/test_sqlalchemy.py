@@ -406,6 +406,32 @@ async def test_a_receive_that_is_cancelled_while_it_claims_was_no_delivery(datab
 
 
 @EVERY
+async def test_a_look_that_fails_when_nobody_waits_for_it_is_only_logged(
+    database: SqlAlchemy, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the line was cut")
+
+    # What a task raises and nobody hears makes the loop complain, and then the test fails.
+    async with opened(database.channel("notes")) as channel:
+        await channel.depth()
+        event.listen(database.engine.sync_engine, "before_cursor_execute", fail)
+        counting = asyncio.create_task(channel.depth())
+        while not channel._transactions._tasks:  # noqa: ASYNC110 - nobody tells when the look begins
+            await asyncio.sleep(0)
+        counting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await counting
+
+        with caplog.at_level("INFO"):
+            await channel._transactions.finish()
+        event.remove(database.engine.sync_engine, "before_cursor_execute", fail)
+        gc.collect()
+
+    assert "what failed was waited for no longer: ChannelError: counting at channel 'notes'" in caplog.text
+
+
+@EVERY
 async def test_an_ack_is_not_renewed_away(database: SqlAlchemy) -> None:
     async with opened(database.channel("notes", lease=1.0)) as channel:
         await channel.send([letter(), letter()])

@@ -580,3 +580,20 @@ async def test_a_handler_without_partition_by_is_warned_about_on_a_channel_that_
     assert record.levelname == "WARNING"
     assert "forgotten has no partition_by, and channel orders keeps the order" in record.getMessage()
     assert '@asynchronous("any", "orders", partition_by=...)' in record.getMessage()
+
+
+async def test_a_partition_key_that_is_never_the_same_twice_is_refused() -> None:
+    class Customer:
+        pass
+
+    @asynchronous("orders", partition_by=lambda number: Customer() if number else None)
+    @command_handler("order", id="order")
+    async def order(number: int) -> None: ...
+
+    async with flow_test([order], channels=[MemoryChannel("orders", keeps_order=True)]) as flow:
+        with pytest.raises(ConversionError, match="Customer, whose text is its place in memory"):
+            await flow.send(1, to="order")
+        await flow.send(0, to="order")
+        [waiting] = await flow.waiting("orders")
+
+    assert waiting.headers["partition_key"] == "None"

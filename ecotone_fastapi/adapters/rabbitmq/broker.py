@@ -109,6 +109,8 @@ class Broker:
 
     def _connected(self, connecting: asyncio.Task[Wire]) -> None:
         self._connecting = None
+        if not connecting.cancelled():
+            connecting.exception()  # when nobody waits for it any more, nobody has to be told
 
     def start(self, work: Coroutine[Any, Any, T], context: Context | None = None) -> asyncio.Task[T]:
         """Do something in a task that is waited for before the broker is left."""

@@ -81,7 +81,8 @@ class RabbitMQChannel:
             on when it has been handled or parked. One that is sent with a delay holds up those of its key that are sent
             after it. One process receives, and another one takes over when it ends or pauses. Those that wait take
             places of `prefetch`: when all are taken, other keys wait, too. All processes have to agree on it and on
-            `prefetch`, or the server refuses the queue. Needs a quorum queue that the channel declares itself.
+            `prefetch`, or the server refuses the queue. Needs a quorum queue that the channel declares itself, and
+            another one beside it, `ecotone.notes.` and its name, in which failures are counted.
 
     Raises:
         ConfigurationError: Some of this does not go together.

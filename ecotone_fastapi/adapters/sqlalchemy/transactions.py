@@ -25,6 +25,7 @@ from ecotone_fastapi.core.current import current_scope
 from ecotone_fastapi.core.errors import ChannelError, ConfigurationError, TransactionAbortedError
 from ecotone_fastapi.core.gateway import Gateway
 from ecotone_fastapi.core.pipeline import Scope
+from ecotone_fastapi.core.texts import in_one_line
 from ecotone_fastapi.core.watching import Operation, Watching
 
 T = TypeVar("T")
@@ -371,7 +372,7 @@ class Transactions:
         Raises:
             ChannelError: The database refused or could not be reached.
         """
-        return await asyncio.shield(self._started(self._run(statements, doing, several=several, patience=patience)))
+        return await self.undisturbed(self._run(statements, doing, several=several, patience=patience))
 
     async def read(self, statements: Statements[T], doing: str) -> T:
         """Run statements that change nothing, in the unit of work if there is one.
@@ -407,7 +408,12 @@ class Transactions:
 
     async def undisturbed(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something in a task of its own, which goes on when the one that waits for it is cancelled."""
-        return await asyncio.shield(self._started(work))
+        task = self._started(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_tell_the_log)  # there is nobody else left
+            raise
 
     def _started(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -624,6 +630,12 @@ def _loaded(entity: object, state: "InstanceState[Any]") -> _Loaded:
     names = [one.key for one in (*mapper.column_attrs, *mapper.relationships) if one.key in values]
     counted = [] if mapper.version_id_col is None else [mapper.get_property_by_column(mapper.version_id_col).key]
     return _Loaded(entity, names, {name: values[name] for name in counted if name in values})
+
+
+def _tell_the_log(task: asyncio.Task[Any]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.info("what failed was waited for no longer: %s", in_one_line(error))
 
 
 @asynccontextmanager

@@ -18,13 +18,18 @@ AfterQuery = Annotated[str | None, Query(max_length=4000, description="What the 
 _YEARS = range(1970, 9999)  # every database can keep them, in every time zone
 
 
-def _in_reach(moment: datetime) -> datetime:
+def in_reach(moment: datetime) -> datetime:
+    """Return a moment that every database can keep.
+
+    Raises:
+        ValueError: It is another one.
+    """
     if moment.year not in _YEARS:
         raise ValueError("no message is so old or so far away: say a moment from 1970 to 9998")
     return moment
 
 
-Moment = Annotated[AwareDatetime, AfterValidator(_in_reach)]
+Moment = Annotated[AwareDatetime, AfterValidator(in_reach)]
 """A moment with its time zone that every database can keep."""
 
 
@@ -58,7 +63,7 @@ def place(after: str | None) -> Place | None:
         found = Place(datetime.fromisoformat(moment), str(id_))
         if found.moment.tzinfo is None:
             raise ValueError(moment)
-        _in_reach(found.moment)
+        in_reach(found.moment)
     except (ValueError, TypeError, RecursionError) as error:
         raise HTTPException(422, "This `after` was told by no page: leave it out to begin anew") from error
     return found

@@ -19,6 +19,7 @@ from ecotone_fastapi.core.texts import LINE, cut
 from ecotone_fastapi.web.operations.bodies import Asked, body_of, described
 from ecotone_fastapi.web.operations.dead_letter_models import DeadLettersAsked
 from ecotone_fastapi.web.operations.opening import Operated
+from ecotone_fastapi.web.operations.paging import in_reach
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     404: {"description": "No dead letter has this id"},
@@ -147,7 +148,7 @@ def _read(after: str | None) -> _Behind:
         return _Behind()
     try:
         until, id_ = json.loads(base64.urlsafe_b64decode(after.encode("ascii")))
-        moment = None if until is None else datetime.fromisoformat(until)
+        moment = None if until is None else in_reach(datetime.fromisoformat(until))
         found = _Behind(until=moment, id=None if id_ is None else str(id_))
         if moment is not None and moment.tzinfo is None:
             raise ValueError(until)

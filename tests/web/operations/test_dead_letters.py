@@ -283,7 +283,12 @@ async def test_selected_ones_go_back_in_steps_too() -> None:
         assert sorted(await operations.ecotone.dead_letters.ids()) == sorted([ids[2], ids[4]])
 
 
-@pytest.mark.parametrize("after", ["nothing", "bm90aGluZw==", "W10=", "WyIyMDI2LTAxLTAxVDAwOjAwOjAwIiwgbnVsbF0=", "ä"])
+BEFORE_ALL_TIME = "WyIwMDAxLTAxLTAxVDAwOjAwOjAwKzE0OjAwIiwgbnVsbF0="  # ["0001-01-01T00:00:00+14:00", null]
+
+
+@pytest.mark.parametrize(
+    "after", ["nothing", "bm90aGluZw==", "W10=", "WyIyMDI2LTAxLTAxVDAwOjAwOjAwIiwgbnVsbF0=", BEFORE_ALL_TIME, "ä"]
+)
 async def test_steps_begin_behind_nothing_that_was_not_told(after: str) -> None:
     async with operated() as operations:
         await operations.fails("a")
