@@ -67,7 +67,8 @@ def aggregate(
     A database keeps the attributes as JSON and reads them by their annotations. Where these say `Any`, only what JSON
     gives back as it was can be saved: texts, numbers, booleans, `None`, and lists and dicts of them. That is not
     checked for the fields of pydantic models, nor within the values that an aggregate holds. What a converter of the
-    application handles, the class or the type of an attribute, is written by that, as JSON.
+    application handles, the class or the type of an attribute, is written by that, as JSON; also in sequences, sets and
+    mappings and where it may be `None`, but not in other unions, nor within the values that an aggregate holds.
 
     Args:
         identifier: The attribute that identifies one, or several that do so together.

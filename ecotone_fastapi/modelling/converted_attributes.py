@@ -4,6 +4,9 @@ What a converter writes for one attribute becomes a part of the JSON of the whol
 """
 
 import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from decimal import Decimal
 from types import UnionType
@@ -16,14 +19,14 @@ from ecotone_fastapi.core.conversion import JSON, Conversion
 from ecotone_fastapi.core.errors import ConversionError
 from ecotone_fastapi.core.message import name_of
 
-_CONTAINERS = (list, tuple, set, frozenset, dict)
+_CONTAINERS = (list, tuple, set, frozenset, dict, deque, Sequence, AbstractSet, Mapping)
 
 
 def converted_hint(hint: Any, conversion: Conversion) -> Any:
     """Return an annotation by which pydantic writes and reads what it says with the converters of the application.
 
-    Converters are asked for the annotation itself, for what may be `None`, and for the elements of lists, tuples, sets
-    and dicts.
+    Converters are asked for the annotation itself, for what may be `None`, and for the elements of sequences, sets and
+    mappings. They are not asked for the members of other unions, nor for what the value itself is made of.
 
     Args:
         hint: The annotation of an attribute.

@@ -196,7 +196,7 @@ class EventStorage(Protocol):
         ...
 
     async def read(
-        self, stream: str, *, after: int = 0, limit: int | None = None, archived: bool = False
+        self, stream: str, *, after: int = 0, limit: int | None = None, archived: bool = False, newest: bool = False
     ) -> Sequence[StoredEvent]:
         """Return events of one stream in the order of their versions, those of the open unit of work included.
 
@@ -205,6 +205,7 @@ class EventStorage(Protocol):
             after: Return those with a greater version.
             limit: How many at most; `None` is all.
             archived: Whether a stream that is archived is read, too; else it is as if it had no events.
+            newest: Whether all that is committed by now is read, whatever the open unit of work has read before.
         """
         ...
 

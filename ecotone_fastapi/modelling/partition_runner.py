@@ -43,14 +43,23 @@ class PartitionRunner:
 
     async def advance(self, lease: Lease, done: Round) -> None:
         """Find out which streams have something new; let partitions handle it."""
+        if not await self._waits(lease.record):
+            await self._look_for_more(lease, done)
+        done.at_end = await self.claim(lease.record, done) and not lease.unread
+        await self._partitions_at_end(lease, done)
+
+    async def _waits(self, record: ProjectionRecord) -> bool:
+        """Whether partitions that are built wait for the live ones.
+
+        Would it look for more meanwhile, it would wait for as long as others append.
+        """
+        if not self.emits_beside or record.by_hand or record.condition is not Condition.BUILDING:
+            return False
+        return (await self._store.count(self.name, record.version, record.round)).behind > 0
+
+    async def _look_for_more(self, lease: Lease, done: Round) -> None:
+        """Note which streams have something new."""
         record = lease.record
-        if self.emits_beside and record.condition is Condition.BUILDING and not record.by_hand:
-            counts = await self._store.count(self.name, record.version, record.round)
-            if counts.behind:
-                # It waits for the live partitions. Would it look for more, it would wait for as long as others append.
-                done.at_end = await self.claim(record, done)
-                await self._partitions_at_end(lease, done)
-                return
         page = await self.projector.read(record.position, self._described.batch * _READ_AHEAD)
         if page.events:
             wanted: dict[str, int] = {}
@@ -65,8 +74,11 @@ class PartitionRunner:
             await self.projector.unit(act)
             lease.record = after
             done.busy = True
-        done.at_end = await self.claim(record, done) and not page.more
-        await self._partitions_at_end(lease, done)
+        lease.unread = page.more
+
+    async def has_rest(self, record: ProjectionRecord) -> bool:
+        """Whether partitions have something to do at this moment, or somebody is doing it."""
+        return await self._store.due_in(self.name, record.version) == 0.0
 
     async def _partitions_at_end(self, lease: Lease, done: Round) -> None:
         record = lease.record

@@ -33,7 +33,7 @@ from ecotone_fastapi.modelling.projection_store import (
     ProjectionStore,
 )
 from ecotone_fastapi.modelling.projections import RUN, Hook, Methods, Projection, Run, hidden
-from ecotone_fastapi.modelling.revisions import check_sight, leave, take_left
+from ecotone_fastapi.modelling.revisions import leave, read_between, take_left
 from ecotone_fastapi.modelling.stream_names import category_of
 
 EMITTED = "projection"
@@ -276,7 +276,7 @@ class Projector:
         scope = current_scope()
         assert scope is not None
         outer = scope.state.get(RUN)
-        scope.state[RUN] = run
+        scope.state[RUN], run.outer = run, outer
         run.emitter = _Emitter(self, run)
         try:
             await self._feed(run, events, scope, watch, messages)
@@ -424,11 +424,22 @@ class Projector:
         watch: Watch | None = None,
         messages: Sequence[Message[Any]] | None = None,
     ) -> PartitionRecord:
-        """Let a partition handle these events; within a unit of work. Return the partition behind them."""
-        run.silent_until_version = partition.silent_until
+        """Let a partition handle these events, and what its handlers append to its stream meanwhile.
+
+        Within a unit of work. Return the partition behind them.
+        """
+        run.silent_until_version, position = partition.silent_until, partition.position
         with self._watched(run, events):
             await self.feed(run, events, watch, messages)
-        position = events[-1].version if events else partition.position
+        position = events[-1].version if events else position
+        while run.later:
+            events, messages = run.later.pop(0)
+            if position + 1 != events[0].version:  # there was a limit
+                storage, upto = self.events.storage, events[-1].version
+                events, messages = await read_between(storage, partition.stream, position, upto), None
+            with self._watched(run, events):
+                await self.feed(run, events, watch, messages)
+            position = events[-1].version
         # A stream that is gone, or shorter than was noted, has nothing more to tell.
         wanted = max(partition.wanted, position) if events else position
         return replace(partition, position=position, wanted=wanted, state=self.dump(run.state), halt=None)
@@ -449,15 +460,17 @@ class Projector:
 
     async def _follow(self, events: Sequence[StoredEvent], messages: Sequence[Message[Any]] | None) -> None:
         partitioned = self.described.partitioned
-        if not partitioned and (run := self._following()) is not None:
-            run.later.append((events, messages))  # behind what it handles: its state is not kept yet
+        if not partitioned and (run := self._following()) is not None and run.record.condition is Condition.LIVE:
+            _put_off(run, (events, messages))  # behind what it handles: its state is not kept yet
             return
         versions = await self._locked(shared=partitioned or not (self.methods.stateful or self.beside))
         for record in versions:
             if record.revision != self.described.revision:
                 await leave(self.store, record, events)
         for record in self.checked(versions):
-            if partitioned:
+            if partitioned and (run := self._following(record, events[0].stream)) is not None:
+                _put_off(run, (events, messages))
+            elif partitioned:
                 await self._follow_partition(record, events, messages)
             elif record.condition is Condition.LIVE:
                 left = await take_left(self.store, self.events.storage, record) if self.beside else ()
@@ -517,27 +530,34 @@ class Projector:
         settled: int = await self.unit(act)
         return settled
 
-    def _following(self) -> Run | None:
-        """Return what this projection handles at this moment, when one of its own handlers appends or links events."""
+    def _following(self, record: ProjectionRecord | None = None, stream: str | None = None) -> Run | None:
+        """Return what this projection handles at this moment, when that has led to events being appended or linked.
+
+        Its own handlers do so, or those of another projection that follows what its handlers append.
+
+        Args:
+            record: The version that is meant, if it matters.
+            stream: The partition that is meant.
+        """
         scope = current_scope()
         run: Run | None = scope.state.get(RUN) if scope is not None else None
-        if run is None or run.emitter is None or run.record.name != self.name:  # hooks alone handle no events
-            return None
-        return run if run.record.condition is Condition.LIVE else None
+        while run is not None:
+            mine = run.record.name == self.name and run.partition == stream
+            if mine and run.emitter is not None and (record is None or run.record.version == record.version):
+                return run  # without an emitter it is a hook, which handles no events
+            run = run.outer
+        return None
 
     async def _follow_partition(
         self, record: ProjectionRecord, events: Sequence[StoredEvent], messages: Sequence[Message[Any]] | None
     ) -> None:
         partition = await self.store.hold(record, events[0].stream)
-        if partition.position + 1 == events[0].version:
-            run = Run(record, self.load(partition.state), partition.stream)
-            partition = await self.take(run, partition, events, None, messages)
-        else:  # it was never built, stands still, or code of another revision has appended
-            before = events[0].version - 1
-            if partition.position < before <= partition.wanted:
-                seen = await self.events.storage.read(partition.stream, after=before - 1, limit=1, archived=True)
-                check_sight(record, partition, before, seen=bool(seen) and seen[0].version == before)
-            partition = await self.advance(replace(record, round=partition.round), partition, None)
+        if partition.position + 1 != events[0].version:
+            # It was never built, stands still, or code of another revision has appended.
+            storage, upto = self.events.storage, events[-1].version
+            events, messages = await read_between(storage, partition.stream, partition.position, upto), None
+        run = Run(record, self.load(partition.state), partition.stream)
+        partition = await self.take(run, partition, events, None, messages)
         await self.store.keep(self.name, record.version, [partition])
 
     # ----------------------------------------------------------------------------------------------------------- state
@@ -586,6 +606,14 @@ class Projector:
                 hint="a state is kept as JSON: use a dataclass, a pydantic model, or plain values",
             )
         return body.decode()
+
+
+def _put_off(run: Run, batch: tuple[Sequence[StoredEvent], Sequence[Message[Any]] | None]) -> None:
+    """Let a run handle what was appended after what it handles now, unless the command fails that has appended it."""
+    scope = current_scope()
+    assert scope is not None
+    run.later.append(batch)
+    scope.note_change(lambda: run.later.remove(batch) if batch in run.later else None)
 
 
 async def _perform(work: Work) -> Any:

@@ -52,6 +52,7 @@ class Lease:
         limit: How many events the next batch may have, after a failure.
         built: Whether it was written down that the version is built, and waits to be switched.
         ahead: Whether it is built, and waits for the live version to emit as much as it has handled.
+        unread: Whether there may have been more events, when it was last looked, than its partitions were told of.
     """
 
     def __init__(self, record: ProjectionRecord) -> None:
@@ -61,6 +62,7 @@ class Lease:
         self.limit: int | None = None
         self.built: bool = False
         self.ahead: bool = False
+        self.unread: bool = True
 
 
 class Leases:

@@ -121,7 +121,7 @@ class ProjectionRunner:
                 if done.at_end or not done.busy:
                     found = await self.projector.find(version) or found
                     if self._is_waiting(found) or (
-                        found.condition is Condition.LIVE and (done.at_end or await self._is_at_end(found))
+                        found.condition is Condition.LIVE and await self._has_caught_up(found, done)
                     ):
                         await told(await self._counted(found))
                         return True
@@ -179,9 +179,12 @@ class ProjectionRunner:
         counts = await self._store.count(record.name, record.version, record.round)
         return replace(record, done=counts.built - counts.behind, total=max(record.total, counts.total))
 
-    async def _is_at_end(self, record: ProjectionRecord) -> bool:
+    async def _has_caught_up(self, record: ProjectionRecord, done: Round) -> bool:
+        """Whether everything was handled that could be seen when it was looked for, by this runner or by others."""
         if self.projector.synchronous:
             return True
+        if done.at_end:
+            return not (self._described.partitioned and await self._partitions.has_rest(record))
         if await self.projector.events.storage.count(after=record.position, which=self.projector.which):
             return False
         counts = await self._store.count(record.name, record.version, record.round)

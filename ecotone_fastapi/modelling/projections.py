@@ -291,6 +291,7 @@ class Run:
         emitter: Emits.
         over: Whether all events have been handled.
         later: What its own handlers have appended to what it reads, with what it says where that is known.
+        outer: What this one came of: a handler that was run for it has appended or linked events.
     """
 
     __slots__ = (
@@ -299,6 +300,7 @@ class Run:
         "handler",
         "later",
         "message",
+        "outer",
         "over",
         "partition",
         "record",
@@ -317,6 +319,7 @@ class Run:
         self.emitter: Emitter | None = None
         self.over: bool = False
         self.later: list[tuple[Sequence[StoredEvent], Sequence[Message[Any]] | None]] = []
+        self.outer: Run | None = None
 
 
 RUN = object()

@@ -232,7 +232,9 @@ class Projections:
     async def rebuild(self, name: str, *, switch: bool = True, told: Told | None = None) -> bool:
         """Make a projection anew of all events, while it is live; return whether it was done, not cancelled.
 
-        When this process dies meanwhile, the runner of the projection goes on with it.
+        Everything that could be read when it began is in it then; a new version is not switched before that. What
+        others append meanwhile may come a little later, unless the projection is synchronous. When this process dies
+        meanwhile, the runner of the projection goes on with it.
 
         Args:
             name: The projection.

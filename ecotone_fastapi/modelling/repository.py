@@ -231,6 +231,9 @@ class Repository(Protocol[A]):
         The events that it has recorded are published as when it is saved. In a handler of the aggregate itself,
         `await orders.delete(self)` does it: it is not saved afterwards.
 
+        Versions of one that is made again with this identifier begin anew. Who had loaded the former one, and saves it
+        when the new one has come to the same version, overwrites the new one: identifiers are better not used again.
+
         Raises:
             ConcurrencyError: Somebody else has saved or deleted it since it was loaded.
             AggregateError: It was not loaded here; or its store does not delete, as that of event-sourced aggregates,

@@ -8,15 +8,8 @@ runners do so when it appends nothing. So both can append around a switch, nothi
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ecotone_fastapi.core.errors import ConcurrencyError
 from ecotone_fastapi.modelling.event_storage import EventStorage, Position, StoredEvent
-from ecotone_fastapi.modelling.projection_store import (
-    EVER,
-    Condition,
-    PartitionRecord,
-    ProjectionRecord,
-    ProjectionStore,
-)
+from ecotone_fastapi.modelling.projection_store import EVER, Condition, ProjectionRecord, ProjectionStore
 
 _MOST = 100_000  # streams in which something was left
 _SETTLING = 3600.0  # seconds without a statement after which the server may end a transaction that settles
@@ -48,35 +41,27 @@ async def take_left(store: ProjectionStore, storage: EventStorage, record: Proje
     """Return the events that were left to a version without partitions, in their order; they are none any more.
 
     Within a unit of work that has locked all versions, not shared with anybody, and that handles them.
-
-    Raises:
-        ConcurrencyError: This unit of work cannot see them, for it has read before they came.
     """
     left = await store.claim(record.name, record.version, limit=_MOST, seconds=_SETTLING)
     events: list[StoredEvent] = []
     for one in left:
-        wanted = one.wanted - one.position
-        found = await storage.read(one.stream, after=one.position, limit=wanted, archived=True)
-        if len(found) < wanted:  # links to what was deleted count, but are not there
-            check_sight(record, one, one.wanted, seen=await storage.version(one.stream) >= one.wanted)
-        events += found
+        events += await read_between(storage, one.stream, one.position, one.wanted)
     await store.keep(record.name, record.version, [replace(one, position=one.wanted) for one in left])
     return sorted(events, key=_position)
 
 
-def check_sight(record: ProjectionRecord, partition: PartitionRecord, version: int, *, seen: bool) -> None:
-    """Make sure that a unit of work has seen an event that was left to a version.
+async def read_between(storage: EventStorage, stream: str, after: int, upto: int) -> Sequence[StoredEvent]:
+    """Return the events of a stream behind one version, up to another one that is there, whoever has appended them.
 
-    Raises:
-        ConcurrencyError: It has not. It can be done again.
+    Links to what was deleted count, but are not there. What this unit of work cannot see, because it has read before it
+    came, is read anyway; that waits for whoever appends there, so it is done only where something is missing.
     """
-    if not seen:
-        raise ConcurrencyError(
-            f"what was left to version {record.version} of the projection {record.name!r} cannot be seen here",
-            tried=f"version {version} of {partition.stream!r}",
-            hint="this transaction has read before it came: handle again what failed, or let the engine be READ "
-            "COMMITTED",
-        )
+    found: Sequence[StoredEvent] = ()
+    for newest in (False, True):
+        if len(found) < upto - after:
+            read = await storage.read(stream, after=after, limit=upto - after, archived=True, newest=newest)
+            found = [event for event in read if event.version <= upto]
+    return found
 
 
 def _position(event: StoredEvent) -> Position:

@@ -29,18 +29,32 @@ async def _silence_partitions(projector: Projector, live: ProjectionRecord, buil
     """Let built partitions emit from where the live ones have stopped; return `False` when one of those is behind."""
     if not projector.methods.emits:
         return True
-    store, after = projector.store, ""
+    store, after, shared = projector.store, "", 0
     while found := await store.partitions(live.name, built.version, after=after, limit=500):
         after = found[-1].stream
         kept = []
         for one in found:
             known = await store.partition(live.name, live.version, one.stream)
+            shared += known is not None
             emitted = 0 if known is None else known.position
             if emitted < one.position:
                 return False
             kept.append(replace(one, silent_until=emitted))
         await store.keep(live.name, built.version, kept)
+    if shared < (await store.count(live.name, live.version, live.round)).total:
+        await _silence_new_partitions(projector, live, built)
     return True
+
+
+async def _silence_new_partitions(projector: Projector, live: ProjectionRecord, built: ProjectionRecord) -> None:
+    """Begin the partitions that only the live version knows: of them, too, it has emitted what it has handled."""
+    store, after = projector.store, ""
+    while found := await store.partitions(live.name, live.version, after=after, limit=500):
+        after = found[-1].stream
+        for one in found:
+            if one.position and await store.partition(live.name, built.version, one.stream) is None:
+                begun = replace(await store.hold(built, one.stream), wanted=one.wanted, silent_until=one.position)
+                await store.keep(live.name, built.version, [begun])
 
 
 async def switch(

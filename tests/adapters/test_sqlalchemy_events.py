@@ -1,11 +1,11 @@
 """Events in databases: the shipped suite against every database and driver, and what is particular about each."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 import pytest
@@ -276,6 +276,34 @@ async def test_a_decision_on_names_keeps_out_only_events_with_these_names(
 
     with pytest.raises(ConcurrencyError, match="would have changed the decision"):
         await database.events.append("decision-2", facts(1), expected=0, condition=condition)
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("by", ["names", "tags"])
+async def test_decisions_each_of_which_appends_what_the_other_one_excludes_do_not_wait_for_each_other(
+    database: SqlAlchemy, by: str
+) -> None:
+    def decide(stream: str, what: str, excluded: str) -> Callable[[], Awaitable[Any]]:
+        found = EventFilter(streams=frozenset({"nowhere-1"}), **{by: frozenset({excluded})})
+        event = fact(what) if by == "names" else fact("noted", tags=[what])
+        return lambda: database.events.append(stream, [event], expected=0, condition=AppendCondition((found,), START))
+
+    async with anyio.create_task_group() as tasks:
+        first, *others = (OpenUnit(partial(unit, database), tasks) for _ in range(3))
+        await first.do(decide("s-1", "c", "a"))
+        begun = []
+        for waiting, (one, act) in enumerate(
+            zip(others, [decide("s-2", "b", "a"), decide("s-3", "a", "b")], strict=True)
+        ):
+            begun.append(await one.begin(act))
+            while await waiters(database) <= waiting:  # noqa: ASYNC110 - the server tells it only when asked
+                await anyio.sleep(0.01)
+        await first.commit()
+        for one, result in zip(others, begun, strict=True):
+            await result.result()
+            await one.commit()
+
+    assert [await database.events.version(f"s-{number}") for number in (1, 2, 3)] == [1, 1, 1]
 
 
 async def waiters(database: SqlAlchemy) -> int:

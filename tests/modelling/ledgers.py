@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import anyio
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from ecotone_fastapi import (
@@ -253,6 +253,10 @@ class BesideAtOnce(_Versioned): ...
 class BesideParts(_Versioned): ...
 
 
+@projection("beside_parts_in_turn", categories=["counter"], partitioned=True, batch=20, concurrency=1)
+class BesidePartsInTurn(_Versioned): ...
+
+
 @projection("beside_parts_at_once", categories=["counter"], partitioned=True, mode="synchronous", batch=20)
 class BesidePartsAtOnce(_Versioned): ...
 
@@ -353,13 +357,16 @@ class Place:
 
 
 @asynccontextmanager
-async def place(where: Where, *projections: type, lasting: bool = False, **options: Any) -> AsyncIterator[Place]:
+async def place(
+    where: Where, *handlers: Any, lasting: bool = False, engine: AsyncEngine | None = None, **options: Any
+) -> AsyncIterator[Place]:
     """Start an application.
 
     Args:
         where: Where it keeps everything.
-        projections: What it projects.
+        handlers: What it projects, and what else it handles.
         lasting: Whether several applications share what is kept of projections, in memory too.
+        engine: An engine of its own for that database; sessions are isolated as it says.
         options: What else `flow_test` is given.
     """
     poison, known = Poison(), [EventSourcing(events=[Told]), *options.pop("plugins", ())]
@@ -372,18 +379,21 @@ async def place(where: Where, *projections: type, lasting: bool = False, **optio
         services: dict[Any, Any] = {Ledger: ledger, Poison: poison, EventStorage: where.events}
         if lasting:
             services[ProjectionStore] = where.checkpoints
-        async with flow_test([Counters, *projections], services=services, plugins=known, **options) as flow:
+        async with flow_test([Counters, *handlers], services=services, plugins=known, **options) as flow:
             yield Place(flow, poison, in_memory)
         return
-    engine = create_async_engine(where.url, poolclass=NullPool)
+    looking = create_async_engine(where.url, poolclass=NullPool)
     query = "SELECT stream, number FROM {} ORDER BY id"
 
     async def in_database(table: str) -> list[tuple[str, int]]:
-        async with engine.connect() as connection:
+        async with looking.connect() as connection:
             return [(row[0], row[1]) for row in await connection.execute(text(query.format(table)))]
 
-    database = SqlAlchemy(where.url, create_schema=True)
+    if engine is None:
+        database = SqlAlchemy(where.url, create_schema=True)
+    else:
+        database = SqlAlchemy(engine, sessionmaker=async_sessionmaker(engine), create_schema=True)
     services = {Ledger: SqlLedger, Poison: poison}
-    async with flow_test([Counters, *projections], services=services, plugins=[database, *known], **options) as flow:
+    async with flow_test([Counters, *handlers], services=services, plugins=[database, *known], **options) as flow:
         yield Place(flow, poison, in_database)
-    await engine.dispose()
+    await looking.dispose()

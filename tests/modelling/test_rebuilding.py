@@ -17,6 +17,7 @@ from ecotone_fastapi import (
     query_handler,
 )
 from ecotone_fastapi.core.plugin import Limits
+from ecotone_fastapi.modelling.projection_store import ProjectionStore
 from ecotone_fastapi.modelling.projections import Mode
 from ecotone_fastapi.modelling.rebuilding import Progress
 from tests.modelling.ledgers import (
@@ -25,6 +26,8 @@ from tests.modelling.ledgers import (
     AtOnce,
     Beside,
     BesideAtOnce,
+    BesideParts,
+    BesidePartsInTurn,
     Counted,
     Later,
     Parts,
@@ -131,6 +134,52 @@ async def test_e15_a_rebuild_while_others_append_loses_nothing_and_doubles_nothi
         await at.check(name, [*range(40), *counted])
         if cls in (Later, Beside):
             assert await at.rows(name) == live  # E21: live order is the order of a rebuild
+
+
+@pytest.mark.parametrize("cls", [Parts, Beside, BesideParts, BesidePartsInTurn])
+async def test_a_rebuild_ends_behind_the_last_event_however_many_there_are(where: Where, cls: type) -> None:
+    name = name_of(cls)
+    async with place(where, cls) as at:
+        for stream in range(3):
+            await at.count(f"s{stream}", *range(stream * 60, stream * 60 + 60))
+        await at.catch_up(name)
+
+        assert await at.flow.ecotone.projections.rebuild(name)
+
+        await at.check(name, range(180))
+
+
+@pytest.mark.parametrize("cls", [Later, Parts, BesidePartsInTurn])
+async def test_a_backfill_of_what_is_live_ends_behind_the_last_event(where: Where, cls: type) -> None:
+    name = name_of(cls)
+    async with place(where, cls) as at:
+        await at.catch_up(name)
+        await at.count("s1", *range(150))
+
+        assert await at.flow.ecotone.projections.backfill(name)
+
+        await at.check(name, range(150))
+
+
+@pytest.mark.parametrize("cls", [Beside, BesideParts])
+async def test_what_only_the_live_version_has_seen_is_not_told_again_after_a_switch(where: Where, cls: type) -> None:
+    name = name_of(cls)
+    async with place(where, cls) as at:
+        projections = at.flow.ecotone.projections
+        await count_some(at, range(10))
+        await at.catch_up(name)
+        assert await projections.rebuild(name, switch=False)
+
+        store: Any = at.flow.ecotone.assembly.services[ProjectionStore]
+        await store.lease(name, 2, "a process that is frozen", 600.0)
+        await at.count("s1", 10)
+        await at.count("s9", 11)  # a stream that only the live version knows
+        await at.catch_up(name)
+        assert await projections.switch(name) == 2
+        await at.catch_up(name)
+
+        await at.check(name, range(12))
+        assert await at.told() == dict.fromkeys(range(12), 1)
 
 
 @pytest.mark.parametrize("cls", [*IN_PLACE, *VERSIONED])

@@ -1,6 +1,6 @@
 """The state of objects as JSON and back: what comes back, and what is refused, at start or when it is saved."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -328,6 +328,8 @@ class Weather:
     daily: dict[date, Celsius]
     between: tuple[Celsius, Celsius]
     many: tuple[Celsius, ...]
+    rising: Sequence[Celsius] = ()
+    places: Mapping[str, Celsius] = field(default_factory=dict)
     record: Annotated[Celsius | None, "of all times"] = None
     never: Optional[Celsius] = None  # noqa: UP045 - the older way to write it
 
@@ -335,7 +337,7 @@ class Weather:
 def test_attributes_are_written_and_read_by_the_converters_of_their_types() -> None:
     form = StateForm(Weather, Conversion([CelsiusConverter()]))
     mild, hot = Celsius(Decimal("20.5")), Celsius(Decimal(40))
-    weather = Weather(mild, [mild, hot], {date(2026, 1, 31): mild}, (mild, hot), (hot,), hot)
+    weather = Weather(mild, [mild, hot], {date(2026, 1, 31): mild}, (mild, hot), (hot,), [mild], {"Rome": hot}, hot)
 
     body = form.write(weather)
 

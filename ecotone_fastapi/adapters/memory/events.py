@@ -173,7 +173,7 @@ class MemoryEvents:
     # --------------------------------------------------------------------------------------------------------- reading
 
     async def read(
-        self, stream: str, *, after: int = 0, limit: int | None = None, archived: bool = False
+        self, stream: str, *, after: int = 0, limit: int | None = None, archived: bool = False, newest: bool = False
     ) -> Sequence[StoredEvent]:
         """Return events of one stream, those of the open unit of work included."""
         unit = self._unit(current_scope())

@@ -143,7 +143,10 @@ class EventLog:
         self._set_origin = text(f"UPDATE {events} SET origin = :origin WHERE event_id = :event_id")
         self._isolation = text("SELECT current_setting('transaction_isolation')")
         self._lock_table = text(f"LOCK TABLE {events} IN SHARE ROW EXCLUSIVE MODE")
-        self._lock_keys = text("SELECT count(pg_advisory_xact_lock(key)) FROM unnest(CAST(:keys AS bigint[])) AS key")
+        self._lock_keys = text(
+            "SELECT count(CASE WHEN alone THEN pg_advisory_xact_lock(key) ELSE pg_advisory_xact_lock_shared(key) END)"
+            " FROM unnest(CAST(:keys AS bigint[]), CAST(:alone AS boolean[])) AS held (key, alone)"
+        )
         self._insert_sql = lru_cache(64)(self._compiled_insert)
 
     # ------------------------------------------------------------------------------------------------------- appending
@@ -158,7 +161,7 @@ class EventLog:
         if len(ids) < len(batch.rows):
             raise already_appended(ids)
         if batch.condition is not None:
-            await self.guard(connection, batch.stream, batch.condition)
+            await self.guard(connection, batch, batch.condition)
         for _ in range(_TRIES):
             added = await self.insert(connection, batch)
             if len(added) == len(batch.rows):
@@ -221,23 +224,25 @@ class EventLog:
         if (await connection.execute(phrase.within(f"SELECT {phrase.sql}"), phrase.parameters)).scalar():
             raise excluded(stream, condition)
 
-    async def guard(self, connection: AsyncConnection, stream: str, condition: AppendCondition) -> None:
+    async def guard(self, connection: AsyncConnection, batch: Batch, condition: AppendCondition) -> None:
         """Keep out whoever could append what a condition excludes, until the end of the transaction; then check it.
 
         Raises:
             ConcurrencyError: An event has come already.
         """
-        if all(which.tags or which.names for which in condition.filters):
+        # What the insert locks, too, is locked here with it, in one order: else two decisions, each of which appends
+        # what the other one excludes, would wait for each other.
+        alone = dict.fromkeys(_keys_of(batch), False)
+        if selective := all(which.tags or which.names for which in condition.filters):
             # One tag of each filter is enough: what fits it has that tag, too. Of names, it has any one.
-            keys = {
-                key
-                for which in condition.filters
-                for key in ([_key(indexed(min(which.tags)))] if which.tags else map(_name_key, which.names))
-            }
-            await connection.execute(self._lock_keys, {"keys": sorted(keys)})
-        else:
+            for which in condition.filters:
+                keys = [_key(indexed(min(which.tags)))] if which.tags else map(_name_key, which.names)
+                alone.update(dict.fromkeys(keys, True))
+        held = sorted(alone)
+        await connection.execute(self._lock_keys, {"keys": held, "alone": [alone[key] for key in held]})
+        if not selective:
             await connection.execute(self._lock_table)
-        await self.check(connection, stream, condition)
+        await self.check(connection, batch.stream, condition)
 
     async def insert(self, connection: AsyncConnection, batch: Batch) -> Sequence[Added]:
         """Append events if their stream is as expected; return those that were appended, by their versions."""
@@ -251,7 +256,7 @@ class EventLog:
             "names": [row.name for row in rows],
             "headers": [row.headers for row in rows],
             "bodies": [row.body for row in rows],
-            "keys": sorted({_name_key(row.name) for row in rows} | {_key(tag) for _, tag in tagged}),
+            "keys": _keys_of(batch),
             "expected": batch.expected,
         }
         if tagged:
@@ -373,6 +378,11 @@ def _link_id(stream: str, position: int) -> str:
 def _key(tag: str) -> int:
     """Return the number of the lock that stands for a tag."""
     return int.from_bytes(blake2b(tag.encode(), digest_size=8, person=b"ecotone").digest(), signed=True)
+
+
+def _keys_of(batch: Batch) -> list[int]:
+    """Return the numbers of the locks of what is appended, in their order."""
+    return sorted({_name_key(row.name) for row in batch.rows} | {_key(tag) for row in batch.rows for tag in row.tags})
 
 
 @lru_cache(1024)

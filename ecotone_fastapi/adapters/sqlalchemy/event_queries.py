@@ -91,6 +91,7 @@ class EventQueries:
     _up_to = "({0}.transaction_id, {0}.position) <= (CAST(CAST(:bound_transaction AS text) AS xid8), :bound_number)"
     _committed = "{0}.position <> ALL(CAST(:own AS bigint[]))"
     _both = "({0}) UNION ALL ({1})"
+    _newest = ""  # for reads that have to see what is committed now, whatever the transaction has read before
     # Whether anything is open, the last transaction that has ended, the isolation, and the last number.
     _sight = (
         "CASE WHEN pg_snapshot_xmin(pg_current_snapshot()) < pg_snapshot_xmax(pg_current_snapshot()) THEN 1 ELSE 0 END",
@@ -106,19 +107,24 @@ class EventQueries:
         # Each is looked up: for EXISTS, servers would rather read the whole table once, and do so for every page.
         home = f"FROM {tables.events} AS home WHERE home.position = e.origin"
         self._at_home = f"(e.origin IS NULL OR (SELECT true {home}))"
-        shown_at_home = f"(e.origin IS NULL OR (SELECT NOT home.archived {home}))"
         content = "e.name, e.body, e.headers, e.recorded_at, e.origin"
         self._columns = f"e.stream, e.version, e.position, {self._transaction.format('e')} AS transaction_id, {content}"
         stream = (
             f"SELECT {self._columns}, 1 AS kept FROM {tables.events} AS e"
             " WHERE e.stream = :stream AND e.version > :after"
         )
-        self._stream = text(f"{stream} AND NOT e.archived AND {shown_at_home} ORDER BY e.version LIMIT :limit")
-        self._archived = text(f"{stream} AND {self._at_home} ORDER BY e.version LIMIT :limit")
-        self._homes = text(
-            f"SELECT e.position, e.stream, e.version, {content} FROM {tables.events} AS e"
-            " WHERE e.position IN :positions"
-        ).bindparams(bindparam("positions", expanding=True))
+        self._stream: dict[tuple[bool, bool], TextClause] = {}
+        self._homes: dict[bool, TextClause] = {}
+        for newest in (False, True):
+            locked = self._newest if newest else ""  # on the inside, too: what is around a query does not go for that
+            at_home = f"(e.origin IS NULL OR (SELECT true {home}{locked}))"
+            shown = f"NOT e.archived AND (e.origin IS NULL OR (SELECT NOT home.archived {home}{locked}))"
+            for archived, which in ((True, at_home), (False, shown)):
+                self._stream[archived, newest] = text(f"{stream} AND {which} ORDER BY e.version LIMIT :limit{locked}")
+            self._homes[newest] = text(
+                f"SELECT e.position, e.stream, e.version, {content} FROM {tables.events} AS e"
+                f" WHERE e.position IN :positions{locked}"
+            ).bindparams(bindparam("positions", expanding=True))
         self._version = text(f"SELECT max(version) FROM {tables.events} WHERE stream = :stream")
         # The names of one category lie side by side in the index, and every stream has an event with the version 1.
         self._names, self._all_names = (
@@ -130,16 +136,25 @@ class EventQueries:
         )
 
     async def stream(
-        self, connection: AsyncConnection, stream: str, *, after: int, limit: int | None, archived: bool
+        self,
+        connection: AsyncConnection,
+        stream: str,
+        *,
+        after: int,
+        limit: int | None,
+        archived: bool,
+        newest: bool = False,
     ) -> Sequence[Any]:
         """Return events of one stream."""
-        statement = self._archived if archived else self._stream
+        statement = self._stream[archived, newest]
         parameters = {"stream": stream, "after": after, "limit": LAST_NUMBER if limit is None else limit}
         return (await connection.execute(statement, parameters)).all()
 
-    async def homes(self, connection: AsyncConnection, positions: Sequence[int]) -> Mapping[int, Any]:
+    async def homes(
+        self, connection: AsyncConnection, positions: Sequence[int], *, newest: bool = False
+    ) -> Mapping[int, Any]:
         """Return what links stand for by its position: that, stream, version and content."""
-        return {row[0]: row for row in await connection.execute(self._homes, {"positions": positions})}
+        return {row[0]: row for row in await connection.execute(self._homes[newest], {"positions": positions})}
 
     async def version(self, connection: AsyncConnection, stream: str) -> int:
         """Return the version of a stream; 0 when there is none."""
@@ -330,6 +345,7 @@ class MariaDBEventQueries(EventQueries):
     _behind = "({0}.transaction_id > :transaction OR ({0}.transaction_id = :transaction AND {0}.position > :number))"
     _come_behind = f"({{0}}.transaction_id = 0 AND {{0}}.position < :first OR {{0}}.transaction_id > 0 AND {_behind})"
     _decided = _committed = "{0}.transaction_id > 0"
+    _newest = " LOCK IN SHARE MODE"
     _sight = ("0", "NULL", "NULL", "0")
 
     def _only(self, column: str, parameter: str) -> tuple[str, str]:

@@ -177,7 +177,7 @@ class SqlEvents:
     # --------------------------------------------------------------------------------------------------------- reading
 
     async def read(
-        self, stream: str, *, after: int = 0, limit: int | None = None, archived: bool = False
+        self, stream: str, *, after: int = 0, limit: int | None = None, archived: bool = False, newest: bool = False
     ) -> Sequence[StoredEvent]:
         """Return events of one stream, those of the open unit of work included.
 
@@ -186,8 +186,10 @@ class SqlEvents:
         """
 
         async def select(connection: AsyncConnection) -> Sequence[StoredEvent]:
-            rows = await self._queries.stream(connection, stream, after=after, limit=limit, archived=archived)
-            return await self._stored(connection, rows)
+            rows = await self._queries.stream(
+                connection, stream, after=after, limit=limit, archived=archived, newest=newest
+            )
+            return await self._stored(connection, rows, newest=newest)
 
         return await self._read(select, f"reading the stream {stream!r}")
 
@@ -258,7 +260,9 @@ class SqlEvents:
         pending = self._pending.get(unit) if unit is not None else None
         return pending.positions if pending is not None else ()
 
-    async def _stored(self, connection: AsyncConnection, rows: Sequence[Any]) -> Sequence[StoredEvent]:
+    async def _stored(
+        self, connection: AsyncConnection, rows: Sequence[Any], *, newest: bool = False
+    ) -> Sequence[StoredEvent]:
         moment, unnumbered = self._transactions.dialect.read_moment, self._log.numbers
         events: list[StoredEvent] = []
         links: dict[int, int] = {}
@@ -270,7 +274,7 @@ class SqlEvents:
                 events.append(StoredEvent(stream, version, position, name, body, headers, moment(recorded_at)))
         if not links:
             return events
-        homes = await self._queries.homes(connection, list(links.values()))
+        homes = await self._queries.homes(connection, list(links.values()), newest=newest)
         for place, origin in links.items():
             if origin in homes:
                 _, home, version, name, body, headers, recorded_at, _ = homes[origin]

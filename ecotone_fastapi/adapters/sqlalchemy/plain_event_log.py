@@ -64,7 +64,7 @@ class SQLiteEventLog(PlainEventLog):
     _for_update = ""
     _rows_at_once = 500
 
-    async def guard(self, connection: AsyncConnection, stream: str, condition: AppendCondition) -> None:
+    async def guard(self, connection: AsyncConnection, batch: Batch, condition: AppendCondition) -> None:
         """Do nothing: the statement that appends checks the condition."""
 
     async def insert(self, connection: AsyncConnection, batch: Batch) -> Sequence[Added]:
@@ -164,7 +164,7 @@ class MariaDBEventLog(PlainEventLog):
             await self._decide(connection, batch.stream, batch.condition, added)
         return added
 
-    async def guard(self, connection: AsyncConnection, stream: str, condition: AppendCondition) -> None:
+    async def guard(self, connection: AsyncConnection, batch: Batch, condition: AppendCondition) -> None:
         """Do nothing yet: it is checked when everybody was waited for whom there is to wait for."""
 
     async def check(self, connection: AsyncConnection, stream: str, condition: AppendCondition) -> None:
