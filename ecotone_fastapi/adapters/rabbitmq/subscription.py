@@ -335,18 +335,24 @@ class Subscription:
         try:
             async with self._changing:
                 if self.lost is None:
-                    await self._cancel_consumers()
-                    await asyncio.sleep(0)  # what has arrived before that has its turn
-                    self._waiting.clear()
-                    await self._return(tuple(self.outstanding.values()))
-                    if self._writing is not None:
-                        await asyncio.wait((self._writing,))
+                    await self._give_everything_back()
                     # The answer tells that the server has read all of that.
                     await self._ask(self._amqp.close(), "closing an AMQP channel")
         except ChannelError as error:
             logger.debug("queue %r: what was lent comes back with the connection: %s", self._queue, error)
         finally:
             self._lose("it was closed")
+
+    async def _give_everything_back(self) -> None:
+        await self._cancel_consumers()
+        await asyncio.sleep(0)  # what has arrived before that has its turn
+        self._waiting.clear()
+        await self._return(tuple(self.outstanding.values()))
+        await self._written()
+
+    async def _written(self) -> None:
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
 
     def _amqp_closed(self, closing: "asyncio.Future[Any]") -> None:
         error = None if closing.cancelled() else closing.exception()
